@@ -1,0 +1,91 @@
+"""Distill the teacher into a student: DenseNet-121 (--model 1) or GoogLeNet (--model 2).
+
+    python StudentTrain.py --model 1
+    python StudentTrain.py --model 2
+    python StudentTrain.py --model 2 --epochs 1 --subset 2000   a quick try
+    python StudentTrain.py --model 1 --resume                   go on where Ctrl-C stopped it
+
+Needs checkpoints/teacher.pth, made by teacherTrain.py, unless DISTILL_LOSS is "none". Writes
+checkpoints/densenet121.pth or googlenet.pth (the epoch that is best by validation) and a .csv of
+the same name (a row an epoch). With both students made, trainSelector.py comes next.
+"""
+
+import torch
+
+from models import network
+from utils import cli
+from utils.checkpoint import FILES, load_network
+from utils.data import Augmentation, load_splits
+from utils.device import autocast, pick_device, seed_everything, to_device
+from utils.distillation import distillation_loss
+from utils.train import Recipe, Trainer, classification, test_once
+
+# ------------------------------------------------------------------ hyperparameters
+
+MODELS = {1: "densenet121", 2: "googlenet"}
+STEM = "cifar-pool"  # "cifar" drops the max-pool: the most accurate, 4 times the work, for a GPU
+DISTILL_LOSS = "mse"  # between logits; "kl": Hinton's softened targets; "none": no teacher
+ALPHA = 0.1  # weight of the cross-entropy with the label beside the distillation loss
+TEMPERATURE = 4.0  # of the softened targets, for "kl" only
+EPOCHS = 5
+BATCH_SIZE = 64  # images a step
+LEARNING_RATE = 0.05  # the highest, at the end of the warm-up
+MOMENTUM = 0.9  # Nesterov's
+WEIGHT_DECAY = 5e-4  # on weights, not on biases and norms
+WARMUP = 0.25  # share of all steps; a cosine down to 0 follows
+CROP = 4  # pixels of reflection around the image that a random crop may reach
+FLIP = True  # mirror every other image, at random
+CUTOUT = 0  # side of the square cut out of each image, in pixels
+SEED = 0
+
+# ------------------------------------------------------------------ the story
+
+
+def main() -> None:
+    parser = cli.training_parser(__doc__, EPOCHS, BATCH_SIZE, LEARNING_RATE, SEED)
+    parser.add_argument(
+        "--model", type=int, choices=MODELS, required=True,
+        help="the student: 1 is DenseNet-121, 2 is GoogLeNet",
+    )  # fmt: skip
+    args = parser.parse_args()
+    arch = MODELS[args.model]
+    device = pick_device(args.device)
+    if DISTILL_LOSS != "none":
+        teacher, _ = load_network(args.checkpoint_dir / FILES["resnet50"], "resnet50")
+        teacher = to_device(teacher, device)
+    train, val, test = load_splits(args.data_dir, args.subset, device)
+    seed_everything(args.seed)
+    student = to_device(network(arch, STEM), device)
+    path = args.checkpoint_dir / FILES[arch]
+    cli.announce(
+        f"Training student {args.model}, {arch} with the {STEM} stem",
+        **cli.training_facts(args, device, student, len(train), len(val), path),
+        loss={"mse": "mean squared error to the teacher's logits", "kl": "softened targets"}.get(
+            DISTILL_LOSS, "cross-entropy, no teacher"
+        ),
+    )
+
+    def loss(images: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        teacher_logits = None
+        if DISTILL_LOSS != "none":
+            with torch.no_grad(), autocast(device):
+                teacher_logits = teacher(images)  # the very same augmented batch as the student
+        return distillation_loss(logits, teacher_logits, labels, DISTILL_LOSS, ALPHA, TEMPERATURE)
+
+    recipe = Recipe(
+        args.epochs, args.batch_size, args.lr, MOMENTUM, WEIGHT_DECAY, WARMUP, args.seed,
+        Augmentation(CROP, FLIP, CUTOUT),
+    )  # fmt: skip
+    trainer = Trainer(
+        student, path, arch, STEM, recipe,
+        {"distill_loss": DISTILL_LOSS, "alpha": ALPHA, "temperature": TEMPERATURE},
+        train.images, train.labels, loss=loss, **classification(val),
+    )  # fmt: skip
+    trainer.fit(args.resume)
+
+    test_once(path, test)
+    print(f"next: python {'StudentTrain.py --model 2' if args.model == 1 else 'trainSelector.py'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

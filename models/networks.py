@@ -1,0 +1,47 @@
+"""The teacher and the students: torchvision's networks with a first layer for 32x32 images."""
+
+import torchvision
+from torch import nn
+
+ARCHS = ("resnet50", "densenet121", "googlenet")
+STEMS = ("cifar", "cifar-pool")
+
+
+def network(arch: str, stem: str = "cifar-pool", classes: int = 10) -> nn.Module:
+    """One of torchvision's classifiers, randomly initialised, with a stem for 32x32 images.
+
+    The networks were drawn for 224x224 images and shrink them fourfold before the first block.
+    Both stems replace the 7x7 stride-2 convolution by a 3x3 of stride 1: "cifar" drops the
+    max-pool behind it too (the most accurate), "cifar-pool" keeps it, for a quarter of the MACs.
+
+    The network takes normalised images (N, 3, 32, 32) and returns logits (N, classes). Its
+    state_dict has torchvision's own keys. Raises ValueError for another `arch` or `stem`.
+    """
+    if arch not in ARCHS:
+        raise ValueError(f"arch is {arch!r}: choose from {', '.join(ARCHS)}")
+    if stem not in STEMS:
+        raise ValueError(f"stem is {stem!r}: choose from {', '.join(STEMS)}")
+    if arch == "resnet50":
+        net = torchvision.models.resnet50(num_classes=classes, zero_init_residual=True)
+        net.conv1 = _first_convolution()
+        if stem == "cifar":
+            net.maxpool = nn.Identity()
+    elif arch == "densenet121":
+        net = torchvision.models.densenet121(num_classes=classes)
+        net.features.conv0 = _first_convolution()
+        if stem == "cifar":
+            net.features.pool0 = nn.Identity()
+    else:
+        net = torchvision.models.googlenet(
+            num_classes=classes, aux_logits=False, transform_input=False, init_weights=True
+        )
+        net.conv1.conv = _first_convolution()
+        if stem == "cifar":
+            net.maxpool1 = nn.Identity()
+    return net
+
+
+def _first_convolution() -> nn.Conv2d:
+    conv = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv

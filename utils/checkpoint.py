@@ -1,0 +1,129 @@
+"""Checkpoints: one dictionary a file, weights in half precision, loadable without running code."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from models import ARCHS, STEMS, Selector, network
+from utils.data import CLASSES, MEAN, STD
+from utils.files import UserError, replacing
+
+FILES = {
+    "resnet50": "teacher.pth",
+    "densenet121": "densenet121.pth",
+    "googlenet": "googlenet.pth",
+    "selector": "selector.pth",
+}
+COMMANDS = {
+    "resnet50": "python teacherTrain.py",
+    "densenet121": "python StudentTrain.py --model 1",
+    "googlenet": "python StudentTrain.py --model 2",
+    "selector": "python trainSelector.py",
+}
+KEYS = (
+    "arch", "stem", "state_dict", "classes", "mean", "std", "val_accuracy", "test_accuracy",
+    "hyperparameters", "epoch", "torch_version",
+)  # fmt: skip
+
+
+def save_checkpoint(
+    path: Path,
+    net: nn.Module,
+    arch: str,
+    stem: str | None,
+    hyperparameters: Mapping[str, Any],
+    epoch: int,
+    val_accuracy: float,
+    test_accuracy: float | None = None,
+) -> None:
+    """Write the weights of `net` and what is known of them to `path`, which is replaced whole.
+
+    Floating-point tensors are stored in half precision, which rounds far less than the bf16 that
+    the networks compute in. Accuracies are top-1, in [0, 1]. Raises UserError where a weight does
+    not fit into half precision or the file cannot be written.
+    """
+    state_dict = {
+        name: tensor.detach().cpu().half() if tensor.is_floating_point() else tensor.cpu()
+        for name, tensor in net.state_dict().items()
+    }
+    if not all(tensor.isfinite().all() for tensor in state_dict.values()):
+        raise UserError(f"{path} not written: a weight is not finite in half precision; lower --lr")
+    checkpoint = {
+        "arch": arch,
+        "stem": stem,
+        "state_dict": state_dict,
+        "classes": list(CLASSES),
+        "mean": list(MEAN),
+        "std": list(STD),
+        "val_accuracy": val_accuracy,
+        "test_accuracy": test_accuracy,
+        "hyperparameters": dict(hyperparameters),
+        "epoch": epoch,
+        "torch_version": str(torch.__version__),
+    }
+    with replacing(path) as file:
+        torch.save(checkpoint, file)
+
+
+def amend_checkpoint(path: Path, **facts: Any) -> None:
+    """Add what was found out about the weights at `path`, such as their test accuracy."""
+    checkpoint = read_checkpoint(path)
+    with replacing(path) as file:
+        torch.save(checkpoint | facts, file)
+
+
+def read_checkpoint(path: Path, arch: str | None = None) -> dict[str, Any]:
+    """The dictionary in `path`, its weights on the CPU.
+
+    Args:
+        path: a file written by `save_checkpoint`.
+        arch: the architecture that it must hold; None takes any.
+
+    Raises:
+        UserError: the file is missing, cut short, no checkpoint, of another architecture, or
+            carries code instead of tensors; the message says which.
+    """
+    command = next((COMMANDS[name] for name in COMMANDS if FILES[name] == path.name), None)
+    if not path.exists():
+        raise UserError(f"{path} is missing" + (f"; make it with: {command}" if command else ""))
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
+            reason = "it carries code instead of tensors, which is not run"
+            raise UserError(f"{path} is refused: {reason}") from error
+        raise UserError(f"{path} is not a PyTorch checkpoint") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise UserError(f"{path} is cut short or not a PyTorch checkpoint: {error}") from error
+    missing = [key for key in KEYS if not isinstance(checkpoint, dict) or key not in checkpoint]
+    if missing:
+        raise UserError(f"{path} is not one of this project's checkpoints: no {', '.join(missing)}")
+    if arch is not None and checkpoint["arch"] != arch:
+        raise UserError(f"{path} holds {checkpoint['arch']!r}, expected {arch!r}")
+    return checkpoint
+
+
+def load_network(path: str | Path, arch: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
+    """The network that `path` holds, in float32 and eval mode on the CPU, and its dictionary.
+
+    Takes any of the four checkpoints and raises UserError as `read_checkpoint` does, or where the
+    weights do not fit the architecture that the file names.
+    """
+    path = Path(path)
+    checkpoint = read_checkpoint(path, arch)
+    found, stem, hyperparameters = (checkpoint[key] for key in ("arch", "stem", "hyperparameters"))
+    if found == "selector":
+        net: nn.Module = Selector(hyperparameters["depth"], hyperparameters["batch_norm"])
+    elif found in ARCHS and stem in STEMS:
+        net = network(found, stem, len(checkpoint["classes"]))
+    else:
+        raise UserError(f"{path} holds the unknown architecture {found!r} with stem {stem!r}")
+    try:
+        net.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise UserError(f"{path}: its weights do not fit {found}, {stem}: {error}") from error
+    return net.eval(), checkpoint

@@ -1,0 +1,65 @@
+"""Where a network runs, in which precision, and from which seed."""
+
+import random
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from utils.files import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that --device names; "auto" is a GPU where there is one, else the CPU.
+
+    Raises UserError where this computer has no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name} cannot be used: {reason}; try --device cpu") from error
+    return device
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 matrices in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def autocast(device: torch.device) -> AbstractContextManager:
+    """bf16 autocast where the device has bf16 instructions, float32 elsewhere."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device))
+
+
+def precision(device: torch.device) -> str:
+    """What `autocast` does on the device, in words."""
+    return "bf16 autocast" if has_bf16(device) else "float32"
+
+
+def to_device(net: nn.Module, device: torch.device) -> nn.Module:
+    """`net` on the device, its weights laid out channels last."""
+    return net.to(device, memory_format=torch.channels_last)
+
+
+def parameters(net: nn.Module) -> float:
+    """Parameters of `net`, in millions."""
+    return sum(parameter.numel() for parameter in net.parameters()) / 1e6
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and PyTorch's generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

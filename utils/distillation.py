@@ -1,0 +1,60 @@
+"""The method in three functions: distillation loss, a student's error, selector labels."""
+
+import torch
+import torch.nn.functional as F
+
+LOSSES = ("mse", "kl", "none")
+
+
+def distillation_loss(
+    student_logits: torch.Tensor,
+    teacher_logits: torch.Tensor | None,
+    labels: torch.Tensor,
+    kind: str = "mse",
+    alpha: float = 0.0,
+    temperature: float = 4.0,
+) -> torch.Tensor:
+    """What a student is trained to make small, as a scalar.
+
+    "mse": the mean squared error between the logits (Ba and Caruana 2014, equation 1), plus
+    `alpha` times the cross-entropy with the labels. "kl": T^2 times the Kullback-Leibler divergence
+    between the softened outputs (Hinton, Vinyals and Dean 2015, section 2), plus the same.
+    "none": the cross-entropy alone, for the student that has no teacher.
+
+    Args:
+        student_logits: (N, classes).
+        teacher_logits: (N, classes), of the very same images; None with kind "none".
+        labels: int64 (N,).
+        kind: one of LOSSES.
+        alpha: weight of the cross-entropy, 0 or more.
+        temperature: T of the softened outputs, above 0, for "kl" only.
+    """
+    student_logits = student_logits.float()
+    if kind == "none":
+        return F.cross_entropy(student_logits, labels)
+    teacher_logits = teacher_logits.float()
+    if kind == "mse":
+        loss = F.mse_loss(student_logits, teacher_logits)
+    elif kind == "kl":
+        loss = temperature**2 * F.kl_div(
+            F.log_softmax(student_logits / temperature, dim=1),
+            F.log_softmax(teacher_logits / temperature, dim=1),
+            reduction="batchmean",
+            log_target=True,
+        )
+    else:
+        raise ValueError(f"distillation loss is {kind!r}: choose from {', '.join(LOSSES)}")
+    return loss + alpha * F.cross_entropy(student_logits, labels) if alpha else loss
+
+
+def absolute_error(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Sum over the classes of |softmax(logits) - one-hot|: (N, classes) -> (N,) in [0, 2]."""
+    one_hot = F.one_hot(labels, logits.shape[1])
+    return (logits.float().softmax(dim=1) - one_hot).abs().sum(dim=1)
+
+
+def selector_labels(
+    logits_1: torch.Tensor, logits_2: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """1.0 where student 1 has the smaller absolute error, else 0.0: float32 (N,)."""
+    return (absolute_error(logits_1, labels) < absolute_error(logits_2, labels)).float()
