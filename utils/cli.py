@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils.device import parameters, precision
+from models import parameters
+from utils.device import precision
 from utils.files import UserError, shown
 
 ROOT = Path(__file__).resolve().parent.parent

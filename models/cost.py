@@ -1,0 +1,22 @@
+"""What a network costs: its parameters and the work of one image."""
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def parameters(net: nn.Module) -> float:
+    """Parameters of `net`, in millions."""
+    return sum(parameter.numel() for parameter in net.parameters()) / 1e6
+
+
+@torch.no_grad()
+def macs(net: nn.Module) -> float:
+    """Multiply-accumulates of convolutions and linear layers for one 32x32 image, in millions.
+
+    torch's counter gives two floating-point operations for each.
+    """
+    device = next(net.parameters()).device
+    with FlopCounterMode(display=False) as counter:
+        net.eval()(torch.zeros(1, 3, 32, 32, device=device))
+    return counter.get_total_flops() / 2e6

@@ -1,0 +1,135 @@
+"""Train the selector: a small CNN that sends each image to the student that does better on it.
+
+    python trainSelector.py
+    python trainSelector.py --epochs 1 --subset 2000   a quick try
+    python trainSelector.py --resume                   go on where Ctrl-C stopped it
+
+Needs checkpoints/densenet121.pth and googlenet.pth, made by StudentTrain.py. Writes
+checkpoints/selector.pth (the epoch whose routed accuracy is best by validation), selector.csv
+(a row an epoch) and selector_labels.npz (which student is better on each training image).
+inference.py uses it.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from models import STUDENTS, MultiStudent, Selector
+from utils import cli
+from utils.checkpoint import FILES, amend_checkpoint, load_network
+from utils.data import Augmentation, Split, load_splits
+from utils.device import pick_device, seed_everything, to_device
+from utils.distillation import absolute_error, selector_labels
+from utils.files import replacing, shown
+from utils.train import Recipe, Trainer, predict, top1
+
+# ------------------------------------------------------------------ hyperparameters
+
+DEPTH = 3  # convolution blocks, 1 to 4
+BATCH_NORM = True  # in each block
+THRESHOLD = None  # student 1 answers from this probability on; None: chosen on validation
+EPOCHS = 10
+BATCH_SIZE = 128  # images a step
+LEARNING_RATE = 0.05  # the highest, at the end of the warm-up
+MOMENTUM = 0.9  # Nesterov's
+WEIGHT_DECAY = 5e-4  # on weights, not on biases and norms
+WARMUP = 0.25  # share of all steps; a cosine down to 0 follows
+CROP = 4  # pixels of reflection around the image that a random crop may reach
+FLIP = True  # mirror every other image, at random
+CUTOUT = 0  # side of the square cut out of each image, in pixels
+SEED = 0
+
+# ------------------------------------------------------------------ the story
+
+
+def main() -> None:
+    args = cli.training_parser(__doc__, EPOCHS, BATCH_SIZE, LEARNING_RATE, SEED).parse_args()
+    device = pick_device(args.device)
+    paths = [args.checkpoint_dir / FILES[arch] for arch in STUDENTS]
+    students = [
+        to_device(load_network(path, arch)[0], device)
+        for path, arch in zip(paths, STUDENTS, strict=True)
+    ]
+    train, val, test = load_splits(args.data_dir, args.subset, device)
+    seed_everything(args.seed)
+    selector = to_device(Selector(DEPTH, BATCH_NORM), device)
+    path = args.checkpoint_dir / FILES["selector"]
+    cli.announce(
+        f"Training the selector, {DEPTH} blocks, between {' and '.join(STUDENTS)}",
+        **cli.training_facts(args, device, selector, len(train), len(val), path),
+    )
+
+    targets = better_student(students, train, path.with_name("selector_labels.npz"))
+    val_logits = [predict(student, val.images) for student in students]
+    val_targets = selector_labels(*val_logits, val.labels)
+    right = [logits.argmax(dim=1) == val.labels for logits in val_logits]
+
+    def validate(outputs: torch.Tensor) -> tuple[float, float]:
+        loss = F.binary_cross_entropy_with_logits(outputs, val_targets).item()
+        return loss, routed_accuracy(outputs.sigmoid(), right, THRESHOLD or 0.5)
+
+    recipe = Recipe(
+        args.epochs, args.batch_size, args.lr, MOMENTUM, WEIGHT_DECAY, WARMUP, args.seed,
+        Augmentation(CROP, FLIP, CUTOUT),
+    )  # fmt: skip
+    trainer = Trainer(
+        selector, path, "selector", None, recipe, {"depth": DEPTH, "batch_norm": BATCH_NORM},
+        train.images, targets,
+        loss=lambda images, outputs, labels: F.binary_cross_entropy_with_logits(
+            outputs.float(), labels
+        ),
+        correct=lambda outputs, labels: (outputs > 0) == (labels > 0.5),
+        val_images=val.images,
+        validate=validate,
+    )  # fmt: skip
+    trainer.fit(args.resume)
+
+    selector = to_device(load_network(path)[0], device)
+    scores = predict(selector, val.images).sigmoid()
+    threshold = best_threshold(scores, right) if THRESHOLD is None else THRESHOLD
+    logits, choice = predict(MultiStudent(students, selector, threshold), test.images, "test")
+    facts = {
+        "threshold": threshold,
+        "val_accuracy": routed_accuracy(scores, right, threshold),
+        "test_accuracy": top1(logits, test.labels),
+    }
+    amend_checkpoint(path, **facts)
+    print(
+        f"\nthreshold {threshold:.2f}: routed top-1 {facts['val_accuracy']:.2%} on the validation "
+        f"images, {facts['test_accuracy']:.2%} on {len(test):,} test images, of which "
+        f"{(choice == 0).double().mean():.1%} went to {STUDENTS[0]}; wrote {shown(path)}"
+    )
+    print("next: python inference.py")
+
+
+def better_student(students: list[torch.nn.Module], train: Split, path) -> torch.Tensor:
+    """The selector's labels for the training images, float32 (N,), saved with their indices."""
+    logits = [
+        predict(student, train.images, f"student {k}") for k, student in enumerate(students, 1)
+    ]
+    labels = selector_labels(*logits, train.labels)
+    errors = torch.stack([absolute_error(each, train.labels) for each in logits], dim=1)
+    with replacing(path) as file:
+        np.savez(
+            file, indices=train.indices, labels=labels.cpu().byte(), errors=errors.cpu().numpy()
+        )
+    print(f"student 1 is the better on {labels.mean():.1%} of the training images")
+    return labels
+
+
+def routed_accuracy(scores: torch.Tensor, right: list[torch.Tensor], threshold: float) -> float:
+    """Top-1 accuracy where student 1 answers from `threshold` on: scores (N,), right bool (N,)."""
+    return torch.where(scores >= threshold, right[0], right[1]).double().mean().item()
+
+
+def best_threshold(scores: torch.Tensor, right: list[torch.Tensor]) -> float:
+    """The threshold of the highest routed accuracy, in hundredths; of equals the nearest to 0.5.
+
+    0.0 sends every image to student 1, 1.01 every image to student 2.
+    """
+    candidates = sorted((k / 100 for k in range(102)), key=lambda threshold: abs(threshold - 0.5))
+    return max(candidates, key=lambda threshold: routed_accuracy(scores, right, threshold))
+
+
+if __name__ == "__main__":
+    cli.run(main)

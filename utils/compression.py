@@ -1,0 +1,83 @@
+"""The compression tables: parameters, size on disk and MACs against the teacher's.
+
+    python -m utils.compression                   the stem of the shipped weights
+    python -m utils.compression --stem cifar      without the max-pool
+
+Ours are counted from the networks, no weights needed; the published reductions stand beside them.
+"""
+
+import argparse
+import io
+
+import torch
+from torch import nn
+
+from models import STEMS, STUDENTS, Selector, macs, network, parameters
+
+STEM = "cifar-pool"
+# Reductions against ResNet-50 in %, from github.com/Vidya1899/Multistudent-Knowledge-distilation:
+# parameters, size on disk, MACs.
+PUBLISHED = {
+    "densenet121": (87.3, 68.4, 21.0),
+    "googlenet": (76.3, 74.5, 68.1),
+    "both + selector": (61.4, 40.6, None),
+}
+
+
+def megabytes(*nets: nn.Module) -> float:
+    """Bytes of the networks' checkpoints in half precision, in units of 10^6."""
+    total = 0
+    for net in nets:
+        file = io.BytesIO()
+        torch.save({name: tensor.half() for name, tensor in net.state_dict().items()}, file)
+        total += file.tell()
+    return total / 1e6
+
+
+def costs(*nets: nn.Module) -> tuple[float, float, float]:
+    """Parameters in M, size on disk in MB, and MMACs per image where all of `nets` run."""
+    return sum(map(parameters, nets)), megabytes(*nets), sum(map(macs, nets))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--stem", choices=STEMS, default=STEM, help="default: %(default)s")
+    stem = parser.parse_args().stem
+    selector, teacher = Selector(), network("resnet50", stem)
+    students = {arch: network(arch, stem) for arch in STUDENTS}
+    systems = {
+        **{arch: (net,) for arch, net in students.items()},
+        **{f"{arch} + selector": (net, selector) for arch, net in students.items()},
+        "both + selector": (*students.values(), selector),
+    }
+    base = costs(teacher)
+    print(f"Reduction against the teacher, ResNet-50 with the {stem} stem, ours (published)\n")
+    print(f"{'':<24}{'parameters':>24}{'size on disk':>26}{'MACs per image':>26}")
+    print(f"{'teacher':<24}{base[0]:>13.2f} M{base[1]:>23.2f} MB{base[2]:>24.1f} M")
+    for name, nets in systems.items():
+        cells = []
+        for ours, of, theirs, unit in zip(
+            costs(*nets), base, PUBLISHED.get(name, (None,) * 3), ("M", "MB", "M"), strict=True
+        ):
+            published = "-" if theirs is None else f"{theirs:.1f}"
+            cells.append(f"{ours:.2f} {unit}  {100 * (1 - ours / of):.1f} % ({published})")
+        print(f"{name:<24}" + "".join(f"{cell:>26}" for cell in cells))
+
+    least, most = sorted(macs(net) + macs(selector) for net in students.values())
+    print(
+        f"\nRouted, the selector and one student run: {least:.1f} to {most:.1f} MMACs per image, "
+        f"{100 * (1 - most / base[2]):.1f} to {100 * (1 - least / base[2]):.1f} % fewer than the "
+        "teacher's. The published inference runs both students on every image."
+    )
+    densenet = parameters(students["densenet121"])
+    print(
+        f"The published 87.3 % and 61.4 % fewer parameters cannot be had from DenseNet-121, whose "
+        f"{densenet:.2f} M are {100 * densenet / base[0]:.1f} % of the teacher's; nor can 21 % "
+        "fewer MACs."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""The figures of inference.py: each a function that draws one PNG."""
+
+import csv
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # no display is needed, nor asked for
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from models import STUDENTS
+from utils.checkpoint import FILES
+from utils.data import CLASSES, Split
+from utils.files import replacing
+
+COLORS = {"densenet121": "#d9822b", "googlenet": "#2a9d8f", "routed": "#6a4c93"}
+NAMES = {"densenet121": "DenseNet-121", "googlenet": "GoogLeNet", "routed": "routed"}
+plt.rcParams.update(
+    {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "axes.grid.axis": "y"}
+)
+
+
+def draw_all(
+    out: Path,
+    metrics: dict,
+    checkpoint_dir: Path,
+    test: Split,
+    predictions: np.ndarray,
+    choice: np.ndarray,
+) -> list[Path]:
+    """Draw what can be drawn into `out`, and return the files.
+
+    The accuracy per epoch needs the students' .csv histories beside their checkpoints.
+    """
+    figures = {
+        "per_class_accuracy.png": per_class_accuracy(metrics),
+        "route_share.png": route_share(metrics),
+        "samples.png": samples(test, predictions, choice),
+    }
+    histories = {arch: checkpoint_dir / FILES[arch].replace(".pth", ".csv") for arch in STUDENTS}
+    if all(path.exists() for path in histories.values()):
+        figures["accuracy_per_epoch.png"] = accuracy_per_epoch(histories)
+    for name, figure in figures.items():
+        with replacing(out / name) as file:
+            figure.savefig(file, format="png", dpi=150)
+        plt.close(figure)
+    return [out / name for name in figures]
+
+
+def per_class_accuracy(metrics: dict) -> Figure:
+    """Bars of both students' and the routed top-1 accuracy, a group a class."""
+    figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
+    positions, width = np.arange(len(CLASSES)), 0.27
+    for k, (name, color) in enumerate(COLORS.items()):
+        heights = [100 * metrics["per_class"][name][label] for label in CLASSES]
+        overall = f"{NAMES[name]} ({100 * metrics['accuracy'][name]:.1f} % overall)"
+        axes.bar(positions + (k - 1) * width, heights, width, color=color, label=overall)
+    axes.set_xticks(positions, CLASSES)
+    axes.set_ylim(max(0, 10 * np.floor(axes.dataLim.y1 / 10) - 60), 100)
+    axes.set_ylabel("top-1 accuracy, %")
+    axes.set_title(f"{metrics['dataset']}, {metrics['images']:,} images", loc="left")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.27), ncols=3, frameon=False)
+    return figure
+
+
+def accuracy_per_epoch(histories: dict[str, Path]) -> Figure:
+    """Both students' top-1 accuracy on the validation and training images after each epoch."""
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for arch, path in histories.items():
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        epochs = [int(row["epoch"]) for row in rows]
+        for column, style, what in (
+            ("val_accuracy", "o-", "validation"),
+            ("train_accuracy", "--", "training, augmented"),
+        ):
+            heights = [100 * float(row[column]) for row in rows]
+            axes.plot(epochs, heights, style, color=COLORS[arch], label=f"{NAMES[arch]}, {what}")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("top-1 accuracy, %")
+    axes.legend(frameon=False)
+    return figure
+
+
+def route_share(metrics: dict) -> Figure:
+    """The share of each class's images that the selector sends to each student."""
+    figure, axes = plt.subplots(figsize=(9, 3.5), layout="constrained")
+    first = np.array([100 * metrics["route_share_per_class"][label] for label in CLASSES])
+    for arch, widths, left in zip(STUDENTS, (first, 100 - first), (0, first), strict=True):
+        total = 100 * metrics["route_share"][arch]
+        label = f"{NAMES[arch]} ({total:.1f} % of all)"
+        axes.barh(CLASSES, widths, left=left, color=COLORS[arch], label=label)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("images sent to each student, %")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
+    return figure
+
+
+def samples(test: Split, predictions: np.ndarray, choice: np.ndarray, count: int = 32) -> Figure:
+    """A page of the first `count` images: above each its class, below it the answer and by whom."""
+    figure, grid = plt.subplots(4, count // 4, figsize=(count // 4 * 1.4, 8), layout="constrained")
+    for axes in grid.flat:
+        axes.axis("off")
+    labels, images = test.labels[:count].tolist(), test.images[:count].cpu().numpy()
+    for axes, image, label, prediction, student in zip(
+        grid.flat, images, labels, predictions, choice, strict=False
+    ):
+        arch = STUDENTS[student]
+        axes.imshow(image)
+        axes.set_title(CLASSES[label], fontsize=9)
+        for place, text, color in (
+            (-0.05, CLASSES[prediction], "black" if prediction == label else "#c1121f"),
+            (-0.19, NAMES[arch], COLORS[arch]),
+        ):
+            axes.text(
+                0.5, place, text, transform=axes.transAxes, ha="center", va="top", fontsize=9,
+                color=color,
+            )  # fmt: skip
+    figure.suptitle(
+        "Above each image its class; below it the answer, red where wrong, and who gave it"
+    )
+    return figure
