@@ -36,7 +36,7 @@ class MultiStudent(nn.Module):
         parts, positions = [], []
         for k, student in enumerate(self.students):
             chosen = (choice == k).nonzero().squeeze(1)
-            if len(chosen):
+            if len(chosen) or not len(images):
                 parts.append(student(images[chosen]))
                 positions.append(chosen)
         return torch.cat(parts)[torch.cat(positions).argsort()], choice

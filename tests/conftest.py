@@ -1,0 +1,27 @@
+"""Real images for every test: the sample of the test set that comes with the repository."""
+
+import numpy as np
+import pytest
+
+from utils.data import load_sample
+
+
+@pytest.fixture(scope="session")
+def sample():
+    """The 1,000 images of data/sample.npz, as a Split."""
+    return load_sample()
+
+
+@pytest.fixture(scope="session")
+def small_npz(tmp_path_factory, sample):
+    """A data set of one's own: 600 of the sample's images to train on, 400 to test on."""
+    path = tmp_path_factory.mktemp("data") / "small.npz"
+    images, labels = sample.images.numpy(), sample.labels.numpy()
+    np.savez(
+        path,
+        train_images=images[:600],
+        train_labels=labels[:600],
+        test_images=images[600:],
+        test_labels=labels[600:],
+    )
+    return path

@@ -1,0 +1,331 @@
+"""CIFAR-10's split, its files, and batches held against slow, obvious references."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from torchvision import transforms
+
+from utils import data
+from utils.data import Augmentation, Batches, crop_and_flip, cut_out, load_splits, normalize
+from utils.files import UserError
+
+PLAIN = Augmentation(crop=0, flip=False, cutout=0)
+CIFAR_LABELS = np.arange(50_000) % 10
+SPLIT_SHA256 = {
+    "train": "526f8ffe760b9a67d9e3fa679001a684e16a1210ab2129eddc30d4ad18fb1185",
+    "val": "645fb2445e7d9a76cb35537a57f1c43e9bc3436299931762c22403eae8e941f0",
+}
+
+
+def random_images(count, size=32):
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
+
+
+# ------------------------------------------------------------------ the split
+
+
+def test_split_is_disjoint_complete_and_a_tenth_of_each_class():
+    labels = np.repeat([0, 1, 2], [300, 100, 50])
+    train, val = data.stratified_split(labels)
+    assert np.array_equal(np.sort(np.concatenate([train, val])), np.arange(450))
+    assert np.bincount(labels[val]).tolist() == [30, 10, 5]
+
+
+def test_split_never_drifts():
+    for _ in range(2):
+        for name, places in zip(("train", "val"), data.stratified_split(CIFAR_LABELS), strict=True):
+            digest = hashlib.sha256(places.astype("<i8").tobytes()).hexdigest()
+            assert digest == SPLIT_SHA256[name], name
+
+
+def test_split_does_not_leave_the_classes_in_order():
+    train, val = data.stratified_split(np.repeat(np.arange(10), 100))
+    assert len(set(train[:90] // 100)) == 10
+    assert len(set(val[:30] // 100)) > 5
+
+
+# ------------------------------------------------------------------ files
+
+
+def arrays_of(path):
+    with np.load(path) as file:
+        return dict(file)
+
+
+def error_of(path, subset=None):
+    with pytest.raises(UserError) as caught:
+        load_splits(path, subset)
+    return str(caught.value)
+
+
+def test_own_images_are_split_and_keep_their_labels(small_npz):
+    file = arrays_of(small_npz)
+    train, val, test = load_splits(small_npz)
+    assert set(train.indices).isdisjoint(val.indices)
+    assert len(train) + len(val) == 600
+    assert 50 < len(val) < 70
+    assert len(test) == 400
+    for split, source in ((train, "train"), (val, "train"), (test, "test")):
+        assert split.labels.dtype == torch.int64
+        assert np.array_equal(split.images, file[f"{source}_images"][split.indices])
+        assert np.array_equal(split.labels, file[f"{source}_labels"][split.indices])
+
+
+def test_subset_keeps_the_first_images_of_each_split(small_npz):
+    for part, whole in zip(load_splits(small_npz, 20), load_splits(small_npz), strict=True):
+        assert len(part) == len(part.images) == len(part.indices) == 20
+        assert torch.equal(part.images, whole.images[:20])
+
+
+def test_missing_file_is_named_with_the_flag(tmp_path):
+    message = error_of(tmp_path / "mine.npz")
+    assert str(tmp_path / "mine.npz") in message
+    assert "--data-dir" in message
+
+
+@pytest.mark.parametrize("left", [0, 100, 500_000])
+def test_file_cut_short_is_refused(left, small_npz, tmp_path):
+    (tmp_path / "cut.npz").write_bytes(small_npz.read_bytes()[:left])
+    assert f"{tmp_path / 'cut.npz'} is damaged or incomplete" in error_of(tmp_path / "cut.npz")
+
+
+WRONG = {
+    "an array is missing": (lambda a: a.pop("test_labels"), "test_labels"),
+    "float images": (
+        lambda a: a.update(train_images=a["train_images"] / 255),
+        "train_images is float64",
+    ),
+    "channels first": (
+        lambda a: a.update(test_images=a["test_images"].transpose(0, 3, 1, 2)),
+        "test_images is uint8 (20, 3, 32, 32), expected uint8 (20, 32, 32, 3)",
+    ),
+    "a label too few": (
+        lambda a: a.update(train_labels=a["train_labels"][1:]),
+        "expected uint8 (99, 32, 32, 3)",
+    ),
+    "label 10": (
+        lambda a: a["test_labels"].put(3, 10),
+        "test_labels must be integers from 0 to 9",
+    ),
+    "label -1": (
+        lambda a: a.update(train_labels=a["train_labels"].astype(np.int64) - 1),
+        "train_labels must be integers from 0 to 9",
+    ),
+    "float labels": (
+        lambda a: a.update(train_labels=a["train_labels"] / 1),
+        "train_labels must be integers from 0 to 9",
+    ),
+    "labels in a column": (  # as Keras has them
+        lambda a: a.update(train_labels=a["train_labels"][:, None]),
+        "train_labels",
+    ),
+}
+
+
+@pytest.fixture
+def arrays():
+    """A data set in memory: 100 images to train on, 20 to test on."""
+    images = random_images(120)
+    labels = (np.arange(120) % 10).astype(np.uint8)
+    return {
+        "train_images": images[:100], "train_labels": labels[:100],
+        "test_images": images[100:], "test_labels": labels[100:],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_own_file_with_a_wrong_array_is_refused(wrong, arrays, tmp_path):
+    spoil, reason = WRONG[wrong]
+    spoil(arrays)
+    np.savez(tmp_path / "mine.npz", **arrays)
+    message = error_of(tmp_path / "mine.npz")
+    assert str(tmp_path / "mine.npz") in message
+    assert reason in message
+
+
+def test_compressed_own_file_with_a_damaged_byte_is_refused(arrays, tmp_path):
+    path = tmp_path / "mine.npz"
+    np.savez_compressed(path, **{name: array // 128 for name, array in arrays.items()})
+    content = bytearray(path.read_bytes())
+    content[2_000:2_100] = bytes(100)
+    path.write_bytes(content)
+    assert f"{path} is damaged or incomplete" in error_of(path)
+
+
+@pytest.fixture
+def cache(arrays, tmp_path, monkeypatch):
+    """A folder with a cifar10.npz that is right, as far as utils.data knows."""
+    sums = {name: hashlib.sha256(array).hexdigest() for name, array in arrays.items()}
+    monkeypatch.setattr(data, "SHA256", sums)
+    np.savez(tmp_path / "cifar10.npz", **arrays)
+    return tmp_path / "cifar10.npz"
+
+
+def no_fetch(folder, check):
+    raise AssertionError("fetched, although the file is there")
+
+
+def test_cached_cifar10_is_read_and_not_fetched(cache, arrays, monkeypatch):
+    monkeypatch.setattr(data, "fetch", no_fetch)
+    train, val, test = load_splits(cache.parent)
+    assert (len(train), len(val), len(test)) == (90, 10, 20)
+    assert np.array_equal(train.images, arrays["train_images"][train.indices])
+
+
+def test_cifar10_is_fetched_once(cache, arrays, monkeypatch):
+    cache.unlink()
+    monkeypatch.setattr(data, "fetch", lambda folder, check: arrays)
+    first = load_splits(cache.parent)
+    monkeypatch.setattr(data, "fetch", no_fetch)
+    for split, again in zip(first, load_splits(cache.parent), strict=True):
+        assert torch.equal(split.images, again.images)
+
+
+def test_damaged_byte_in_the_cache_is_found(cache):
+    content = bytearray(cache.read_bytes())
+    content[len(content) // 2] ^= 1
+    cache.write_bytes(content)
+    message = error_of(cache.parent)
+    assert str(cache) in message
+    assert "delete" in message
+
+
+def test_cache_with_other_images_is_found(cache, arrays):
+    arrays["train_images"][7, 0, 0, 0] ^= 1  # a whole zip file, which only the SHA-256 gives away
+    np.savez(cache, **arrays)
+    message = error_of(cache.parent)
+    assert "train_images has SHA-256" in message
+    assert f"delete {cache}" in message
+
+
+# ------------------------------------------------------------------ crop, flip, cutout, normalize
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_crop_and_flip_equals_padding_slicing_and_mirroring(flipped):
+    shifts = [(row, column) for row in range(-4, 5) for column in range(-4, 5)]
+    images = random_images(len(shifts), 12)
+    flip = torch.full((len(shifts),), flipped)
+    got = crop_and_flip(torch.from_numpy(images), torch.tensor(shifts), flip).numpy()
+    for k, (row, column) in enumerate(shifts):
+        padded = np.pad(images[k], ((4, 4), (4, 4), (0, 0)), mode="reflect")
+        expected = padded[4 + row : 16 + row, 4 + column : 16 + column]
+        np.testing.assert_array_equal(got[k], expected[:, ::-1] if flipped else expected)
+
+
+def test_each_image_is_flipped_by_its_own_draw():
+    images = torch.from_numpy(random_images(3))
+    got = crop_and_flip(images, torch.zeros(3, 2).long(), torch.tensor([True, False, True]))
+    assert torch.equal(got, torch.stack([images[0].flip(1), images[1], images[2].flip(1)]))
+
+
+@pytest.mark.parametrize("side", [1, 4, 5])
+def test_cut_out_blanks_a_square_that_may_reach_over_the_edge(side):
+    centers = torch.tensor([[0, 0], [7, 7], [3, 5], [0, 6]])
+    images = torch.ones(4, 3, 8, 8)
+    got = cut_out(images, centers, side)
+    for k, (row, column) in enumerate(centers.tolist()):
+        for r in range(8):
+            for c in range(8):
+                top, left = row - side // 2, column - side // 2
+                inside = top <= r < top + side and left <= c < left + side
+                assert (got[k, :, r, c] == (0 if inside else 1)).all(), (k, r, c)
+
+
+def test_normalized_images_have_mean_0_and_deviation_1(sample):
+    images = normalize(sample.images)
+    assert images.shape == (1000, 3, 32, 32)
+    assert images.dtype == torch.float32
+    assert images.mean((0, 2, 3)).abs().max() < 0.05
+    assert (images.std((0, 2, 3)) - 1).abs().max() < 0.05
+
+
+def test_normalize_equals_torchvision_transforms(sample):
+    theirs = transforms.Compose([transforms.ToTensor(), transforms.Normalize(data.MEAN, data.STD)])(
+        sample.images[0].numpy()
+    )
+    torch.testing.assert_close(normalize(sample.images[:1])[0], theirs, rtol=0, atol=1e-5)
+
+
+# ------------------------------------------------------------------ batches
+
+
+@pytest.mark.parametrize("augmentation", [PLAIN, Augmentation(4, True, 0)])
+def test_epoch_deals_out_every_image_once_with_its_own_target(augmentation):
+    # Each image is one color that tells its index: neither crop nor flip can hide it. The targets
+    # stand for a teacher's logits.
+    index = torch.arange(103)
+    images = index.to(torch.uint8)[:, None, None, None].expand(103, 32, 32, 3).contiguous()
+    targets = torch.stack([index, -index], 1)
+    seen = []
+    for batch, target in Batches(images, targets, 10, 0, augmentation).epoch(0):
+        pixels = batch[:, 0, 16, 16] * data.STD[0] + data.MEAN[0]
+        shown = (pixels * 255).round().long()
+        assert torch.equal(target, torch.stack([shown, -shown], 1))
+        seen += shown.tolist()
+    assert sorted(seen) == index.tolist()
+    assert seen != index.tolist()
+
+
+def test_batches_show_crops_and_mirror_images_of_their_own_image():
+    images = torch.from_numpy(random_images(16))
+    shifts = torch.cartesian_prod(torch.arange(-4, 5), torch.arange(-4, 5)).repeat(2, 1)
+    flips = torch.arange(162) >= 81
+    found = []
+    for batch, places in Batches(images, torch.arange(16), 5, 0, Augmentation(4, True, 0)).epoch(0):
+        for image, place in zip(batch, places, strict=True):
+            every = images[place].expand(162, 32, 32, 3)
+            variants = normalize(crop_and_flip(every, shifts, flips))
+            (match,) = (variants == image).flatten(1).all(1).nonzero().flatten().tolist()
+            found.append(match)
+    assert len(set(found)) > 8
+    assert {match >= 81 for match in found} == {True, False}
+
+
+def test_cutout_blanks_part_of_each_image():
+    images = torch.full((8, 32, 32, 3), 255, dtype=torch.uint8)
+    ((batch, _),) = Batches(images, torch.arange(8), 8, 0, Augmentation(0, False, 8)).epoch(0)
+    blank = (batch == 0).all(1).sum((1, 2))
+    assert ((blank >= 16) & (blank <= 64)).all()  # a quarter of the square, where it is in a corner
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(103, 10), (65, 64), (5, 64), (64, 64)])
+def test_batch_sizes_differ_by_at_most_one(count, batch_size):
+    batches = Batches(torch.from_numpy(random_images(count)), torch.arange(count), batch_size, 0,
+                      PLAIN)  # fmt: skip
+    sizes = [len(targets) for _, targets in batches.epoch(0)]
+    assert len(sizes) == batches.steps
+    assert sum(sizes) == count
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+
+
+def epoch(epoch, seed=0, start=0):
+    images = torch.from_numpy(random_images(30))
+    batches = Batches(images, torch.arange(30), 8, seed, Augmentation(4, True, 8))
+    return list(batches.epoch(epoch, start))
+
+
+def same(one, other):
+    return all(
+        torch.equal(image, image_2) and torch.equal(target, target_2)
+        for (image, target), (image_2, target_2) in zip(one, other, strict=True)
+    )
+
+
+def test_seed_and_epoch_alone_decide_an_epoch():
+    torch.manual_seed(1)
+    first = epoch(3, seed=1)
+    torch.manual_seed(2)
+    assert same(first, epoch(3, seed=1))
+    assert not same(first, epoch(4, seed=1))
+    assert not same(first, epoch(3, seed=2))
+
+
+@pytest.mark.parametrize("start", [1, 3, 4])
+def test_epoch_can_be_taken_up_in_its_middle(start):
+    rest = epoch(2, start=start)
+    assert len(rest) == 4 - start
+    assert same(rest, epoch(2)[start:])

@@ -1,0 +1,221 @@
+"""The networks' sizes and outputs, the selector's training, and who answers for which image."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from models import ARCHS, MultiStudent, Selector, macs, network, parameters
+from utils.data import normalize
+
+SIZES = {  # millions of parameters, of MACs with the stem "cifar" and with "cifar-pool"
+    "resnet50": (23.52, 1298, 325.8),
+    "densenet121": (6.96, 888, 223.4),
+    "googlenet": (5.60, 452, 114.4),
+}
+
+
+def torchvision_network(arch):
+    options = {"aux_logits": False, "init_weights": False} if arch == "googlenet" else {}
+    return getattr(torchvision.models, arch)(num_classes=10, **options)
+
+
+@pytest.fixture(scope="module")
+def images(sample):
+    """Four real images, normalized."""
+    return normalize(sample.images[:4])
+
+
+@pytest.fixture(scope="module")
+def networks(sample):
+    """All three, untrained, with the batch-norm statistics of 8 images: outputs are not all 0."""
+    torch.manual_seed(0)
+    nets = {arch: network(arch) for arch in ARCHS}
+    with torch.no_grad():
+        for net in nets.values():
+            for module in net.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.momentum = 1.0
+            net(normalize(sample.images[:8]))
+    return {arch: net.eval() for arch, net in nets.items()}
+
+
+# ------------------------------------------------------------------ teacher and students
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_parameters_and_macs_are_as_documented(arch):
+    with torch.device("meta"):  # shapes without numbers: counting takes no work
+        nets = [network(arch, stem) for stem in ("cifar", "cifar-pool")]
+    size, *work = SIZES[arch]
+    assert [parameters(net) for net in nets] == pytest.approx([size, size], rel=0.01)
+    assert [macs(net) for net in nets] == pytest.approx(work, rel=0.01)
+
+
+@pytest.mark.parametrize("stem", ["cifar", "cifar-pool"])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_weights_have_torchvision_names(arch, stem):
+    with torch.device("meta"):
+        ours, theirs = network(arch, stem).state_dict(), torchvision_network(arch).state_dict()
+    assert list(ours) == list(theirs)
+    other = [name for name in ours if ours[name].shape != theirs[name].shape]
+    assert len(other) == 1  # the first convolution, 3x3 instead of 7x7
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("arch", ARCHS)
+def test_network_ends_in_logits_not_probabilities(arch, networks, images):
+    logits = networks[arch](images)
+    assert logits.shape == (4, 10)
+    assert (logits < 0).any()
+    assert ((logits.sum(1) - 1).abs() > 1e-3).any()
+
+
+def test_unknown_arch_or_stem_is_refused():
+    with pytest.raises(ValueError, match="'vgg16': choose from resnet50, densenet121, googlenet"):
+        network("vgg16")
+    with pytest.raises(ValueError, match="'imagenet': choose from cifar, cifar-pool"):
+        network("googlenet", "imagenet")
+
+
+# ------------------------------------------------------------------ the selector
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_selector_gives_one_logit_an_image(depth, batch_norm, images):
+    assert Selector(depth, batch_norm)(images).shape == (4,)
+    assert Selector(depth, batch_norm).eval()(images[:1]).shape == (1,)
+
+
+def test_selector_is_small():
+    assert parameters(Selector(3)) <= 0.15
+    assert macs(Selector(3)) <= 12
+
+
+@pytest.mark.parametrize("depth", [0, 5, -1])
+def test_selector_of_another_depth_is_refused(depth):
+    with pytest.raises(ValueError, match=f"depth is {depth}: choose 1 to 4"):
+        Selector(depth)
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_every_weight_of_the_selector_learns(batch_norm, images):
+    torch.manual_seed(0)
+    selector = Selector(3, batch_norm)
+    F.binary_cross_entropy_with_logits(selector(images), torch.tensor([1.0, 0, 1, 0])).backward()
+    for name, weight in selector.named_parameters():
+        assert weight.grad is not None and weight.grad.abs().sum() > 0, name
+
+
+def test_few_steps_teach_the_selector_to_tell_red_from_blue():
+    torch.manual_seed(0)
+    labels = torch.arange(16) % 2
+    images = torch.randn(16, 3, 16, 16) * 0.5
+    images[labels == 1, 0] += 1
+    images[labels == 0, 2] += 1
+    selector = Selector(2)
+    optimizer = torch.optim.SGD(selector.parameters(), lr=0.1, momentum=0.9)
+    losses = []
+    for _ in range(15):
+        optimizer.zero_grad()
+        loss = F.binary_cross_entropy_with_logits(selector(images), labels.float())
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 4
+
+
+# ------------------------------------------------------------------ selector and students together
+
+
+class Student(nn.Module):
+    """A linear classifier that notes which images it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(12, 10)
+        self.seen = []
+
+    def forward(self, images):
+        self.seen += images[:, 0, 0, 0].tolist()
+        return self.fc(images.flatten(1))
+
+
+class FirstPixel(nn.Module):
+    """A selector that reads its logit off the image."""
+
+    def forward(self, images):
+        return images[:, 0, 0, 0]
+
+
+def scored(scores):
+    """Random images (N, 3, 2, 2), on which FirstPixel gives `scores`."""
+    images = torch.randn(len(scores), 3, 2, 2)
+    images[:, 0, 0, 0] = torch.tensor(scores)
+    return images
+
+
+@pytest.fixture
+def pair():
+    torch.manual_seed(0)
+    return Student(), Student()
+
+
+SCORES = {
+    "mixed": [1.0, -1.0, -2.0, 2.0, 3.0, -3.0, 0.5],
+    "all to student 1": [1.0, 2.0, 3.0],
+    "all to student 2": [-1.0, -2.0, -3.0],
+    "one image": [-1.0],
+    "no image": [],
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", SCORES)
+def test_each_image_is_answered_in_its_place_by_its_own_student_alone(case, pair):
+    scores = SCORES[case]
+    images = scored(scores)
+    logits, choice = MultiStudent(pair, FirstPixel())(images)
+    assert choice.tolist() == [int(score < 0) for score in scores]
+    assert pair[0].seen == [score for score in scores if score > 0]
+    assert pair[1].seen == [score for score in scores if score < 0]
+    assert logits.shape == (len(scores), 10)
+    for k, score in enumerate(scores):
+        expected = pair[score < 0](images[k : k + 1])[0]
+        torch.testing.assert_close(logits[k], expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("threshold", "chosen"), [(0, 0), (1.1, 1)])
+def test_threshold_can_send_every_image_to_one_student(threshold, chosen, pair):
+    images = scored([-200.0, -1.0, 0.0, 1.0, 200.0])
+    logits, choice = MultiStudent(pair, FirstPixel(), threshold)(images)
+    assert choice.tolist() == [chosen] * 5
+    assert pair[1 - chosen].seen == []
+    torch.testing.assert_close(logits, pair[chosen](images))
+
+
+def test_threshold_is_compared_with_the_probability(pair):
+    images = scored([0.0, 0.8, 0.9])  # sigmoid: 0.5, 0.690, 0.711
+    assert MultiStudent(pair, FirstPixel(), 0.5).choose(images).tolist() == [0, 0, 0]
+    assert MultiStudent(pair, FirstPixel(), 0.7).choose(images).tolist() == [1, 1, 0]
+
+
+def test_two_students_are_needed(pair):
+    with pytest.raises(ValueError, match="1 students"):
+        MultiStudent(pair[:1], FirstPixel())
+
+
+@torch.no_grad()
+def test_real_students_answer_as_they_do_alone(networks, images):
+    students = networks["densenet121"], networks["googlenet"]
+    selector = Selector().eval()
+    scores = selector(images).sigmoid()
+    threshold = scores.sort().values[1:3].mean().item()  # two images for each student
+    logits, choice = MultiStudent(students, selector, threshold)(images)
+    assert choice.tolist() == (scores < threshold).long().tolist()
+    assert choice.sum() == 2
+    both = torch.stack([student(images) for student in students])
+    torch.testing.assert_close(logits, both[choice, torch.arange(4)], rtol=1e-3, atol=1e-4)

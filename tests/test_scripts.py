@@ -1,0 +1,243 @@
+"""The four scripts as a user runs them: as programs, in order, on real images."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models import STUDENTS, MultiStudent
+from utils.checkpoint import FILES, load_network
+from utils.data import load_splits
+from utils.train import predict, top1
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICK = ["--epochs", "2", "--subset", "200", "--batch-size", "50"]
+
+
+def command(script, folder, data, *flags):
+    where = ["--data-dir", str(data), "--checkpoint-dir", str(folder), "--device", "cpu"]
+    return [sys.executable, script, *where, *flags]
+
+
+def run(*args, status=0, **kwargs):
+    done = subprocess.run(
+        command(*args), cwd=ROOT, capture_output=True, text=True, timeout=280, **kwargs
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory, small_npz):
+    """The folder that the four scripts filled, and what each of them printed."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    printed = {}
+    for name, script, flags in (
+        ("teacher", "teacherTrain.py", QUICK),
+        ("student 1", "StudentTrain.py", ["--model", "1", *QUICK]),
+        ("student 2", "StudentTrain.py", ["--model", "2", *QUICK]),
+        ("selector", "trainSelector.py", QUICK),
+        ("inference", "inference.py", ["--out", str(folder / "out")]),
+    ):
+        printed[name] = run(script, folder, small_npz, *flags)
+    return folder, printed
+
+
+def test_each_script_says_what_it_does_shows_progress_and_names_the_next(pipeline):
+    folder, printed = pipeline
+    follow = {
+        "teacher": "next: python StudentTrain.py --model 1",
+        "student 1": "next: python StudentTrain.py --model 2",
+        "student 2": "next: python trainSelector.py",
+        "selector": "next: python inference.py",
+    }
+    for name, next_command in follow.items():
+        out, err = printed[name].stdout, printed[name].stderr
+        for fact in ("cpu, ", "200 to train on, ", " M\n", "2, batches of 50", str(folder)):
+            assert fact in out, (name, fact)
+        assert out.rstrip().endswith(next_command)
+        for fact in ("epoch 2/2", "img/s", "loss ", "top-1 "):
+            assert fact in err, (name, fact)
+
+
+def test_every_checkpoint_is_in_half_precision_and_knows_its_accuracies(pipeline):
+    folder, _ = pipeline
+    for arch, name in FILES.items():
+        checkpoint = torch.load(folder / name, weights_only=True)
+        assert checkpoint["arch"] == arch and 1 <= checkpoint["epoch"] <= 2
+        assert 0 <= checkpoint["val_accuracy"] <= 1 and 0 <= checkpoint["test_accuracy"] <= 1
+        assert checkpoint["hyperparameters"]["batch_size"] == 50
+        floats = [t for t in checkpoint["state_dict"].values() if t.is_floating_point()]
+        assert all(tensor.dtype == torch.float16 for tensor in floats)
+        with open(folder / name.replace(".pth", ".csv"), newline="") as file:
+            assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
+
+
+def test_the_selectors_labels_are_saved_with_their_image_indices(pipeline, small_npz):
+    folder, _ = pipeline
+    with np.load(folder / "selector_labels.npz") as file:
+        indices, labels, errors = file["indices"], file["labels"], file["errors"]
+    train = load_splits(small_npz, 200)[0]
+    assert (indices == train.indices).all()
+    assert (labels == (errors[:, 0] < errors[:, 1])).all()
+    students = [load_network(folder / FILES[arch])[0] for arch in STUDENTS]
+    for k, student in enumerate(students):
+        probabilities = predict(student, train.images).softmax(dim=1)
+        own = probabilities[torch.arange(200), train.labels].numpy()
+        # The wrong classes together err as much as the right one.
+        assert np.allclose(errors[:, k], 2 * (1 - own), atol=0.02)
+
+
+def test_the_metrics_are_those_of_the_networks_in_the_checkpoints(pipeline, small_npz):
+    folder, printed = pipeline
+    metrics = json.loads((folder / "out" / "metrics.json").read_text())
+    test = load_splits(small_npz)[2]
+    nets = {arch: load_network(folder / FILES[arch])[0] for arch in STUDENTS}
+    selector, checkpoint = load_network(folder / FILES["selector"])
+    system = MultiStudent(list(nets.values()), selector, checkpoint["threshold"])
+    logits, choice = predict(system, test.images)
+
+    assert metrics["images"] == len(test)
+    accuracy = metrics["accuracy"]
+    assert accuracy["routed"] == pytest.approx(top1(logits, test.labels), abs=0.006)
+    share = (choice == 0).double().mean().item()
+    assert metrics["route_share"]["densenet121"] == pytest.approx(share, abs=0.006)
+    right = [predict(net, test.images).argmax(1) == test.labels for net in nets.values()]
+    either = (right[0] | right[1]).double().mean().item()
+    assert accuracy["oracle"] == pytest.approx(either, abs=0.006)
+    students = [accuracy[arch] for arch in STUDENTS]
+    assert accuracy["better_student"] == max(students)
+    assert accuracy["random"] == pytest.approx(sum(students) / 2)
+    for name, by_class in metrics["per_class"].items():
+        counts = torch.bincount(test.labels, minlength=10)
+        total = sum(a * n for a, n in zip(by_class.values(), counts.tolist(), strict=True))
+        assert total / len(test) == pytest.approx(accuracy[name]), name
+    work = metrics["macs_per_image"]
+    assert work["googlenet"] < work["routed"] - 9e6 + 1e6 <= work["densenet121"] + 1e6
+    assert work["ensemble"] == work["densenet121"] + work["googlenet"]
+    assert all(speed > 0 for speed in metrics["images_per_second"].values())
+    assert f"{100 * accuracy['routed']:.2f}" in printed["inference"].stdout
+
+
+def test_the_figures_are_drawn(pipeline):
+    folder, _ = pipeline
+    for name in ("per_class_accuracy", "accuracy_per_epoch", "route_share", "samples"):
+        content = (folder / "out" / f"{name}.png").read_bytes()
+        assert content.startswith(b"\x89PNG") and len(content) > 10_000
+
+
+def test_inference_asks_the_selector_in_the_checkpoint(pipeline, small_npz, tmp_path):
+    """The published inference never loaded the selector."""
+    folder, _ = pipeline
+    for name in FILES.values():
+        if name != "teacher.pth":
+            (tmp_path / name).symlink_to(folder / name)
+    for bias, share in ((-50, 0), (50, 1)):
+        checkpoint = torch.load(folder / "selector.pth", weights_only=True)
+        checkpoint["state_dict"]["head.bias"].fill_(bias)
+        checkpoint["threshold"] = 0.5
+        (tmp_path / "selector.pth").unlink()
+        torch.save(checkpoint, tmp_path / "selector.pth")
+        flags = ["--subset", "50", "--out", str(tmp_path / "out")]
+        done = run("inference.py", tmp_path, small_npz, *flags)
+        assert "no teacher" in done.stdout
+        metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+        assert metrics["route_share"]["densenet121"] == share
+        assert "teacher" not in metrics["accuracy"]
+
+
+@pytest.mark.parametrize(
+    "script, present, missing, made_by",
+    [
+        ("StudentTrain.py --model 1", 0, "teacher.pth", "python teacherTrain.py"),
+        ("trainSelector.py", 0, "densenet121.pth", "python StudentTrain.py --model 1"),
+        ("trainSelector.py", 1, "googlenet.pth", "python StudentTrain.py --model 2"),
+        ("inference.py", 2, "selector.pth", "python trainSelector.py"),
+    ],
+)  # fmt: skip
+def test_a_missing_input_is_named_with_the_command_that_makes_it(
+    pipeline, small_npz, tmp_path, script, present, missing, made_by
+):
+    for arch in STUDENTS[:present]:
+        (tmp_path / FILES[arch]).symlink_to(pipeline[0] / FILES[arch])
+    script, *flags = script.split()
+    done = run(script, tmp_path, small_npz, *flags, status=2)
+    assert missing in done.stderr and made_by in done.stderr
+
+
+def test_a_killed_run_resumes_to_the_very_same_weights(tmp_path, small_npz):
+    """kill -9 in the midst of the second epoch of a GoogLeNet, whose dropout draws numbers."""
+    flags = ["--model", "2", "--epochs", "3", "--subset", "120", "--batch-size", "30"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    teacher = ["--epochs", "1", "--subset", "60", "--batch-size", "30"]
+    run("teacherTrain.py", whole, small_npz, *teacher)
+    killed.mkdir()
+    (killed / "teacher.pth").write_bytes((whole / "teacher.pth").read_bytes())
+    run("StudentTrain.py", whole, small_npz, *flags)
+
+    process = subprocess.Popen(
+        command("StudentTrain.py", killed, small_npz, *flags),
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    state = killed / "googlenet.state.pth"
+    deadline = time.monotonic() + 120
+    while not state.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    resumed = run("StudentTrain.py", killed, small_npz, *flags, "--resume")
+    assert "resuming after epoch 1, step 0" in resumed.stdout
+
+    for name in ("googlenet.pth", "googlenet.state.pth"):
+        ours, theirs = (torch.load(f / name, weights_only=True) for f in (killed, whole))
+        key = "net" if "state" in name else "state_dict"
+        assert all(torch.equal(ours[key][k], theirs[key][k]) for k in theirs[key]), name
+
+
+def test_a_loss_that_is_not_finite_is_an_error_of_one_line(small_npz, tmp_path, pipeline):
+    for arch in STUDENTS:
+        (tmp_path / FILES[arch]).symlink_to(pipeline[0] / FILES[arch])
+    flags = ["--lr", "1e30", "--subset", "200"]
+    done = run("trainSelector.py", tmp_path, small_npz, *flags, status=2)
+    error = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert len(error) == 1 and "epoch 1, step" in error[0] and "--lr" in error[0]
+    assert not (tmp_path / "selector.pth").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("teacherTrain.py --epochs 0", "--epochs: 0 is not above 0"),
+        ("teacherTrain.py --lr nan", "--lr: nan is not above 0"),
+        ("teacherTrain.py --batch-size many", "--batch-size: invalid"),
+        ("teacherTrain.py --device tpu9", "--device tpu9"),
+        ("teacherTrain.py --data-dir nowhere.npz", "nowhere.npz: no such file"),
+        ("StudentTrain.py --model 3", "invalid choice: 3"),
+        ("StudentTrain.py", "required: --model"),
+    ],
+)
+def test_a_wrong_flag_is_named(flags, message):
+    done = subprocess.run(
+        [sys.executable, *flags.split()], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_without_the_test_set_inference_falls_back_to_the_sample_and_says_so(pipeline, tmp_path):
+    offline = {**os.environ, "PATH": "", "http_proxy": "http://127.0.0.1:9",
+               "https_proxy": "http://127.0.0.1:9"}  # fmt: skip
+    flags = ["--subset", "30", "--out", str(tmp_path / "out")]
+    done = run("inference.py", pipeline[0], tmp_path / "empty", *flags, env=offline)
+    assert "cannot be had" in done.stderr and "data/sample.npz" in done.stderr
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["dataset"].startswith("sample") and metrics["images"] == 30

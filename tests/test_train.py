@@ -1,0 +1,241 @@
+"""The training loop, on a network small enough to run it many times."""
+
+import csv
+import math
+import os
+import signal
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import StudentTrain
+import trainSelector
+from utils.data import Augmentation
+from utils.files import UserError
+from utils.train import Recipe, Trainer, predict
+
+EPOCHS, IMAGES, BATCH_SIZE = 3, 40, 8
+
+
+class Tiny(nn.Module):
+    """A classifier with what makes resuming hard: batch norm's statistics and dropout's draws."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, stride=4)
+        self.norm = nn.BatchNorm2d(4)
+        self.dropout = nn.Dropout(0.5)
+        self.fc = nn.Linear(256, 10)
+
+    def forward(self, images):
+        return self.fc(self.dropout(self.norm(self.conv(images)).flatten(1)))
+
+
+def trainer(path, sample, after_step=lambda step: None, accuracies=None, lr=0.01, epochs=EPOCHS):
+    torch.manual_seed(0)
+    images, labels = sample.images[:IMAGES], sample.labels[:IMAGES]
+    scripted = iter(accuracies or [])
+    steps = iter(range(1, 10**6))
+
+    def loss(images, logits, labels):
+        after_step(next(steps))
+        return F.cross_entropy(logits, labels)
+
+    def validate(logits):
+        accuracy = (logits.argmax(1) == labels).double().mean().item()
+        return F.cross_entropy(logits, labels).item(), next(scripted, accuracy)
+
+    return Trainer(
+        Tiny(), path, "resnet50", "cifar", Recipe(
+            epochs, BATCH_SIZE, lr, 0.9, 5e-4, 0.25, 0, Augmentation(4, True, 8)
+        ), {}, images, labels, loss, lambda logits, labels: logits.argmax(1) == labels,
+        images, validate,
+    )  # fmt: skip
+
+
+def history(path):
+    with open(path.with_suffix(".csv"), newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_best_epoch_by_validation_is_kept_and_not_the_last(tmp_path, sample):
+    path = tmp_path / "teacher.pth"
+    trainer(path, sample, accuracies=[0.5, 0.9, 0.1]).fit()
+    checkpoint = torch.load(path, weights_only=True)
+    assert (checkpoint["epoch"], checkpoint["val_accuracy"]) == (2, 0.9)
+    assert [float(row["val_accuracy"]) for row in history(path)] == [0.5, 0.9, 0.1]
+
+
+def test_the_history_tells_losses_accuracies_rate_and_speed_of_every_epoch(tmp_path, sample):
+    path = tmp_path / "teacher.pth"
+    trainer(path, sample).fit()
+    rows = history(path)
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
+    for row in rows:
+        assert 0 < float(row["train_loss"]) < 10 and 0 <= float(row["train_accuracy"]) <= 1
+        assert float(row["images_per_second"]) > 0 and float(row["seconds"]) >= 0
+    assert float(rows[-1]["lr"]) < 0.01 * float(rows[0]["lr"]) / 0.01 < 0.011
+
+
+def test_the_learning_rate_warms_up_to_its_maximum_and_falls_along_a_cosine(tmp_path, sample):
+    rates = []
+    run = trainer(
+        tmp_path / "t.pth", sample, lambda _: rates.append(run.optimizer.param_groups[0]["lr"])
+    )
+    run.fit()
+    peak = rates.index(max(rates))
+    assert max(rates) == pytest.approx(0.01, rel=0.05)
+    assert peak == pytest.approx(0.25 * len(rates), abs=1)
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    middle = peak + (len(rates) - peak) // 2
+    assert rates[middle] == pytest.approx(0.005, rel=0.15)
+    assert rates[-1] < 0.001
+
+
+def test_only_weights_decay(tmp_path, sample):
+    run = trainer(tmp_path / "t.pth", sample)
+    decay = {
+        id(p): group["weight_decay"]
+        for group in run.optimizer.param_groups
+        for p in group["params"]
+    }
+    named = {name: decay[id(p)] for name, p in run.net.named_parameters()}
+    assert named == {
+        "conv.weight": 5e-4, "fc.weight": 5e-4,
+        "conv.bias": 0, "fc.bias": 0, "norm.weight": 0, "norm.bias": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("step", [1, 3, 5, 9])
+def test_a_stopped_run_resumes_to_the_very_same_weights(
+    tmp_path, sample, capsys, monkeypatch, number, status, step
+):
+    monkeypatch.setattr(sys, "argv", ["teacherTrain.py", "--epochs", "3"])
+    whole, stopped = tmp_path / "whole.pth", tmp_path / "stopped.pth"
+    reference = trainer(whole, sample)
+    reference.fit()
+
+    run = trainer(stopped, sample, lambda k: os.kill(os.getpid(), number) if k == step else None)
+    with pytest.raises(SystemExit) as stop:
+        run.fit()
+    assert stop.value.code == status
+    assert "python teacherTrain.py --epochs 3 --resume" in capsys.readouterr().err
+    resumed = trainer(stopped, sample)
+    torch.rand(7)  # whatever else drew random numbers in the meantime
+    resumed.fit(resume=True)
+
+    for name, tensor in reference.net.state_dict().items():
+        assert torch.equal(tensor, resumed.net.state_dict()[name]), name
+    for ours, theirs in zip(history(stopped), history(whole), strict=True):
+        for timing in ("seconds", "images_per_second"):
+            del ours[timing], theirs[timing]
+        assert ours == theirs
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_loss_that_is_not_finite_names_epoch_and_step_and_spares_the_last_good_files(
+    tmp_path, sample
+):
+    path = tmp_path / "teacher.pth"
+
+    def poison(step):
+        if step == 8:  # the third of the second epoch; the fourth is the first to see it
+            with torch.no_grad():
+                run.net.fc.weight.fill_(math.nan)
+
+    run = trainer(path, sample, poison)
+    with pytest.raises(UserError, match=r"nan in epoch 2, step 4: lower --lr, now 0.01"):
+        run.fit()
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["epoch"] == 1
+    assert all(tensor.isfinite().all() for tensor in checkpoint["state_dict"].values())
+    trainer(path, sample).fit(resume=True)
+    assert len(history(path)) == EPOCHS
+
+
+def test_what_an_earlier_run_left_is_kept(tmp_path, sample):
+    path = tmp_path / "teacher.pth"
+    trainer(path, sample, lr=0.02).fit()
+    before = path.read_bytes()
+    trainer(path, sample).fit()
+    assert path.with_suffix(".previous.pth").read_bytes() == before != path.read_bytes()
+
+
+def test_resuming_with_other_hyperparameters_is_refused_with_the_difference(tmp_path, sample):
+    path = tmp_path / "teacher.pth"
+    trainer(path, sample).fit()
+    with pytest.raises(UserError, match=r"lr was 0.01, is 0.02"):
+        trainer(path, sample, lr=0.02).fit(resume=True)
+
+
+def test_resuming_from_a_damaged_state_says_what_to_do(tmp_path, sample):
+    path = tmp_path / "teacher.pth"
+    trainer(path, sample).fit()
+    state = path.with_suffix(".state.pth")
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(UserError, match="teacher.state.pth.*delete it"):
+        trainer(path, sample).fit(resume=True)
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path, sample):
+    path = tmp_path / "teacher.pth"
+    trainer(path, sample).fit()
+    before = path.read_bytes()
+    trainer(path, sample).fit(resume=True)
+    assert path.read_bytes() == before
+
+
+def test_predict_runs_in_eval_mode_and_keeps_the_order(sample):
+    net = Tiny().train()
+    whole = predict(net, sample.images[:50], batch_size=50)
+    parts = predict(net, sample.images[:50], batch_size=7)
+    assert torch.allclose(whole, parts, atol=0.05) and not net.training
+
+
+# ------------------------------------------------------------------ what the scripts do with it
+
+
+def test_the_teacher_sees_the_very_batch_that_the_student_sees(tmp_path, small_npz, monkeypatch):
+    """The published code cached the logits in one shuffled order and used them in another."""
+    seen = {"teacher": [], "student": []}
+
+    class Spy(Tiny):
+        def __init__(self, name):
+            super().__init__()
+            self.name = name
+
+        def forward(self, images):
+            if torch.is_grad_enabled() or self.name == "teacher":
+                seen[self.name].append(images.clone())
+            return super().forward(images)
+
+    teacher = Spy("teacher").eval()
+    monkeypatch.setattr(StudentTrain, "load_network", lambda path, arch: (teacher, {}))
+    monkeypatch.setattr(StudentTrain, "network", lambda arch, stem: Spy("student"))
+    monkeypatch.setattr(StudentTrain, "test_once", lambda path, test: None)
+    monkeypatch.setattr(
+        sys, "argv",
+        f"StudentTrain.py --model 1 --epochs 2 --subset 100 --batch-size 30 --data-dir {small_npz} "
+        f"--checkpoint-dir {tmp_path}".split(),
+    )  # fmt: skip
+    StudentTrain.main()
+    assert len(seen["student"]) == 8
+    for ours, theirs in zip(seen["student"], seen["teacher"], strict=True):
+        assert torch.equal(ours, theirs)
+    assert not teacher.training
+
+
+def test_the_threshold_is_the_best_on_the_images_it_is_given():
+    scores = torch.tensor([0.1, 0.4, 0.6, 0.9])
+    first, second = torch.tensor([0, 1, 1, 1]).bool(), torch.tensor([1, 0, 0, 0]).bool()
+    threshold = trainSelector.best_threshold(scores, [first, second])
+    assert 0.1 < threshold <= 0.4
+    assert trainSelector.routed_accuracy(scores, [first, second], threshold) == 1
+    assert trainSelector.best_threshold(scores, [first, first]) == 0.5
+    everything_to_2 = trainSelector.best_threshold(scores, [first & False, first | True])
+    assert everything_to_2 > 0.9
