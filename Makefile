@@ -5,7 +5,7 @@
 PYTHON ?= python3
 FLAGS = $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(SUBSET),--subset $(SUBSET)) $(if $(RESUME),--resume)
 
-.PHONY: demo test test-slow reproduce
+.PHONY: demo test reproduce
 
 demo: .venv/runtime
 	.venv/bin/python inference.py
@@ -14,9 +14,6 @@ test: .venv/dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/python -m pytest
-
-test-slow: .venv/dev
-	.venv/bin/python -m pytest -m slow
 
 reproduce: .venv/runtime
 	.venv/bin/python teacherTrain.py $(FLAGS)

@@ -59,9 +59,7 @@ def main() -> None:
     cli.announce(
         f"Training student {args.model}, {arch} with the {STEM} stem",
         **cli.training_facts(args, device, student, len(train), len(val), path),
-        loss={"mse": "mean squared error to the teacher's logits", "kl": "softened targets"}.get(
-            DISTILL_LOSS, "cross-entropy, no teacher"
-        ),
+        distillation=f"{DISTILL_LOSS}, alpha {ALPHA}",
     )
 
     def loss(images: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -62,7 +62,7 @@ def main() -> int:
     }
     selector, checkpoint = load_network(args.checkpoint_dir / FILES["selector"], "selector")
     system = to_device(
-        MultiStudent(list(students.values()), selector, checkpoint["threshold"]), device
+        MultiStudent(list(students.values()), selector, checkpoint.get("threshold", 0.5)), device
     ).eval()
     if args.images:
         return answer(system, args.images, args.batch_size, device)
@@ -95,7 +95,8 @@ def main() -> int:
 def test_images(data_dir: Path, subset: int | None, device: torch.device) -> tuple[str, Split]:
     """The name of what is classified, and its images: the test set, or the sample in its place."""
     try:
-        return "CIFAR-10 test set", load_splits(data_dir, subset, device)[2]
+        name = f"test images of {data_dir}" if data_dir.suffix == ".npz" else "CIFAR-10 test set"
+        return name, load_splits(data_dir, subset, device)[2]
     except UserError as error:
         if data_dir.suffix == ".npz":  # asked for by name: nothing else will do
             raise
@@ -124,7 +125,8 @@ def measure(
 
     right = {name: (each.argmax(dim=1) == test.labels).double() for name, each in logits.items()}
     one, two = (right[name] for name in STUDENTS)
-    right["better_student"] = max(one, two, key=lambda each: each.mean().item())
+    better = max(STUDENTS, key=lambda name: right[name].mean().item())
+    right["better_student"] = right[better]
     right["random"] = (one + two) / 2  # what a fair coin gets on average
     right["oracle"] = torch.maximum(one, two)
 
@@ -134,6 +136,7 @@ def measure(
     work["routed"] = macs(system.selector) + share * costs[0] + (1 - share) * costs[1]
     work["ensemble"] = sum(costs)
     work["random"] = sum(costs) / 2
+    work["better_student"], speed["better_student"] = work[better], speed[better]
 
     names = [name for name in LABELS if name in right]
     members = {label: test.labels == k for k, label in enumerate(CLASSES)}

@@ -10,9 +10,12 @@ checkpoints/selector.pth (the epoch whose routed accuracy is best by validation)
 inference.py uses it.
 """
 
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from models import STUDENTS, MultiStudent, Selector
 from utils import cli
@@ -66,7 +69,7 @@ def main() -> None:
 
     def validate(outputs: torch.Tensor) -> tuple[float, float]:
         loss = F.binary_cross_entropy_with_logits(outputs, val_targets).item()
-        return loss, routed_accuracy(outputs.sigmoid(), right, THRESHOLD or 0.5)
+        return loss, routed_accuracy(outputs.sigmoid(), right, 0.5)
 
     recipe = Recipe(
         args.epochs, args.batch_size, args.lr, MOMENTUM, WEIGHT_DECAY, WARMUP, args.seed,
@@ -102,7 +105,7 @@ def main() -> None:
     print("next: python inference.py")
 
 
-def better_student(students: list[torch.nn.Module], train: Split, path) -> torch.Tensor:
+def better_student(students: list[nn.Module], train: Split, path: Path) -> torch.Tensor:
     """The selector's labels for the training images, float32 (N,), saved with their indices."""
     logits = [
         predict(student, train.images, f"student {k}") for k, student in enumerate(students, 1)

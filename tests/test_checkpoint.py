@@ -58,10 +58,12 @@ def googlenet(images, tmp_path_factory):
 
 
 @torch.no_grad()
-def assert_same_outputs(one, other, images):
-    expected, got = one(images), other(images)
+def assert_same_but_for_rounding(net, loaded, images):
+    """Weights to half precision; outputs to 5 %, as rounding grows through an untrained network."""
+    torch.testing.assert_close(loaded.state_dict(), net.state_dict(), rtol=2**-11, atol=2**-24)
+    expected = net(images)
     assert expected.std() > 0
-    assert (got - expected).abs().max() < 0.01 * expected.abs().max()
+    assert (loaded(images) - expected).abs().max() < 0.05 * expected.abs().max()
 
 
 # ------------------------------------------------------------------ there and back
@@ -72,20 +74,21 @@ def test_selector_comes_back(path, images):
     loaded, _ = load_network(path, "selector")
     assert not loaded.training
     assert {weight.dtype for weight in loaded.parameters()} == {torch.float32}
-    assert_same_outputs(net, loaded, images)
+    assert_same_but_for_rounding(net, loaded, images)
 
 
 def test_student_comes_back(googlenet, images):
     net, path = googlenet
-    assert_same_outputs(net, load_network(path)[0], images)
+    assert_same_but_for_rounding(net, load_network(path)[0], images)
 
 
+@torch.no_grad()
 def test_student_loads_without_this_project(googlenet, images):
-    net, path = googlenet
+    _, path = googlenet
     plain = torchvision.models.googlenet(num_classes=10, aux_logits=False, init_weights=False)
     plain.conv1.conv = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     plain.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
-    assert_same_outputs(net, plain.eval(), images)
+    torch.testing.assert_close(plain.eval()(images), load_network(path)[0](images))
 
 
 def test_all_documented_keys_are_there(path):

@@ -174,14 +174,13 @@ def test_a_missing_input_is_named_with_the_command_that_makes_it(
     assert missing in done.stderr and made_by in done.stderr
 
 
-def test_a_killed_run_resumes_to_the_very_same_weights(tmp_path, small_npz):
+def test_a_killed_run_resumes_to_the_very_same_weights(pipeline, tmp_path, small_npz):
     """kill -9 in the midst of the second epoch of a GoogLeNet, whose dropout draws numbers."""
     flags = ["--model", "2", "--epochs", "3", "--subset", "120", "--batch-size", "30"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    teacher = ["--epochs", "1", "--subset", "60", "--batch-size", "30"]
-    run("teacherTrain.py", whole, small_npz, *teacher)
-    killed.mkdir()
-    (killed / "teacher.pth").write_bytes((whole / "teacher.pth").read_bytes())
+    for folder in (whole, killed):
+        folder.mkdir()
+        (folder / "teacher.pth").symlink_to(pipeline[0] / "teacher.pth")
     run("StudentTrain.py", whole, small_npz, *flags)
 
     process = subprocess.Popen(

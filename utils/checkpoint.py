@@ -1,5 +1,6 @@
 """Checkpoints: one dictionary a file, weights in half precision, loadable without running code."""
 
+import io
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,15 +66,20 @@ def save_checkpoint(
         "epoch": epoch,
         "torch_version": str(torch.__version__),
     }
-    with replacing(path) as file:
-        torch.save(checkpoint, file)
+    write(path, checkpoint)
 
 
 def amend_checkpoint(path: Path, **facts: Any) -> None:
     """Add what was found out about the weights at `path`, such as their test accuracy."""
-    checkpoint = read_checkpoint(path)
+    write(path, read_checkpoint(path) | facts)
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Save `content` to `path`, which is replaced whole. Raises UserError where it cannot be."""
+    buffer = io.BytesIO()  # torch.save hides a full disk's OSError behind another
+    torch.save(content, buffer)
     with replacing(path) as file:
-        torch.save(checkpoint | facts, file)
+        file.write(buffer.getbuffer())
 
 
 def read_checkpoint(path: Path, arch: str | None = None) -> dict[str, Any]:
@@ -91,12 +97,14 @@ def read_checkpoint(path: Path, arch: str | None = None) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"{path} is missing" + (f"; make it with: {command}" if command else ""))
     try:
+        with open(path, "rb") as file:
+            if file.read(1) not in (b"P", b"\x80", b""):  # of a zip archive, of a bare pickle
+                raise UserError(f"{path} is not a PyTorch checkpoint")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
-            reason = "it carries code instead of tensors, which is not run"
-            raise UserError(f"{path} is refused: {reason}") from error
-        raise UserError(f"{path} is not a PyTorch checkpoint") from error
+        raise UserError(
+            f"{path} is refused: it carries code instead of tensors, which is not run"
+        ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise UserError(f"{path} is cut short or not a PyTorch checkpoint: {error}") from error
     missing = [key for key in KEYS if not isinstance(checkpoint, dict) or key not in checkpoint]
@@ -116,14 +124,14 @@ def load_network(path: str | Path, arch: str | None = None) -> tuple[nn.Module, 
     path = Path(path)
     checkpoint = read_checkpoint(path, arch)
     found, stem, hyperparameters = (checkpoint[key] for key in ("arch", "stem", "hyperparameters"))
-    if found == "selector":
-        net: nn.Module = Selector(hyperparameters["depth"], hyperparameters["batch_norm"])
-    elif found in ARCHS and stem in STEMS:
-        net = network(found, stem, len(checkpoint["classes"]))
-    else:
+    if found != "selector" and (found not in ARCHS or stem not in STEMS):
         raise UserError(f"{path} holds the unknown architecture {found!r} with stem {stem!r}")
     try:
+        if found == "selector":
+            net: nn.Module = Selector(hyperparameters["depth"], hyperparameters["batch_norm"])
+        else:
+            net = network(found, stem, len(checkpoint["classes"]))
         net.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as error:
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: its weights do not fit {found}, {stem}: {error}") from error
     return net.eval(), checkpoint

@@ -87,7 +87,7 @@ def announce(title: str, **facts: object) -> None:
     """Say what is about to happen, a line a fact."""
     print(title)
     for name, fact in facts.items():
-        print(f"  {name.replace('_', ' '):<12}{fact}")
+        print(f"  {name:<14}{fact}")
     print(flush=True)
 
 

@@ -8,8 +8,9 @@ epoch can be made again, on the CPU and on a GPU alike.
 import hashlib
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +127,9 @@ def _own_arrays(path: Path) -> dict[str, np.ndarray]:
     return _read(path, "see 'Train on your own images' in README.md", _check_own)
 
 
-def _read(path: Path, remedy: str, check) -> dict[str, np.ndarray]:
+def _read(
+    path: Path, remedy: str, check: Callable[[dict[str, np.ndarray]], None]
+) -> dict[str, np.ndarray]:
     try:
         with np.load(path) as file:
             arrays = {name: file[name] for name in SHA256}
@@ -154,8 +157,12 @@ def _check_own(arrays: dict[str, np.ndarray]) -> None:
                 f"{name}_images is {images.dtype} {images.shape}, expected uint8 "
                 f"({len(labels)}, 32, 32, 3) to go with its labels"
             )
-        if labels.dtype.kind not in "iu" or not np.isin(labels, range(len(CLASSES))).all():
-            raise UserError(f"{name}_labels must be integers from 0 to 9")
+        if (
+            labels.ndim != 1
+            or labels.dtype.kind not in "iu"
+            or not np.isin(labels, range(len(CLASSES))).all()
+        ):
+            raise UserError(f"{name}_labels must be a row of integers from 0 to 9")
 
 
 # ------------------------------------------------------------------ batches
@@ -209,21 +216,19 @@ class Batches:
 
         The order and every crop, flip and cutout depend on (seed, epoch) alone.
         """
-        count = len(self.images)
-        draws = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
-        order = torch.randperm(count, generator=draws)
-        shifts = torch.randint(0, 2 * self.augmentation.crop + 1, (count, 2), generator=draws)
-        flips = torch.randint(0, 2, (count,), generator=draws).bool() & self.augmentation.flip
-        centers = torch.randint(0, 32, (count, 2), generator=draws)
-        for chosen in torch.tensor_split(torch.arange(count), self.steps)[start:]:
-            places, shift, flip, center = (
-                draw[chosen].to(self.images.device) for draw in (order, shifts, flips, centers)
-            )
-            images = crop_and_flip(self.images[places], shift - self.augmentation.crop, flip)
-            yield (
-                cut_out(normalize(images), center, self.augmentation.cutout),
-                self.targets[places],
-            )
+        count, augmentation = len(self.images), self.augmentation
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
+        order = torch.randperm(count, generator=generator)
+        shifts = torch.randint(0, 2 * augmentation.crop + 1, (count, 2), generator=generator)
+        flips = torch.randint(0, 2, (count,), generator=generator).bool() & augmentation.flip
+        centers = torch.randint(0, 32, (count, 2), generator=generator)
+        draws = (
+            draw.to(self.images.device).tensor_split(self.steps)
+            for draw in (order, shifts - augmentation.crop, flips, centers)
+        )
+        for places, shift, flip, center in islice(zip(*draws, strict=True), start, None):
+            images = normalize(crop_and_flip(self.images[places], shift, flip))
+            yield cut_out(images, center, augmentation.cutout), self.targets[places]
 
 
 def crop_and_flip(images: torch.Tensor, shift: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:

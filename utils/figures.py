@@ -18,7 +18,14 @@ from utils.files import replacing
 COLORS = {"densenet121": "#d9822b", "googlenet": "#2a9d8f", "routed": "#6a4c93"}
 NAMES = {"densenet121": "DenseNet-121", "googlenet": "GoogLeNet", "routed": "routed"}
 plt.rcParams.update(
-    {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "axes.grid.axis": "y"}
+    {
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.grid.axis": "y",
+        "axes.axisbelow": True,
+        "grid.alpha": 0.3,
+    }
 )
 
 
@@ -58,7 +65,7 @@ def per_class_accuracy(metrics: dict) -> Figure:
         overall = f"{NAMES[name]} ({100 * metrics['accuracy'][name]:.1f} % overall)"
         axes.bar(positions + (k - 1) * width, heights, width, color=color, label=overall)
     axes.set_xticks(positions, CLASSES)
-    axes.set_ylim(max(0, 10 * np.floor(axes.dataLim.y1 / 10) - 60), 100)
+    axes.set_ylim(0, 100)
     axes.set_ylabel("top-1 accuracy, %")
     axes.set_title(f"{metrics['dataset']}, {metrics['images']:,} images", loc="left")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.27), ncols=3, frameon=False)
@@ -93,6 +100,7 @@ def route_share(metrics: dict) -> Figure:
         total = 100 * metrics["route_share"][arch]
         label = f"{NAMES[arch]} ({total:.1f} % of all)"
         axes.barh(CLASSES, widths, left=left, color=COLORS[arch], label=label)
+    axes.grid(False)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.set_xlabel("images sent to each student, %")

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from utils.checkpoint import amend_checkpoint, load_network, save_checkpoint
+from utils.checkpoint import amend_checkpoint, load_network, save_checkpoint, write
 from utils.data import Augmentation, Batches, Split, normalize
 from utils.device import autocast, to_device
 from utils.files import UserError, replacing, shown
@@ -298,8 +298,7 @@ class Trainer:
             "rng": torch.get_rng_state(),  # of dropout, on the CPU
             "cuda_rng": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
         }
-        with replacing(self.state_path) as file:
-            torch.save(state, file)
+        write(self.state_path, state)
 
     def _load_state(self) -> None:
         try:
