@@ -18,7 +18,7 @@ from utils.checkpoint import FILES, load_network
 from utils.data import Augmentation, load_splits
 from utils.device import autocast, pick_device, seed_everything, to_device
 from utils.distillation import distillation_loss
-from utils.train import Recipe, Trainer, classification, test_once
+from utils.train import Recipe, Trainer, classification, report_test_accuracy
 
 # ------------------------------------------------------------------ hyperparameters
 
@@ -80,7 +80,7 @@ def main() -> None:
     )  # fmt: skip
     trainer.fit(args.resume)
 
-    test_once(path, test)
+    report_test_accuracy(path, test)
     print(f"next: python {'StudentTrain.py --model 2' if args.model == 1 else 'trainSelector.py'}")
 
 

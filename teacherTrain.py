@@ -15,7 +15,7 @@ from utils import cli
 from utils.checkpoint import FILES
 from utils.data import Augmentation, load_splits
 from utils.device import pick_device, seed_everything, to_device
-from utils.train import Recipe, Trainer, classification, test_once
+from utils.train import Recipe, Trainer, classification, report_test_accuracy
 
 # ------------------------------------------------------------------ hyperparameters
 
@@ -58,7 +58,7 @@ def main() -> None:
     )  # fmt: skip
     trainer.fit(args.resume)
 
-    test_once(path, test)
+    report_test_accuracy(path, test)
     print("next: python StudentTrain.py --model 1")
 
 

@@ -217,7 +217,7 @@ def test_the_teacher_sees_the_very_batch_that_the_student_sees(tmp_path, small_n
     teacher = Spy("teacher").eval()
     monkeypatch.setattr(StudentTrain, "load_network", lambda path, arch: (teacher, {}))
     monkeypatch.setattr(StudentTrain, "network", lambda arch, stem: Spy("student"))
-    monkeypatch.setattr(StudentTrain, "test_once", lambda path, test: None)
+    monkeypatch.setattr(StudentTrain, "report_test_accuracy", lambda path, test: None)
     monkeypatch.setattr(
         sys, "argv",
         f"StudentTrain.py --model 1 --epochs 2 --subset 100 --batch-size 30 --data-dir {small_npz} "

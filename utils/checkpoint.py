@@ -66,15 +66,15 @@ def save_checkpoint(
         "epoch": epoch,
         "torch_version": str(torch.__version__),
     }
-    write(path, checkpoint)
+    write_dict(path, checkpoint)
 
 
 def amend_checkpoint(path: Path, **facts: Any) -> None:
     """Add what was found out about the weights at `path`, such as their test accuracy."""
-    write(path, read_checkpoint(path) | facts)
+    write_dict(path, read_checkpoint(path) | facts)
 
 
-def write(path: Path, content: dict[str, Any]) -> None:
+def write_dict(path: Path, content: dict[str, Any]) -> None:
     """Save `content` to `path`, which is replaced whole. Raises UserError where it cannot be."""
     buffer = io.BytesIO()  # torch.save hides a full disk's OSError behind another
     torch.save(content, buffer)

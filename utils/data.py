@@ -157,12 +157,9 @@ def _check_own(arrays: dict[str, np.ndarray]) -> None:
                 f"{name}_images is {images.dtype} {images.shape}, expected uint8 "
                 f"({len(labels)}, 32, 32, 3) to go with its labels"
             )
-        if (
-            labels.ndim != 1
-            or labels.dtype.kind not in "iu"
-            or not np.isin(labels, range(len(CLASSES))).all()
-        ):
-            raise UserError(f"{name}_labels must be a row of integers from 0 to 9")
+        known = labels.dtype.kind in "iu" and np.isin(labels, range(len(CLASSES))).all()
+        if labels.ndim != 1 or not known:
+            raise UserError(f"{name}_labels must be integers from 0 to 9, one an image")
 
 
 # ------------------------------------------------------------------ batches

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from utils.checkpoint import amend_checkpoint, load_network, save_checkpoint, write
+from utils.checkpoint import amend_checkpoint, load_network, save_checkpoint, write_dict
 from utils.data import Augmentation, Batches, Split, normalize
 from utils.device import autocast, to_device
 from utils.files import UserError, replacing, shown
@@ -59,11 +59,11 @@ def predict(
     """What `net` in eval mode returns for uint8 images (N, 32, 32, 3), on their device.
 
     Logits (N, classes) of a classifier, (N,) of the selector, as float32; logits and choice of a
-    MultiStudent. `title` names a progress bar.
+    MultiStudent. `title` names a progress bar, gone when it is done.
     """
     net.eval()
     batches = []
-    with tqdm(total=len(images), desc=title, unit="img", disable=title is None) as bar:
+    with tqdm(total=len(images), desc=title, unit="img", leave=False, disable=title is None) as bar:
         for batch in images.split(batch_size):
             with autocast(images.device):
                 outputs = net(normalize(batch))
@@ -91,7 +91,7 @@ def classification(val: Split) -> dict[str, Any]:
     }
 
 
-def test_once(path: Path, test: Split) -> None:
+def report_test_accuracy(path: Path, test: Split) -> None:
     """Measure the weights in `path`, as saved, on the test images, and note it in the file."""
     net, checkpoint = load_network(path)
     logits = predict(to_device(net, test.images.device), test.images, "test")
@@ -253,7 +253,7 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         now = self.progress
-        val_loss, val_accuracy = self.validate(predict(self.net, self.val_images))
+        val_loss, val_accuracy = self.validate(predict(self.net, self.val_images, "validation"))
         improved = val_accuracy > now.best
         now.history.append(
             {
@@ -298,7 +298,7 @@ class Trainer:
             "rng": torch.get_rng_state(),  # of dropout, on the CPU
             "cuda_rng": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
         }
-        write(self.state_path, state)
+        write_dict(self.state_path, state)
 
     def _load_state(self) -> None:
         try:
