@@ -113,6 +113,15 @@ def test_missing_file_names_the_command_that_makes_it(arch, tmp_path):
     assert refusal(tmp_path / FILES[arch]).endswith(f"is missing; make it with: {COMMANDS[arch]}")
 
 
+def test_flipped_byte_in_the_weights_is_found(path):
+    net = save_selector(path)
+    content = bytearray(path.read_bytes())
+    weight = net.state_dict()["blocks.4.weight"].half().numpy().tobytes()
+    content[content.index(weight) + 100] ^= 255
+    path.write_bytes(content)
+    assert "damaged" in refusal(path)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.6, 0.99])
 def test_file_cut_short_is_refused(share, path):
     save_selector(path)

@@ -119,7 +119,21 @@ WRONG = {
     ),
     "labels in a column": (  # as Keras has them
         lambda a: a.update(train_labels=a["train_labels"][:, None]),
-        "train_labels",
+        "train_labels has shape (100, 1)",
+    ),
+    "a label for all": (
+        lambda a: a.update(train_labels=np.uint8(3)),
+        "train_labels has shape ()",
+    ),
+    "no images": (
+        lambda a: a.update(test_images=a["test_images"][:0], test_labels=a["test_labels"][:0]),
+        "test_labels has shape (0,)",
+    ),
+    "three images a class": (
+        lambda a: a.update(
+            train_images=a["train_images"][:30], train_labels=a["train_labels"][:30]
+        ),
+        "too few images",
     ),
 }
 
@@ -143,6 +157,12 @@ def test_own_file_with_a_wrong_array_is_refused(wrong, arrays, tmp_path):
     message = error_of(tmp_path / "mine.npz")
     assert str(tmp_path / "mine.npz") in message
     assert reason in message
+
+
+def test_array_file_under_another_name_is_refused(tmp_path):
+    np.save(tmp_path / "mine.npy", np.zeros(3))
+    (tmp_path / "mine.npy").rename(tmp_path / "mine.npz")
+    assert f"{tmp_path / 'mine.npz'} is damaged or incomplete" in error_of(tmp_path / "mine.npz")
 
 
 def test_compressed_own_file_with_a_damaged_byte_is_refused(arrays, tmp_path):

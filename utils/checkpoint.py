@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -100,12 +101,14 @@ def read_checkpoint(path: Path, arch: str | None = None) -> dict[str, Any]:
         with open(path, "rb") as file:
             if file.read(1) not in (b"P", b"\x80", b""):  # of a zip archive, of a bare pickle
                 raise UserError(f"{path} is not a PyTorch checkpoint")
+        if zipfile.is_zipfile(path) and (damaged := zipfile.ZipFile(path).testzip()):
+            raise UserError(f"{path} is damaged: {damaged} does not match its checksum")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is refused: it carries code instead of tensors, which is not run"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is cut short or not a PyTorch checkpoint: {error}") from error
     missing = [key for key in KEYS if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing:

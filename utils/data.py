@@ -7,7 +7,6 @@ epoch can be made again, on the CPU and on a GPU alike.
 
 import hashlib
 import math
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -65,6 +64,8 @@ def load_splits(
     """
     arrays = _own_arrays(data) if data.suffix == ".npz" else _cifar10(data)
     train, val = stratified_split(arrays["train_labels"])
+    if not len(val):
+        raise UserError(f"{data} has too few images of each class to hold out a tenth to validate")
     test = np.arange(len(arrays["test_labels"]))
     return tuple(
         Split(
@@ -134,10 +135,11 @@ def _read(
         with np.load(path) as file:
             arrays = {name: file[name] for name in SHA256}
         check(arrays)
-    except (KeyError, OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is damaged or incomplete ({error}): {remedy}") from error
     except UserError as error:
         raise UserError(f"{path}: {error}; {remedy}") from error
+    # A damaged archive can fail in any of the ways of zipfile, zlib and NumPy.
+    except Exception as error:
+        raise UserError(f"{path} is damaged or incomplete ({error}): {remedy}") from error
     return arrays
 
 
@@ -152,14 +154,15 @@ def check_cifar10(arrays: dict[str, np.ndarray]) -> None:
 def _check_own(arrays: dict[str, np.ndarray]) -> None:
     for name in ("train", "test"):
         images, labels = arrays[f"{name}_images"], arrays[f"{name}_labels"]
+        if labels.ndim != 1 or labels.size == 0:
+            raise UserError(f"{name}_labels has shape {labels.shape}, expected one label an image")
         if images.dtype != np.uint8 or images.shape != (len(labels), 32, 32, 3):
             raise UserError(
                 f"{name}_images is {images.dtype} {images.shape}, expected uint8 "
                 f"({len(labels)}, 32, 32, 3) to go with its labels"
             )
-        known = labels.dtype.kind in "iu" and np.isin(labels, range(len(CLASSES))).all()
-        if labels.ndim != 1 or not known:
-            raise UserError(f"{name}_labels must be integers from 0 to 9, one an image")
+        if labels.dtype.kind not in "iu" or not np.isin(labels, range(len(CLASSES))).all():
+            raise UserError(f"{name}_labels must be integers from 0 to 9")
 
 
 # ------------------------------------------------------------------ batches
