@@ -9,13 +9,13 @@ STEMS = ("cifar", "cifar-pool")
 
 
 def network(arch: str, stem: str = "cifar-pool", classes: int = 10) -> nn.Module:
-    """One of torchvision's classifiers, randomly initialised, with a stem for 32x32 images.
+    """One of torchvision's classifiers, randomly initialized, with a stem for 32x32 images.
 
     The networks were drawn for 224x224 images and shrink them fourfold before the first block.
     Both stems replace the 7x7 stride-2 convolution by a 3x3 of stride 1: "cifar" drops the
     max-pool behind it too (the most accurate), "cifar-pool" keeps it, for a quarter of the MACs.
 
-    The network takes normalised images (N, 3, 32, 32) and returns logits (N, classes). Its
+    The network takes normalized images (N, 3, 32, 32) and returns logits (N, classes). Its
     state_dict has torchvision's own keys. Raises ValueError for another `arch` or `stem`.
     """
     if arch not in ARCHS:

@@ -9,7 +9,7 @@ WIDTHS = (32, 64, 96, 128)  # output channels of blocks 1 to 4
 class Selector(nn.Module):
     """`depth` blocks of 3x3 convolution, batch norm, ReLU and max-pool, then one logit.
 
-    Takes normalised images (N, 3, 32, 32) and returns logits (N,): their sigmoid is the probability
+    Takes normalized images (N, 3, 32, 32) and returns logits (N,): their sigmoid is the probability
     that student 1 is the better one for the image. At depth 3: 0.08 M parameters, 9.1 M MACs.
 
     Raises ValueError where `depth` is not 1 to 4.

@@ -6,12 +6,14 @@ import os
 import signal
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import StudentTrain
+import teacherTrain
 import trainSelector
 from utils.data import Augmentation
 from utils.files import UserError
@@ -228,6 +230,26 @@ def test_the_teacher_sees_the_very_batch_that_the_student_sees(tmp_path, small_n
     for ours, theirs in zip(seen["student"], seen["teacher"], strict=True):
         assert torch.equal(ours, theirs)
     assert not teacher.training
+
+
+def test_the_test_images_have_no_say_in_what_is_learned_or_kept(tmp_path, small_npz, monkeypatch):
+    """The published code chose its best epoch on the test images."""
+    monkeypatch.setattr(teacherTrain, "network", lambda arch, stem: Tiny())
+    monkeypatch.setattr(teacherTrain, "report_test_accuracy", lambda path, test: None)
+    arrays = dict(np.load(small_npz))
+    kept = []
+    for name in ("as it is", "spoiled"):
+        np.savez(tmp_path / "data.npz", **arrays)
+        folder = tmp_path / name
+        flags = f"--epochs 3 --batch-size 50 --data-dir {tmp_path / 'data.npz'} --checkpoint-dir"
+        monkeypatch.setattr(sys, "argv", ["teacherTrain.py", *flags.split(), str(folder)])
+        teacherTrain.main()
+        kept.append(torch.load(folder / "teacher.pth", weights_only=True))
+        arrays["test_images"] = 255 - arrays["test_images"]
+        arrays["test_labels"] = (arrays["test_labels"] + 1) % 10
+    assert kept[0]["epoch"] == kept[1]["epoch"]
+    for tensor, other in zip(*(each["state_dict"].values() for each in kept), strict=True):
+        assert torch.equal(tensor, other)
 
 
 def test_the_threshold_is_the_best_on_the_images_it_is_given():

@@ -212,7 +212,7 @@ class Batches:
         self.steps = math.ceil(len(images) / batch_size)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield normalised images (B, 3, 32, 32) and their targets (B, ...), from step `start` on.
+        """Yield normalized images (B, 3, 32, 32) and their targets (B, ...), from step `start` on.
 
         The order and every crop, flip and cutout depend on (seed, epoch) alone.
         """
