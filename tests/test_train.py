@@ -36,9 +36,17 @@ class Tiny(nn.Module):
         return self.fc(self.dropout(self.norm(self.conv(images)).flatten(1)))
 
 
-def trainer(path, sample, after_step=lambda step: None, accuracies=None, lr=0.01, epochs=EPOCHS):
+def trainer(
+    path,
+    sample,
+    after_step=lambda step: None,
+    accuracies=None,
+    lr=0.01,
+    epochs=EPOCHS,
+    count=IMAGES,
+):
     torch.manual_seed(0)
-    images, labels = sample.images[:IMAGES], sample.labels[:IMAGES]
+    images, labels = sample.images[:count], sample.labels[:count]
     scripted = iter(accuracies or [])
     steps = iter(range(1, 10**6))
 
@@ -96,6 +104,13 @@ def test_the_learning_rate_warms_up_to_its_maximum_and_falls_along_a_cosine(tmp_
     middle = peak + (len(rates) - peak) // 2
     assert rates[middle] == pytest.approx(0.005, rel=0.15)
     assert rates[-1] < 0.001
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
+def test_a_run_of_few_steps_ends_too(tmp_path, sample, steps):
+    """OneCycleLR divides by zero where the warm-up ends on its very first step."""
+    trainer(tmp_path / "t.pth", sample, epochs=1, count=steps * BATCH_SIZE).fit()
+    assert len(history(tmp_path / "t.pth")) == 1
 
 
 def test_only_weights_decay(tmp_path, sample):

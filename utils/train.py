@@ -171,11 +171,12 @@ class Trainer:
             momentum=recipe.momentum,
             nesterov=recipe.momentum > 0,
         )
+        total_steps = recipe.epochs * self.batches.steps + 1  # it is stepped after the last, too
         self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer,
             max_lr=recipe.lr,
-            total_steps=recipe.epochs * self.batches.steps + 1,  # it is stepped after the last, too
-            pct_start=recipe.warmup,
+            total_steps=total_steps,
+            pct_start=max(recipe.warmup, 1.5 / total_steps),  # a warm-up of 0 steps divides by 0
             cycle_momentum=False,
         )
         self.progress = Progress()
