@@ -139,7 +139,7 @@ def measure(
     work["better_student"], speed["better_student"] = work[better], speed[better]
 
     names = [name for name in LABELS if name in right]
-    members = {label: test.labels == k for k, label in enumerate(CLASSES)}
+    members = {CLASSES[k]: test.labels == k for k in test.labels.unique().tolist()}
     metrics = {
         "accuracy": {name: right[name].mean().item() for name in names},
         "per_class": {

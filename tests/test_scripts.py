@@ -232,6 +232,14 @@ def test_a_wrong_flag_is_named(flags, message):
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 
+def test_classes_without_an_image_are_left_out(pipeline, small_npz, tmp_path):
+    flags = ["--subset", "3", "--out", str(tmp_path / "out")]
+    run("inference.py", pipeline[0], small_npz, *flags)
+    text = (tmp_path / "out" / "metrics.json").read_text()
+    assert "NaN" not in text
+    assert 1 <= len(json.loads(text)["per_class"]["routed"]) <= 3
+
+
 def test_without_the_test_set_inference_falls_back_to_the_sample_and_says_so(pipeline, tmp_path):
     offline = {**os.environ, "PATH": "", "http_proxy": "http://127.0.0.1:9",
                "https_proxy": "http://127.0.0.1:9"}  # fmt: skip

@@ -59,12 +59,13 @@ def draw_all(
 def per_class_accuracy(metrics: dict) -> Figure:
     """Bars of both students' and the routed top-1 accuracy, a group a class."""
     figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
-    positions, width = np.arange(len(CLASSES)), 0.27
+    classes, width = list(metrics["per_class"]["routed"]), 0.27
+    positions = np.arange(len(classes))
     for k, (name, color) in enumerate(COLORS.items()):
-        heights = [100 * metrics["per_class"][name][label] for label in CLASSES]
+        heights = [100 * metrics["per_class"][name][label] for label in classes]
         overall = f"{NAMES[name]} ({100 * metrics['accuracy'][name]:.1f} % overall)"
         axes.bar(positions + (k - 1) * width, heights, width, color=color, label=overall)
-    axes.set_xticks(positions, CLASSES)
+    axes.set_xticks(positions, classes)
     axes.set_ylim(0, 100)
     axes.set_ylabel("top-1 accuracy, %")
     axes.set_title(f"{metrics['dataset']}, {metrics['images']:,} images", loc="left")
@@ -95,11 +96,12 @@ def accuracy_per_epoch(histories: dict[str, Path]) -> Figure:
 def route_share(metrics: dict) -> Figure:
     """The share of each class's images that the selector sends to each student."""
     figure, axes = plt.subplots(figsize=(9, 3.5), layout="constrained")
-    first = np.array([100 * metrics["route_share_per_class"][label] for label in CLASSES])
+    classes = list(metrics["route_share_per_class"])
+    first = 100 * np.array(list(metrics["route_share_per_class"].values()))
     for arch, widths, left in zip(STUDENTS, (first, 100 - first), (0, first), strict=True):
         total = 100 * metrics["route_share"][arch]
         label = f"{NAMES[arch]} ({total:.1f} % of all)"
-        axes.barh(CLASSES, widths, left=left, color=COLORS[arch], label=label)
+        axes.barh(classes, widths, left=left, color=COLORS[arch], label=label)
     axes.grid(False)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)

@@ -190,7 +190,9 @@ class Trainer:
         """
         if resume and self.state_path.exists():
             self._load_state()
-            print(f"resuming after epoch {self.progress.epoch}, step {self.progress.step}")
+            done = self.progress.epoch == self.recipe.epochs
+            step = f"epoch {self.progress.epoch}, step {self.progress.step}"
+            print("the run is finished: no epoch is left" if done else f"resuming after {step}")
         elif resume:
             print(f"nothing to resume at {shown(self.state_path)}: starting with epoch 1")
         elif self.state_path.exists():
