@@ -1,9 +1,14 @@
 """Real images for every test: the sample of the test set that comes with the repository."""
 
+import signal
+
 import numpy as np
 import pytest
 
 from utils.data import load_sample
+
+# A shell starts its background jobs with Ctrl-C ignored, and several tests press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
