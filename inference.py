@@ -68,11 +68,12 @@ def main() -> int:
         return answer(system, args.images, args.batch_size, device)
 
     networks = dict(students)
-    if (args.checkpoint_dir / FILES["resnet50"]).exists():
-        teacher, _ = load_network(args.checkpoint_dir / FILES["resnet50"], "resnet50")
+    teacher_path = args.checkpoint_dir / FILES["resnet50"]
+    if teacher_path.exists():
+        teacher, _ = load_network(teacher_path, "resnet50")
         networks = {"teacher": to_device(teacher, device), **networks}
     else:
-        print(f"no teacher at {shown(args.checkpoint_dir / FILES['resnet50'])}: it is left out\n")
+        print(f"no teacher at {shown(teacher_path)}: it is left out\n")
     dataset, test = test_images(args.data_dir, args.subset, device)
     cli.announce(
         f"Classifying {len(test):,} images: {dataset}",

@@ -40,13 +40,13 @@ def save_checkpoint(
     hyperparameters: Mapping[str, Any],
     epoch: int,
     val_accuracy: float,
-    test_accuracy: float | None = None,
 ) -> None:
     """Write the weights of `net` and what is known of them to `path`, which is replaced whole.
 
     Floating-point tensors are stored in half precision, which rounds far less than the bf16 that
-    the networks compute in. Accuracies are top-1, in [0, 1]. Raises UserError where a weight does
-    not fit into half precision or the file cannot be written.
+    the networks compute in. `val_accuracy` is top-1, in [0, 1]; the test accuracy is None until
+    `amend_checkpoint` notes it. Raises UserError where a weight does not fit into half precision or
+    the file cannot be written.
     """
     state_dict = {
         name: tensor.detach().cpu().half() if tensor.is_floating_point() else tensor.cpu()
@@ -62,7 +62,7 @@ def save_checkpoint(
         "mean": list(MEAN),
         "std": list(STD),
         "val_accuracy": val_accuracy,
-        "test_accuracy": test_accuracy,
+        "test_accuracy": None,
         "hyperparameters": dict(hyperparameters),
         "epoch": epoch,
         "torch_version": str(torch.__version__),

@@ -190,9 +190,10 @@ class Trainer:
         """
         if resume and self.state_path.exists():
             self._load_state()
-            done = self.progress.epoch == self.recipe.epochs
-            step = f"epoch {self.progress.epoch}, step {self.progress.step}"
-            print("the run is finished: no epoch is left" if done else f"resuming after {step}")
+            if self.progress.epoch == self.recipe.epochs:
+                print("the run is finished: no epoch is left")
+            else:
+                print(f"resuming after epoch {self.progress.epoch}, step {self.progress.step}")
         elif resume:
             print(f"nothing to resume at {shown(self.state_path)}: starting with epoch 1")
         elif self.state_path.exists():
