@@ -1,6 +1,8 @@
-"""Errors a user can mend, and files that are whole or absent, never half-written."""
+"""Errors a user can mend, files that are whole or absent, and one run a checkpoint."""
 
 import contextlib
+import fcntl
+import glob
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,8 @@ class UserError(Exception):
 def replacing(path: Path, binary: bool = True) -> Iterator:
     """Open a file beside `path` for writing and rename it into place once it is whole.
 
-    A crash, a full disk or an exception inside the block leaves what stood at `path` untouched.
+    A crash, a power loss, a full disk or an exception inside the block leaves what stood at `path`
+    untouched; once the block is left, the new file outlives a power loss.
 
     Yields the open file. Raises UserError, naming `path`, where it cannot be written.
     """
@@ -29,11 +32,50 @@ def replacing(path: Path, binary: bool = True) -> Iterator:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+        _sync_folder(path.parent)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"cannot write {path}: {reason}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Wait until the renames in `folder` are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_claims: list[int] = []  # open for as long as the process lives, and so is each claim
+
+
+def claim(path: Path) -> None:
+    """Make this process the only one that writes `path` and its siblings of the same stem.
+
+    The claim is a lock on NAME.lock, which the system drops when the process ends, however it ends.
+    What a killed run left half-written is removed. Raises UserError where another process has the
+    claim or the folder cannot be written.
+    """
+    lock = path.with_suffix(".lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise UserError(
+                f"another run is writing {shown(path)}: wait for it to end, or give this one a "
+                "folder of its own with --checkpoint-dir"
+            ) from error
+        for partial in path.parent.glob(f"{glob.escape(path.stem)}.*.part"):
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    _claims.append(descriptor)
 
 
 def shown(path: Path) -> str:
