@@ -4,6 +4,7 @@
     python StudentTrain.py --model 2
     python StudentTrain.py --model 2 --epochs 1 --subset 2000   a quick try
     python StudentTrain.py --model 1 --resume                   go on where Ctrl-C stopped it
+    torchrun --standalone --nproc_per_node=2 StudentTrain.py --model 1          on two GPUs
 
 Needs checkpoints/teacher.pth, made by teacherTrain.py, unless DISTILL_LOSS is "none". Writes
 checkpoints/densenet121.pth or googlenet.pth (the epoch that is best by validation) and a .csv of
@@ -15,9 +16,11 @@ import torch
 from models import STUDENTS, network
 from utils import cli
 from utils.checkpoint import FILES, load_network
-from utils.data import Augmentation, load_splits
+from utils.data import Augmentation, fingerprint, load_splits
 from utils.device import autocast, pick_device, seed_everything, to_device
 from utils.distillation import distillation_loss
+from utils.distributed import from_first, join_group
+from utils.files import claim
 from utils.train import Recipe, Trainer, classification, report_test_accuracy
 
 # ------------------------------------------------------------------ hyperparameters
@@ -41,7 +44,7 @@ SEED = 0
 
 
 def main() -> None:
-    parser = cli.training_parser(__doc__, EPOCHS, BATCH_SIZE, LEARNING_RATE, SEED)
+    parser = cli.training_parser(__doc__, globals())
     parser.add_argument(
         "--model", type=int, choices=(1, 2), required=True,
         help="the student: 1 is DenseNet-121, 2 is GoogLeNet",
@@ -49,13 +52,17 @@ def main() -> None:
     args = parser.parse_args()
     arch = STUDENTS[args.model - 1]
     device = pick_device(args.device)
+    join_group(device)
+    path = args.checkpoint_dir / FILES[arch]
+    from_first(lambda: claim(path))
+    teacher = None
     if DISTILL_LOSS != "none":
-        teacher, _ = load_network(args.checkpoint_dir / FILES["resnet50"], "resnet50")
+        teacher_path = args.checkpoint_dir / FILES["resnet50"]
+        teacher, _ = from_first(lambda: load_network(teacher_path, "resnet50"))
         teacher = to_device(teacher, device)
     train, val, test = load_splits(args.data_dir, args.subset, device)
     seed_everything(args.seed)
     student = to_device(network(arch, STEM), device)
-    path = args.checkpoint_dir / FILES[arch]
     cli.announce(
         f"Training student {args.model}, {arch} with the {STEM} stem",
         **cli.training_facts(args, device, student, len(train), len(val), path),
@@ -64,7 +71,7 @@ def main() -> None:
 
     def loss(images: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         teacher_logits = None
-        if DISTILL_LOSS != "none":
+        if teacher:
             with torch.no_grad(), autocast(device):
                 teacher_logits = teacher(images)  # the very same augmented batch as the student
         return distillation_loss(logits, teacher_logits, labels, DISTILL_LOSS, ALPHA, TEMPERATURE)
@@ -75,7 +82,10 @@ def main() -> None:
     )  # fmt: skip
     trainer = Trainer(
         student, path, arch, STEM, recipe,
-        {"distill_loss": DISTILL_LOSS, "alpha": ALPHA, "temperature": TEMPERATURE},
+        {
+            "distill_loss": DISTILL_LOSS, "alpha": ALPHA, "temperature": TEMPERATURE,
+            "teacher": teacher and fingerprint(teacher.state_dict().values()),
+        },
         train.images, train.labels, loss=loss, **classification(val),
     )  # fmt: skip
     trainer.fit(args.resume)

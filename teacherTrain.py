@@ -3,6 +3,7 @@
     python teacherTrain.py                            the whole run, as in the block below
     python teacherTrain.py --epochs 1 --subset 2000   a quick try
     python teacherTrain.py --resume                   go on where Ctrl-C stopped it
+    torchrun --standalone --nproc_per_node=2 teacherTrain.py      on two GPUs
 
 Writes checkpoints/teacher.pth (the epoch that is best by validation) and teacher.csv (a row an
 epoch). The students learn from it: StudentTrain.py.
@@ -15,6 +16,8 @@ from utils import cli
 from utils.checkpoint import FILES
 from utils.data import Augmentation, load_splits
 from utils.device import pick_device, seed_everything, to_device
+from utils.distributed import from_first, join_group
+from utils.files import claim
 from utils.train import Recipe, Trainer, classification, report_test_accuracy
 
 # ------------------------------------------------------------------ hyperparameters
@@ -36,12 +39,14 @@ SEED = 0
 
 
 def main() -> None:
-    args = cli.training_parser(__doc__, EPOCHS, BATCH_SIZE, LEARNING_RATE, SEED).parse_args()
+    args = cli.training_parser(__doc__, globals()).parse_args()
     device = pick_device(args.device)
+    join_group(device)
+    path = args.checkpoint_dir / FILES[ARCH]
+    from_first(lambda: claim(path))
     train, val, test = load_splits(args.data_dir, args.subset, device)
     seed_everything(args.seed)
     teacher = to_device(network(ARCH, STEM), device)
-    path = args.checkpoint_dir / FILES[ARCH]
     cli.announce(
         f"Training the teacher, {ARCH} with the {STEM} stem",
         **cli.training_facts(args, device, teacher, len(train), len(val), path),

@@ -3,6 +3,7 @@
     python trainSelector.py
     python trainSelector.py --epochs 1 --subset 2000   a quick try
     python trainSelector.py --resume                   go on where Ctrl-C stopped it
+    torchrun --standalone --nproc_per_node=2 trainSelector.py     on two GPUs
 
 Needs checkpoints/densenet121.pth and googlenet.pth, made by StudentTrain.py. Writes
 checkpoints/selector.pth (the epoch whose routed accuracy is best by validation), selector.csv
@@ -10,6 +11,7 @@ checkpoints/selector.pth (the epoch whose routed accuracy is best by validation)
 inference.py uses it.
 """
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +22,11 @@ from torch import nn
 from models import STUDENTS, MultiStudent, Selector
 from utils import cli
 from utils.checkpoint import FILES, amend_checkpoint, load_network
-from utils.data import Augmentation, Split, load_splits
+from utils.data import Augmentation, Split, fingerprint, load_splits
 from utils.device import pick_device, seed_everything, to_device
 from utils.distillation import absolute_error, selector_labels
-from utils.files import replacing, shown
+from utils.distributed import from_first, join_group, rank
+from utils.files import claim, replacing, shown
 from utils.train import Recipe, Trainer, predict, top1
 
 # ------------------------------------------------------------------ hyperparameters
@@ -46,23 +49,25 @@ SEED = 0
 
 
 def main() -> None:
-    args = cli.training_parser(__doc__, EPOCHS, BATCH_SIZE, LEARNING_RATE, SEED).parse_args()
+    args = cli.training_parser(__doc__, globals()).parse_args()
     device = pick_device(args.device)
-    paths = [args.checkpoint_dir / FILES[arch] for arch in STUDENTS]
-    students = [
-        to_device(load_network(path, arch)[0], device)
-        for path, arch in zip(paths, STUDENTS, strict=True)
-    ]
+    join_group(device)
+    path = args.checkpoint_dir / FILES["selector"]
+    from_first(lambda: claim(path))
+    students = from_first(
+        lambda: [load_network(args.checkpoint_dir / FILES[arch], arch)[0] for arch in STUDENTS]
+    )
+    students = [to_device(student, device) for student in students]
     train, val, test = load_splits(args.data_dir, args.subset, device)
     seed_everything(args.seed)
     selector = to_device(Selector(DEPTH, BATCH_NORM), device)
-    path = args.checkpoint_dir / FILES["selector"]
     cli.announce(
         f"Training the selector, {DEPTH} blocks, between {' and '.join(STUDENTS)}",
         **cli.training_facts(args, device, selector, len(train), len(val), path),
     )
 
-    targets = better_student(students, train, path.with_name("selector_labels.npz"))
+    trained = [fingerprint(student.state_dict().values()) for student in students]
+    targets = better_student(students, trained, train, path.with_name("selector_labels.npz"))
     val_logits = [predict(student, val.images) for student in students]
     val_targets = selector_labels(*val_logits, val.labels)
     right = [logits.argmax(dim=1) == val.labels for logits in val_logits]
@@ -76,7 +81,8 @@ def main() -> None:
         Augmentation(CROP, FLIP, CUTOUT),
     )  # fmt: skip
     trainer = Trainer(
-        selector, path, "selector", None, recipe, {"depth": DEPTH, "batch_norm": BATCH_NORM},
+        selector, path, "selector", None, recipe,
+        {"depth": DEPTH, "batch_norm": BATCH_NORM, "students": trained},
         train.images, targets,
         loss=lambda images, outputs, labels: F.binary_cross_entropy_with_logits(
             outputs.float(), labels
@@ -87,7 +93,7 @@ def main() -> None:
     )  # fmt: skip
     trainer.fit(args.resume)
 
-    selector = to_device(load_network(path)[0], device)
+    selector = to_device(from_first(lambda: load_network(path))[0], device)
     scores = predict(selector, val.images).sigmoid()
     threshold = best_threshold(scores, right) if THRESHOLD is None else THRESHOLD
     logits, choice = predict(MultiStudent(students, selector, threshold), test.images, "test")
@@ -96,7 +102,8 @@ def main() -> None:
         "val_accuracy": routed_accuracy(scores, right, threshold),
         "test_accuracy": top1(logits, test.labels),
     }
-    amend_checkpoint(path, **facts)
+    if rank() == 0:
+        amend_checkpoint(path, **facts)
     print(
         f"\nthreshold {threshold:.2f}: routed top-1 {facts['val_accuracy']:.2%} on the validation "
         f"images, {facts['test_accuracy']:.2%} on {len(test):,} test images, of which "
@@ -105,19 +112,41 @@ def main() -> None:
     print("next: python inference.py")
 
 
-def better_student(students: list[nn.Module], train: Split, path: Path) -> torch.Tensor:
-    """The selector's labels for the training images, float32 (N,), saved with their indices."""
-    logits = [
-        predict(student, train.images, f"student {k}") for k, student in enumerate(students, 1)
-    ]
-    labels = selector_labels(*logits, train.labels)
-    errors = torch.stack([absolute_error(each, train.labels) for each in logits], dim=1)
-    with replacing(path) as file:
-        np.savez(
-            file, indices=train.indices, labels=labels.cpu().byte(), errors=errors.cpu().numpy()
-        )
+def better_student(
+    students: list[nn.Module], trained: list[str], train: Split, path: Path
+) -> torch.Tensor:
+    """The selector's labels for the training images, float32 (N,), saved with their indices.
+
+    Labels that lie at `path` are taken where they come from these very images and students, whose
+    fingerprints are `trained`.
+    """
+    made_of = [fingerprint([train.images, train.labels]), *trained]
+    labels = from_first(lambda: saved_labels(path, made_of))
+    if labels is None:
+        logits = [
+            predict(student, train.images, f"student {k}") for k, student in enumerate(students, 1)
+        ]
+        labels = selector_labels(*logits, train.labels)
+        errors = torch.stack([absolute_error(each, train.labels) for each in logits], dim=1)
+        if rank() == 0:
+            with replacing(path) as file:
+                np.savez(
+                    file, indices=train.indices, labels=labels.cpu().byte(),
+                    errors=errors.cpu().numpy(), made_of=made_of,
+                )  # fmt: skip
     print(f"student 1 is the better on {labels.mean():.1%} of the training images")
-    return labels
+    return labels.to(train.images.device)
+
+
+def saved_labels(path: Path, made_of: list[str]) -> torch.Tensor | None:
+    """The labels at `path`, float32 (N,), if they were made of the same images and students."""
+    try:
+        with np.load(path) as file:
+            if file["made_of"].tolist() == made_of:
+                return torch.from_numpy(file["labels"]).float()
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass  # there are none, or they are damaged: they are made anew
+    return None
 
 
 def routed_accuracy(scores: torch.Tensor, right: list[torch.Tensor], threshold: float) -> float:

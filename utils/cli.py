@@ -1,55 +1,119 @@
 """What the scripts share on the command line: flags, the device, and how errors are told."""
 
 import argparse
+import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
-from models import parameters
+from models import STEMS, parameters
+from models.selector import WIDTHS
 from utils.device import precision
+from utils.distillation import LOSSES
+from utils.distributed import rank, ranks
 from utils.files import UserError, shown
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# ------------------------------------------------------------------ what a value may be
 
-def positive(kind: type) -> Callable[[str], float]:
-    """An argparse type: a number above 0."""
 
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+def _whole(low: int, high: float = math.inf) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and low <= value <= high
+
+
+def _real(low: float, below: float = math.inf) -> Callable[[Any], bool]:
+    return lambda value: type(value) in (int, float) and low <= value < below
+
+
+def _above_0(value: Any) -> bool:
+    return _real(0)(value) and value > 0
+
+
+RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "EPOCHS": (_whole(1), "a whole number above 0"),
+    "BATCH_SIZE": (_whole(1), "a whole number above 0"),
+    "SUBSET": (_whole(1), "a whole number above 0"),
+    "LEARNING_RATE": (_above_0, "a number above 0"),
+    "MOMENTUM": (_real(0, 1), "a number from 0 to below 1"),
+    "WEIGHT_DECAY": (_real(0), "a number, 0 or above"),
+    "WARMUP": (_real(0, 1), "a number from 0 to below 1"),
+    "CROP": (_whole(0, 31), "a whole number from 0 to 31"),
+    "FLIP": (lambda value: type(value) is bool, "True or False"),
+    "CUTOUT": (_whole(0, 64), "a whole number from 0 to 64"),
+    "SEED": (_whole(0, 2**31 - 1), "a whole number from 0 to 2147483647"),
+    "STEM": (lambda value: value in STEMS, " or ".join(map(repr, STEMS))),
+    "DISTILL_LOSS": (lambda value: value in LOSSES, " or ".join(map(repr, LOSSES))),
+    "ALPHA": (_real(0), "a number, 0 or above"),
+    "TEMPERATURE": (_above_0, "a number above 0"),
+    "DEPTH": (_whole(1, len(WIDTHS)), f"a whole number from 1 to {len(WIDTHS)}"),
+    "BATCH_NORM": (lambda value: type(value) is bool, "True or False"),
+    "THRESHOLD": (
+        lambda value: value is None or _real(0, 1.02)(value),
+        "None or a number from 0 to 1.01",
+    ),
+}
+
+
+def check_block(block: Mapping[str, Any]) -> None:
+    """Raise UserError where a hyperparameter at the head of a script, its globals, is nonsense."""
+    for name, (allowed, wanted) in RULES.items():
+        if name in block and not allowed(block[name]):
+            raise UserError(
+                f"{name} = {block[name]!r} in the block at the head of the script: {wanted} is "
+                "wanted"
+            )
+
+
+def _flag(name: str, kind: type) -> Callable[[str], Any]:
+    """An argparse type: `kind`, under the rule of `name`."""
+    allowed, wanted = RULES[name]
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if not allowed(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
         return value
 
-    parse.__name__ = "positive number" if kind is float else "positive integer"
     return parse
 
 
-def training_parser(
-    doc: str, epochs: int, batch_size: int, lr: float, seed: int
-) -> argparse.ArgumentParser:
-    """The flags of the three training scripts, with the defaults of the script's block."""
-    parser = common_parser(doc, batch_size)
+# ------------------------------------------------------------------ flags
+
+
+def training_parser(doc: str, block: Mapping[str, Any]) -> argparse.ArgumentParser:
+    """The flags of the three training scripts; defaults are those of the block, the globals.
+
+    Raises UserError where the block holds nonsense.
+    """
+    check_block(block)
+    parser = common_parser(doc, block["BATCH_SIZE"])
     training = parser.add_argument_group("training")
     training.add_argument(
-        "--epochs", type=positive(int), default=epochs, metavar="N",
+        "--epochs", type=_flag("EPOCHS", int), default=block["EPOCHS"], metavar="N",
         help="passes over the training images (default: %(default)s)",
     )  # fmt: skip
     training.add_argument(
-        "--lr", type=positive(float), default=lr, metavar="RATE",
+        "--lr", type=_flag("LEARNING_RATE", float), default=block["LEARNING_RATE"], metavar="RATE",
         help="highest learning rate (default: %(default)s)",
     )  # fmt: skip
     training.add_argument(
-        "--seed", type=int, default=seed, metavar="N",
+        "--seed", type=_flag("SEED", int), default=block["SEED"], metavar="N",
         help="of the initial weights, order and augmentation (default: %(default)s)",
     )  # fmt: skip
     training.add_argument(
         "--resume", action="store_true",
-        help="continue the last run where it stopped, with the same hyperparameters",
+        help="continue the last run where it stopped, with the same hyperparameters but for "
+        "--epochs; on another device, or with another number of processes, too",
     )  # fmt: skip
     return parser
 
@@ -60,7 +124,7 @@ def common_parser(doc: str, batch_size: int) -> argparse.ArgumentParser:
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--batch-size", type=positive(int), default=batch_size, metavar="N",
+        "--batch-size", type=_flag("BATCH_SIZE", int), default=batch_size, metavar="N",
         help="images a step (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
@@ -77,10 +141,13 @@ def common_parser(doc: str, batch_size: int) -> argparse.ArgumentParser:
         help="folder of the .pth files, read and written (default: checkpoints)",
     )  # fmt: skip
     parser.add_argument(
-        "--subset", type=positive(int), metavar="N",
+        "--subset", type=_flag("SUBSET", int), metavar="N",
         help="use only N images of each split, for a quick try",
     )  # fmt: skip
     return parser
+
+
+# ------------------------------------------------------------------ what is said
 
 
 def announce(title: str, **facts: object) -> None:
@@ -100,8 +167,9 @@ def training_facts(
     path: Path,
 ) -> dict[str, object]:
     """What a training script announces."""
+    processes = f", {ranks()} processes" if ranks() > 1 else ""
     return {
-        "device": f"{device}, {precision(device)}",
+        "device": f"{device}, {precision(device)}{processes}",
         "images": f"{images:,} to train on, {val:,} to validate",
         "parameters": f"{parameters(net):.2f} M",
         "epochs": f"{args.epochs}, batches of {args.batch_size}, learning rate up to {args.lr:g}",
@@ -112,10 +180,18 @@ def training_facts(
 def run(main: Callable[[], int | None]) -> None:
     """Run a script's `main`: a UserError is one line on stderr and exit status 2, no traceback."""
     try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr)
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except (UserError, OSError) as error:
+        process = f"rank {rank()}: " if rank() else ""
+        print(f"{process}{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    sys.exit(status)

@@ -7,7 +7,7 @@ epoch can be made again, on the CPU and on a GPU alike.
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from utils.distributed import first_one_first
 from utils.download import fetch
 from utils.files import UserError, replacing
 
@@ -62,7 +63,8 @@ def load_splits(
     Raises:
         UserError: the images cannot be had, are damaged or have another shape or type.
     """
-    arrays = _own_arrays(data) if data.suffix == ".npz" else _cifar10(data)
+    with first_one_first():
+        arrays = _own_arrays(data) if data.suffix == ".npz" else _cifar10(data)
     train, val = stratified_split(arrays["train_labels"])
     if not len(val):
         raise UserError(f"{data} has too few images of each class to hold out a tenth to validate")
@@ -165,6 +167,14 @@ def _check_own(arrays: dict[str, np.ndarray]) -> None:
             raise UserError(f"{name}_labels must be integers from 0 to 9")
 
 
+def fingerprint(tensors: Iterable[torch.Tensor]) -> str:
+    """Twelve hexadecimal digits that differ where any byte of the tensors does (of SHA-256)."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().numpy())
+    return digest.hexdigest()[:12]
+
+
 # ------------------------------------------------------------------ batches
 
 
@@ -197,6 +207,7 @@ class Batches:
         targets: (N, ...), what belongs to each image, on the same device.
         batch_size: at most so many images a batch; batches of an epoch differ by one at most, so
             that none is too small for batch norm.
+        share: (k, n) deals each batch out to n processes and yields the k-th part of it, from 0.
     """
 
     def __init__(
@@ -206,17 +217,22 @@ class Batches:
         batch_size: int,
         seed: int,
         augmentation: Augmentation,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self.images, self.targets, self.seed = images, targets, seed
-        self.augmentation = augmentation
+        self.augmentation, self.share = augmentation, share
         self.steps = math.ceil(len(images) / batch_size)
+
+    def size(self, step: int) -> int:
+        """Images in the batch of a step, counted from 0, over all processes."""
+        return len(self.images) // self.steps + (step < len(self.images) % self.steps)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield normalized images (B, 3, 32, 32) and their targets (B, ...), from step `start` on.
 
-        The order and every crop, flip and cutout depend on (seed, epoch) alone.
+        The order and every crop, flip and cutout depend on (seed, epoch) alone, not on `share`.
         """
-        count, augmentation = len(self.images), self.augmentation
+        count, augmentation, (part, parts) = len(self.images), self.augmentation, self.share
         generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
         order = torch.randperm(count, generator=generator)
         shifts = torch.randint(0, 2 * augmentation.crop + 1, (count, 2), generator=generator)
@@ -226,7 +242,8 @@ class Batches:
             draw.to(self.images.device).tensor_split(self.steps)
             for draw in (order, shifts - augmentation.crop, flips, centers)
         )
-        for places, shift, flip, center in islice(zip(*draws, strict=True), start, None):
+        for batch in islice(zip(*draws, strict=True), start, None):
+            places, shift, flip, center = (draw.tensor_split(parts)[part] for draw in batch)
             images = normalize(crop_and_flip(self.images[places], shift, flip))
             yield cut_out(images, center, augmentation.cutout), self.targets[places]
 

@@ -1,7 +1,9 @@
 """Where a network runs, in which precision, and from which seed."""
 
+import contextlib
+import os
 import random
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,13 @@ from utils.files import UserError
 def pick_device(name: str) -> torch.device:
     """The device that --device names; "auto" is a GPU where there is one, else the CPU.
 
-    Raises UserError where this computer has no such device.
+    Of several processes on one machine each takes a GPU of its own. Raises UserError where this
+    computer has no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # set by torchrun
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device).cpu()
@@ -38,7 +43,7 @@ def has_bf16(device: torch.device) -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def autocast(device: torch.device) -> AbstractContextManager:
+def autocast(device: torch.device) -> contextlib.AbstractContextManager:
     """bf16 autocast where the device has bf16 instructions, float32 elsewhere."""
     return torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device))
 
@@ -46,6 +51,22 @@ def autocast(device: torch.device) -> AbstractContextManager:
 def precision(device: torch.device) -> str:
     """What `autocast` does on the device, in words."""
     return "bf16 autocast" if has_bf16(device) else "float32"
+
+
+@contextlib.contextmanager
+def enough_memory(device: torch.device, batch_size: int) -> Iterator[None]:
+    """Raise UserError, with a smaller --batch-size, where the block runs out of memory."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch's own errors are RuntimeErrors
+        if isinstance(error, RuntimeError) and not any(
+            words in str(error) for words in ("out of memory", "allocate memory")
+        ):
+            raise
+        remedy = f": try --batch-size {batch_size // 2}" if batch_size > 1 else ""
+        raise UserError(
+            f"out of memory on {device} with --batch-size {batch_size}{remedy}"
+        ) from error
 
 
 def to_device(net: nn.Module, device: torch.device) -> nn.Module:

@@ -2,7 +2,6 @@
 
 import csv
 import math
-import pickle
 import shlex
 import signal
 import sys
@@ -13,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from utils.checkpoint import amend_checkpoint, load_network, save_checkpoint, write_dict
-from utils.data import Augmentation, Batches, Split, normalize
-from utils.device import autocast, to_device
+from utils.checkpoint import amend_checkpoint, load_network, read_dict, save_checkpoint, write_dict
+from utils.data import Augmentation, Batches, Split, fingerprint, normalize
+from utils.device import autocast, enough_memory, precision, to_device
+from utils.distributed import from_first, gather, gather_objects, rank, ranks, total
 from utils.files import UserError, replacing, shown
 
 CHECK_EVERY = 20  # steps between looks at the loss: each look makes a GPU wait
@@ -59,18 +61,32 @@ def predict(
     """What `net` in eval mode returns for uint8 images (N, 32, 32, 3), on their device.
 
     Logits (N, classes) of a classifier, (N,) of the selector, as float32; logits and choice of a
-    MultiStudent. `title` names a progress bar, gone when it is done.
+    MultiStudent. `title` names a progress bar, gone when it is done. Of several processes each
+    answers for its share of the images, and all get the whole. Raises UserError where a logit is
+    not finite.
     """
     net.eval()
+    share = images.tensor_split(ranks())[rank()]
     batches = []
-    with tqdm(total=len(images), desc=title, unit="img", leave=False, disable=title is None) as bar:
-        for batch in images.split(batch_size):
+    with (
+        tqdm(
+            total=len(share), desc=title, unit="img", leave=False,
+            disable=title is None or rank() > 0,
+        ) as bar,
+        enough_memory(images.device, batch_size),
+    ):  # fmt: skip
+        for batch in share.split(batch_size):
             with autocast(images.device):
                 outputs = net(normalize(batch))
             batches.append(outputs if isinstance(outputs, tuple) else (outputs,))
             bar.update(len(batch))
-    columns = [torch.cat(column) for column in zip(*batches, strict=True)]
+    columns = [gather(torch.cat(column), len(images)) for column in zip(*batches, strict=True)]
     columns[0] = columns[0].float()
+    if wrong := (~columns[0].isfinite()).reshape(len(images), -1).any(dim=1).sum().item():
+        raise UserError(
+            f"{title or type(net).__name__}: the logits of {wrong} of {len(images)} images are not "
+            "finite; train the network anew, with a lower --lr"
+        )
     return tuple(columns) if len(columns) > 1 else columns[0]
 
 
@@ -93,10 +109,11 @@ def classification(val: Split) -> dict[str, Any]:
 
 def report_test_accuracy(path: Path, test: Split) -> None:
     """Measure the weights in `path`, as saved, on the test images, and note it in the file."""
-    net, checkpoint = load_network(path)
+    net, checkpoint = from_first(lambda: load_network(path))
     logits = predict(to_device(net, test.images.device), test.images, "test")
     accuracy = top1(logits, test.labels)
-    amend_checkpoint(path, test_accuracy=accuracy)
+    if rank() == 0:
+        amend_checkpoint(path, test_accuracy=accuracy)
     print(
         f"\nthe best epoch, {checkpoint['epoch']}: top-1 {checkpoint['val_accuracy']:.2%} on the "
         f"validation images, {accuracy:.2%} on {len(test):,} test images; wrote {shown(path)}"
@@ -131,6 +148,9 @@ class Trainer:
     and SIGTERM save the state after the step under way and exit with status 130 and 143. What an
     earlier run left at `path` is kept as NAME.previous.pth.
 
+    Of several processes each computes its share of every batch; their gradients are averaged, and
+    batch norm keeps the statistics of the first one's share.
+
     Args:
         net: on the device that trains.
         path: where the best checkpoint goes, as `save_checkpoint` writes it.
@@ -162,34 +182,51 @@ class Trainer:
         self.net, self.path, self.arch, self.stem, self.recipe = net, path, arch, stem, recipe
         self.loss, self.correct = loss, correct
         self.val_images, self.validate = val_images, validate
-        self.hyperparameters = {**asdict(recipe), "images": len(images), **extra}
+        data = f"{len(images)} images, SHA-256 {fingerprint([images, targets])}"
+        self.hyperparameters = {**asdict(recipe), "data": data, **extra}
         self.device = images.device
-        self.batches = Batches(images, targets, recipe.batch_size, recipe.seed, recipe.augmentation)
+        self.batches = Batches(
+            images, targets, recipe.batch_size, recipe.seed, recipe.augmentation, (rank(), ranks())
+        )
+        if self.batches.size(self.batches.steps - 1) < ranks():
+            raise UserError(
+                f"--batch-size {recipe.batch_size}: a batch has fewer images than the {ranks()} "
+                "processes that share it"
+            )
+        self.model = net
+        if ranks() > 1:
+            torch.manual_seed(recipe.seed + rank())  # each its own dropout, from the same weights
+            self.model = DistributedDataParallel(net)
         self.optimizer = torch.optim.SGD(
             _parameter_groups(net, recipe.weight_decay),
             lr=recipe.lr,
             momentum=recipe.momentum,
             nesterov=recipe.momentum > 0,
         )
-        total_steps = recipe.epochs * self.batches.steps + 1  # it is stepped after the last, too
-        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer,
-            max_lr=recipe.lr,
-            total_steps=total_steps,
-            pct_start=max(recipe.warmup, 1.5 / total_steps),  # a warm-up of 0 steps divides by 0
-            cycle_momentum=False,
-        )
+        self.scheduler = self._schedule(steps_done=0)
         self.progress = Progress()
         self.state_path = path.with_suffix(".state.pth")
+
+    def _schedule(self, steps_done: int) -> torch.optim.lr_scheduler.OneCycleLR:
+        total_steps = self.recipe.epochs * self.batches.steps + 1  # stepped after the last, too
+        return torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer,
+            max_lr=self.recipe.lr,
+            total_steps=total_steps,
+            pct_start=max(self.recipe.warmup, 1.5 / total_steps),  # not 0 steps: it divides by them
+            cycle_momentum=False,
+            last_epoch=steps_done - 1,
+        )
 
     def fit(self, resume: bool = False) -> None:
         """Run all epochs, or with `resume` those that the last run left.
 
-        Raises UserError where the loss is not finite, where a file cannot be written, or where
-        `resume` meets a state of other hyperparameters.
+        Raises UserError where the loss is not finite, where memory is short, where a file cannot be
+        written, or where `resume` meets a state that cannot be continued.
         """
-        if resume and self.state_path.exists():
-            self._load_state()
+        state = from_first(self._read_state) if resume else None
+        if state:
+            self._load_state(state)
             if self.progress.epoch == self.recipe.epochs:
                 print("the run is finished: no epoch is left")
             else:
@@ -200,41 +237,44 @@ class Trainer:
             print(f"{shown(self.state_path)} holds an earlier run: --resume would continue it")
         with _StopRequest() as stop:
             while self.progress.epoch < self.recipe.epochs:
-                self._train_epoch(stop)
+                with enough_memory(self.device, self.recipe.batch_size):
+                    self._train_epoch(stop)
                 self._end_epoch()
-                if stop.signal and self.progress.epoch < self.recipe.epochs:
+                if stop.agreed() and self.progress.epoch < self.recipe.epochs:
                     stop.leave(f"epoch {self.progress.epoch}")
 
     def _train_epoch(self, stop: "_StopRequest") -> None:
-        now, total = self.progress, len(self.batches.images)
+        now = self.progress
         started = time.perf_counter() - now.seconds
         waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.net.train()
         with tqdm(
-            total=total, initial=now.images, unit="img", unit_scale=True,
-            desc=f"epoch {now.epoch + 1}/{self.recipe.epochs}",
+            total=len(self.batches.images), initial=now.images, unit="img", unit_scale=True,
+            desc=f"epoch {now.epoch + 1}/{self.recipe.epochs}", disable=rank() > 0,
         ) as bar:  # fmt: skip
             for images, targets in self.batches.epoch(now.epoch, start=now.step):
+                size = self.batches.size(now.step)
                 with autocast(self.device):
-                    outputs = self.net(images)
+                    outputs = self.model(images)
                     loss = self.loss(images, outputs, targets)
-                loss.backward()
+                # Processes are averaged alike, though one may have an image more than another.
+                (loss * (ranks() * len(targets) / size)).backward()
                 self.optimizer.step()
                 self.scheduler.step()
                 self.optimizer.zero_grad(set_to_none=True)
                 now.step += 1
-                now.images += len(targets)
+                now.images += size
                 waiting.append(
                     (loss.detach() * len(targets), self.correct(outputs.detach(), targets).sum())
                 )
-                stopping = stop.signal and now.step < self.batches.steps
+                stopping = stop.agreed() and now.step < self.batches.steps
                 if len(waiting) == CHECK_EVERY or now.step == self.batches.steps or stopping:
                     self._collect(waiting)
                     bar.set_postfix_str(
                         f"loss {now.loss / now.images:.3f}, top-1 {now.hits / now.images:.1%}",
                         refresh=False,
                     )
-                bar.update(len(targets))
+                bar.update(size)
                 now.seconds = time.perf_counter() - started
                 if stopping:
                     bar.close()
@@ -244,7 +284,9 @@ class Trainer:
     def _collect(self, waiting: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Add the losses and hits of the last steps to the sums, unless one is not finite."""
         now = self.progress
-        losses, hits = (torch.stack(column).tolist() for column in zip(*waiting, strict=True))
+        losses, hits = (
+            total(torch.stack(column)).tolist() for column in zip(*waiting, strict=True)
+        )
         for step, loss in enumerate(losses, now.step - len(waiting) + 1):
             if not math.isfinite(loss):
                 raise UserError(
@@ -257,6 +299,9 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         now = self.progress
+        if ranks() > 1:
+            for statistics in self.net.buffers():
+                dist.broadcast(statistics, src=0)
         val_loss, val_accuracy = self.validate(predict(self.net, self.val_images, "validation"))
         improved = val_accuracy > now.best
         now.history.append(
@@ -274,7 +319,7 @@ class Trainer:
         now.epoch += 1
         now.step = now.images = now.hits = 0
         now.loss = now.seconds = 0.0
-        if improved:
+        if improved and rank() == 0:
             if now.epoch == 1 and self.path.exists():
                 with replacing(self.path.with_suffix(".previous.pth")) as file:
                     file.write(self.path.read_bytes())
@@ -282,53 +327,92 @@ class Trainer:
                 self.path, self.net, self.arch, self.stem, self.hyperparameters, now.epoch,
                 val_accuracy,
             )  # fmt: skip
-        with replacing(self.path.with_suffix(".csv"), binary=False) as file:
-            writer = csv.DictWriter(file, now.history[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(now.history)
+        if rank() == 0:
+            with replacing(self.path.with_suffix(".csv"), binary=False) as file:
+                writer = csv.DictWriter(file, now.history[0], lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(now.history)
         self._save_state()
         print(
             f"  validation: loss {val_loss:.3f}, top-1 {val_accuracy:.2%}"
             + (f", the best so far: written to {shown(self.path)}" if improved else "")
         )
 
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """What a run is: two that differ in any of it do not continue one another."""
+        return {"arch": self.arch, "stem": self.stem, **self.hyperparameters}
+
+    @property
+    def _place(self) -> str:
+        """Where a run computes: another place rounds differently."""
+        processes = f"{ranks()} process{'es' if ranks() > 1 else ''}"
+        return f"{self.device.type}, {precision(self.device)}, {processes}"
+
     def _save_state(self) -> None:
+        cuda = self.device.type == "cuda"
         state = {
             "progress": asdict(self.progress),
-            "hyperparameters": self.hyperparameters,
+            "identity": self._identity,
+            "place": self._place,
             "net": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "rng": torch.get_rng_state(),  # of dropout, on the CPU
-            "cuda_rng": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
+            "rng": gather_objects(torch.get_rng_state()),  # of dropout; of each process
+            "cuda_rng": gather_objects(torch.cuda.get_rng_state() if cuda else None),
         }
-        write_dict(self.state_path, state)
+        if rank() == 0:
+            write_dict(self.state_path, state)
 
-    def _load_state(self) -> None:
+    def _read_state(self) -> dict[str, Any] | None:
+        """The state beside `path`, None where there is none. UserError if it is another run's."""
+        if not self.state_path.exists():
+            return None
         try:
-            state = torch.load(self.state_path, map_location="cpu", weights_only=True)
-            saved = state["hyperparameters"]
-        except (RuntimeError, EOFError, KeyError, OSError, pickle.UnpicklingError) as error:
+            state = read_dict(self.state_path)
+        except UserError as error:
+            raise UserError(f"cannot resume: {error}; delete it, or leave --resume out") from error
+        if not state.keys() >= {"identity", "progress", "place", "net", "optimizer", "rng"}:
             raise UserError(
-                f"cannot resume from {self.state_path} ({error}): delete it, or leave --resume out"
-            ) from error
+                f"cannot resume: {self.state_path} is no state of this version; delete it, or "
+                "leave --resume out"
+            )
+        before, now = state["identity"], self._identity
+        done = state["progress"]["epoch"] + (state["progress"]["step"] > 0)
         changed = [
-            f"{name} was {saved.get(name)}, is {self.hyperparameters.get(name)}"
-            for name in sorted(saved | self.hyperparameters)
-            if saved.get(name) != self.hyperparameters.get(name)
+            f"{name} was {before.get(name)}, is {now.get(name)}"
+            for name in sorted(before | now)
+            if before.get(name) != now.get(name) and name != "epochs"
         ]
+        if done > now["epochs"]:
+            changed.append(f"epochs is {now['epochs']}, {done} are done or under way")
         if changed:
             raise UserError(
                 f"--resume continues {shown(self.state_path)} with the same hyperparameters only: "
                 + "; ".join(changed)
             )
+        return state
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        if state["place"] != self._place:
+            print(
+                f"begun on {state['place']}, going on on {self._place}: "
+                "the weights will not be the same bit for bit"
+            )
+        if (epochs := state["identity"]["epochs"]) != self.recipe.epochs:
+            print(
+                f"begun for {epochs} epochs, now {self.recipe.epochs}: "
+                "the learning rate goes on along the new schedule"
+            )
         self.progress = Progress(**state["progress"])
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        torch.set_rng_state(state["rng"])
-        if self.device.type == "cuda" and state["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(state["cuda_rng"])
+        self.scheduler = self._schedule(
+            self.progress.epoch * self.batches.steps + self.progress.step
+        )
+        if rank() < len(state["rng"]):
+            torch.set_rng_state(state["rng"][rank()])
+            if self.device.type == "cuda" and state["cuda_rng"][rank()] is not None:
+                torch.cuda.set_rng_state(state["cuda_rng"][rank()])
 
 
 def _parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -341,7 +425,7 @@ def _parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any
 
 
 class _StopRequest:
-    """While entered, Ctrl-C and SIGTERM are noted in `signal`; a second one stops at once."""
+    """While entered, Ctrl-C and SIGTERM are noted; alone, a second one stops at once."""
 
     def __enter__(self) -> "_StopRequest":
         self.signal = 0
@@ -356,9 +440,21 @@ class _StopRequest:
 
     def _note(self, number: int, _frame: object) -> None:
         self.signal = number
-        self.__exit__()
+        if not dist.is_torchelastic_launched():  # torchrun passes on what the terminal sent, too
+            self.__exit__()
+
+    def agreed(self) -> bool:
+        """Whether any process was asked to stop; all of them get the same answer."""
+        if total(torch.tensor(self.signal > 0, dtype=torch.int)).item():
+            self.signal = self.signal or signal.SIGTERM
+        return self.signal > 0
 
     def leave(self, where: str) -> None:
         words = [word for word in sys.argv if word != "--resume"] + ["--resume"]
-        print(f"stopped after {where}; continue with: python {shlex.join(words)}", file=sys.stderr)
+        launcher = "torchrun ..." if dist.is_torchelastic_launched() else "python"
+        if rank() == 0:
+            print(
+                f"stopped after {where}; continue with: {launcher} {shlex.join(words)}",
+                file=sys.stderr,
+            )
         sys.exit(128 + self.signal)

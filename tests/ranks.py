@@ -1,0 +1,80 @@
+"""One process of those that torchrun starts for tests/test_distributed.py.
+
+    torchrun --standalone --nproc_per_node=2 tests/ranks.py FOLDER
+
+Trains two small networks and notes in FOLDER/rank-K.pth what process K saw and had.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from utils.data import Augmentation, fingerprint, load_sample
+from utils.distributed import gather, join_group, rank, ranks
+from utils.train import Recipe, Trainer
+
+COUNT, BATCH_SIZE, EPOCHS = 50, 7, 2  # batches of 7 and 6: two processes share the 7 unevenly
+
+
+class Plain(nn.Module):
+    """What it computes for an image does not depend on the others of its batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3 * 32 * 32, 10)
+
+    def forward(self, images):
+        return self.fc(images.flatten(1))
+
+
+class Tricky(nn.Module):
+    """Batch norm's statistics, and dropout's draws."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, stride=4)
+        self.norm = nn.BatchNorm2d(4)
+        self.dropout = nn.Dropout(0.5)
+        self.fc = nn.Linear(256, 10)
+
+    def forward(self, images):
+        return self.fc(self.dropout(self.norm(self.conv(images)).flatten(1)))
+
+
+def train(net_class, path, resume=False):
+    """Train the network into `path`; returns what this process saw, and its weights by epoch."""
+    sample = load_sample()
+    images, labels = sample.images[:COUNT], sample.labels[:COUNT]
+    seen, weights = [], []
+
+    def loss(images, logits, targets):
+        seen.append(targets[:, 1].tolist())
+        return F.cross_entropy(logits, targets[:, 0])
+
+    def validate(logits):
+        weights.append(fingerprint(trainer.net.state_dict().values()))
+        hits = logits.argmax(1) == sample.labels[COUNT : 2 * COUNT + 1]
+        return 1.0, hits.double().mean().item()
+
+    torch.manual_seed(0)
+    trainer = Trainer(
+        net_class(), path, "resnet50", "cifar",
+        Recipe(EPOCHS, BATCH_SIZE, 0.01, 0.9, 5e-4, 0.25, 0, Augmentation(4, True, 8)), {}, images,
+        torch.stack([labels, torch.arange(COUNT)], dim=1), loss,
+        lambda logits, targets: logits.argmax(1) == targets[:, 0],
+        sample.images[COUNT : 2 * COUNT + 1], validate,
+    )  # fmt: skip
+    trainer.fit(resume)
+    return {"seen": seen, "weights": weights, "history": trainer.progress.history}
+
+
+if __name__ == "__main__":
+    join_group(torch.device("cpu"))
+    folder = Path(sys.argv[1])
+    found = {net.__name__: train(net, folder / f"{net.__name__}.pth") for net in (Plain, Tricky)}
+    rows = torch.arange(7.0)[:, None]
+    found["gathered"] = gather(rows.tensor_split(ranks())[rank()], len(rows))
+    torch.save(found, folder / f"rank-{rank()}.pth")
