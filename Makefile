@@ -1,11 +1,12 @@
 # make demo        images routed to the better student, with the weights in checkpoints/
 # make test        lint, then the test suite
+# make test-long   all tests, the slow ones and 50,000 mutated files too
 # make reproduce   train everything: EPOCHS=1 and SUBSET=2000 make it quick, RESUME=1 goes on
 
 PYTHON ?= python3
 FLAGS = $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(SUBSET),--subset $(SUBSET)) $(if $(RESUME),--resume)
 
-.PHONY: demo test reproduce
+.PHONY: demo test test-long reproduce
 
 demo: .venv/runtime
 	.venv/bin/python inference.py
@@ -14,6 +15,9 @@ test: .venv/dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/python -m pytest
+
+test-long: .venv/dev
+	FUZZ=50000 .venv/bin/python -m pytest -m "slow or not slow" -rP
 
 reproduce: .venv/runtime
 	.venv/bin/python teacherTrain.py $(FLAGS)

@@ -48,7 +48,7 @@ LABELS = {
 
 
 def main() -> int:
-    parser = cli.common_parser(__doc__, BATCH_SIZE)
+    parser = cli.common_parser(__doc__, globals())
     parser.add_argument("images", nargs="*", type=Path, help="your own images, or folders of them")
     parser.add_argument(
         "--out", type=Path, default=OUT, metavar="PATH",

@@ -1,11 +1,17 @@
 """Real images for every test: the sample of the test set that comes with the repository."""
 
+import os
 import signal
 
 import numpy as np
 import pytest
+import torch
 
 from utils.data import load_sample
+
+# Two processes of tests share the machine; threads that wait for one another would crawl.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
 
 # A shell starts its background jobs with Ctrl-C ignored, and several tests press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

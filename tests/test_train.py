@@ -44,9 +44,11 @@ def trainer(
     lr=0.01,
     epochs=EPOCHS,
     count=IMAGES,
+    first=0,
+    stem="cifar",
 ):
     torch.manual_seed(0)
-    images, labels = sample.images[:count], sample.labels[:count]
+    images, labels = sample.images[first:][:count], sample.labels[first:][:count]
     scripted = iter(accuracies or [])
     steps = iter(range(1, 10**6))
 
@@ -59,7 +61,7 @@ def trainer(
         return F.cross_entropy(logits, labels).item(), next(scripted, accuracy)
 
     return Trainer(
-        Tiny(), path, "resnet50", "cifar", Recipe(
+        Tiny(), path, "resnet50", stem, Recipe(
             epochs, BATCH_SIZE, lr, 0.9, 5e-4, 0.25, 0, Augmentation(4, True, 8)
         ), {}, images, labels, loss, lambda logits, labels: logits.argmax(1) == labels,
         images, validate,
@@ -182,20 +184,128 @@ def test_what_an_earlier_run_left_is_kept(tmp_path, sample):
     assert path.with_suffix(".previous.pth").read_bytes() == before != path.read_bytes()
 
 
-def test_resuming_with_other_hyperparameters_is_refused_with_the_difference(tmp_path, sample):
+@pytest.mark.parametrize(
+    "other, difference",
+    [
+        ({"lr": 0.02}, "lr was 0.01, is 0.02"),
+        ({"stem": "cifar-pool"}, "stem was cifar, is cifar-pool"),  # of the very same weights
+        ({"first": 1}, "data was 40 images, SHA-256 .*, is 40 images, SHA-256 "),
+        ({"count": 39}, "data was 40 images, SHA-256 .*, is 39 images, SHA-256 "),
+        ({"epochs": 2}, "epochs is 2, 3 are done or under way"),
+    ],
+)
+def test_resuming_another_run_is_refused_with_the_difference(tmp_path, sample, other, difference):
     path = tmp_path / "teacher.pth"
     trainer(path, sample).fit()
-    with pytest.raises(UserError, match=r"lr was 0.01, is 0.02"):
-        trainer(path, sample, lr=0.02).fit(resume=True)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=difference):
+        trainer(path, sample, **other).fit(resume=True)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
-def test_resuming_from_a_damaged_state_says_what_to_do(tmp_path, sample):
+def test_a_finished_run_goes_on_for_more_epochs_along_the_new_schedule(tmp_path, sample, capsys):
+    path = tmp_path / "teacher.pth"
+    trainer(path, sample).fit()
+    rates = []
+    longer = trainer(
+        path, sample, lambda _: rates.append(longer.optimizer.param_groups[0]["lr"]), epochs=6
+    )
+    longer.fit(resume=True)
+    assert "begun for 3 epochs, now 6" in capsys.readouterr().out
+    assert [int(row["epoch"]) for row in history(path)] == [1, 2, 3, 4, 5, 6]
+
+    anew = []
+    whole = trainer(
+        tmp_path / "whole.pth", sample,
+        lambda _: anew.append(whole.optimizer.param_groups[0]["lr"]), epochs=6,
+    )  # fmt: skip
+    whole.fit()
+    assert rates == anew[len(anew) // 2 :]
+
+
+def test_a_run_in_its_second_epoch_may_end_with_it(tmp_path, sample, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["teacherTrain.py"])
+    path = tmp_path / "teacher.pth"
+    stop = trainer(path, sample, lambda k: os.kill(os.getpid(), signal.SIGINT) if k == 7 else None)
+    with pytest.raises(SystemExit):
+        stop.fit()
+    trainer(path, sample, epochs=2).fit(resume=True)
+    assert len(history(path)) == 2
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "checkpoint"])
+def test_resuming_from_a_damaged_state_says_what_to_do(tmp_path, sample, damage):
     path = tmp_path / "teacher.pth"
     trainer(path, sample).fit()
     state = path.with_suffix(".state.pth")
-    state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(UserError, match="teacher.state.pth.*delete it"):
+    content = bytearray(state.read_bytes())
+    weight = torch.load(state, weights_only=True)["net"]["fc.weight"].numpy().tobytes()
+    if damage == "cut":
+        content = content[:1000]
+    elif damage == "flipped":
+        content[content.index(weight) + 100] ^= 1
+    elif damage == "empty":
+        content = b""
+    else:
+        content = path.read_bytes()
+    state.write_bytes(content)
+    with pytest.raises(UserError, match="teacher.state.pth.*delete it, or leave --resume out"):
         trainer(path, sample).fit(resume=True)
+    assert state.read_bytes() == content
+
+
+def test_a_state_written_elsewhere_is_continued_and_said_to_round_differently(
+    tmp_path, sample, capsys
+):
+    path = tmp_path / "teacher.pth"
+    trainer(path, sample, epochs=1).fit()
+    state = torch.load(path.with_suffix(".state.pth"), weights_only=True)
+    state["place"] = "cuda, bf16 autocast, 8 processes"
+    torch.save(state, path.with_suffix(".state.pth"))
+    trainer(path, sample, epochs=2).fit(resume=True)
+    out = capsys.readouterr().out
+    assert "begun on cuda, bf16 autocast, 8 processes, going on on cpu, " in out
+    assert "not be the same bit for bit" in out
+
+
+def test_logits_that_are_not_finite_end_the_run_before_anything_is_overwritten(tmp_path, sample):
+    path = tmp_path / "teacher.pth"
+
+    def poison(step):
+        if step == 10:  # the last of the second epoch: its loss is still finite
+            run.net.norm.running_mean.data[0] = math.inf
+
+    run = trainer(path, sample, poison)
+    with pytest.raises(UserError, match="validation: the logits of 40 of 40 images are not finite"):
+        run.fit()
+    assert torch.load(path, weights_only=True)["epoch"] == 1
+    assert len(history(path)) == 1
+    trainer(path, sample).fit(resume=True)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        MemoryError(),
+    ],
+    ids=["cuda", "cpu", "python"],
+)
+def test_out_of_memory_names_the_batch_size_and_a_smaller_one(tmp_path, sample, error):
+    def fail(step):
+        raise error
+
+    with pytest.raises(UserError, match="on cpu with --batch-size 8: try --batch-size 4"):
+        trainer(tmp_path / "teacher.pth", sample, fail).fit()
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(tmp_path, sample):
+    def fail(step):
+        raise RuntimeError("shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        trainer(tmp_path / "teacher.pth", sample, fail).fit()
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path, sample):

@@ -61,8 +61,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def check_block(block: Mapping[str, Any]) -> None:
-    """Raise UserError where a hyperparameter at the head of a script, its globals, is nonsense."""
+def _check_block(block: Mapping[str, Any]) -> None:
     for name, (allowed, wanted) in RULES.items():
         if name in block and not allowed(block[name]):
             raise UserError(
@@ -91,12 +90,8 @@ def _flag(name: str, kind: type) -> Callable[[str], Any]:
 
 
 def training_parser(doc: str, block: Mapping[str, Any]) -> argparse.ArgumentParser:
-    """The flags of the three training scripts; defaults are those of the block, the globals.
-
-    Raises UserError where the block holds nonsense.
-    """
-    check_block(block)
-    parser = common_parser(doc, block["BATCH_SIZE"])
+    """The flags of the three training scripts, with defaults from `block` as `common_parser`."""
+    parser = common_parser(doc, block)
     training = parser.add_argument_group("training")
     training.add_argument(
         "--epochs", type=_flag("EPOCHS", int), default=block["EPOCHS"], metavar="N",
@@ -118,13 +113,17 @@ def training_parser(doc: str, block: Mapping[str, Any]) -> argparse.ArgumentPars
     return parser
 
 
-def common_parser(doc: str, batch_size: int) -> argparse.ArgumentParser:
-    """The flags of every script."""
+def common_parser(doc: str, block: Mapping[str, Any]) -> argparse.ArgumentParser:
+    """The flags of every script, with defaults from `block`, the upper-case names at its head.
+
+    Raises UserError where one of these is nonsense.
+    """
+    _check_block(block)
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--batch-size", type=_flag("BATCH_SIZE", int), default=batch_size, metavar="N",
+        "--batch-size", type=_flag("BATCH_SIZE", int), default=block["BATCH_SIZE"], metavar="N",
         help="images a step (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
@@ -189,6 +188,11 @@ def run(main: Callable[[], int | None]) -> None:
         process = f"rank {rank()}: " if rank() else ""
         print(f"{process}{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        if ranks() == 1 or "by peer" not in str(error):
+            raise
+        print(f"rank {rank()}: another process ended, see its error", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
