@@ -111,19 +111,19 @@ def flags(folder, data, epochs):
     ]  # fmt: skip
 
 
-def stop_in_mid_run(process, state, number):
+def wait_for_the_first_epoch(process, history):
     deadline = time.monotonic() + 100
-    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not history.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert state.exists(), process.communicate()
-    process.send_signal(number)
+    assert history.exists(), process.communicate()
 
 
 def test_a_script_stopped_under_torchrun_resumes_with_another_number_of_processes(
     students, small_npz
 ):
     process = start(*flags(students, small_npz, 2000))
-    stop_in_mid_run(process, students / "selector.state.pth", signal.SIGINT)
+    wait_for_the_first_epoch(process, students / "selector.csv")
+    process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=100)
     assert process.returncode != 0
     assert err.count("continue with: torchrun ... trainSelector.py") == 1
@@ -146,10 +146,7 @@ def test_a_script_stopped_under_torchrun_resumes_with_another_number_of_processe
 
 def test_a_process_that_dies_ends_the_job(students, small_npz):
     process = start(*flags(students, small_npz, 2000))
-    state = students / "selector.state.pth"
-    deadline = time.monotonic() + 100
-    while not state.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for_the_first_epoch(process, students / "selector.csv")
     children = subprocess.run(
         ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
     ).stdout.split()
@@ -157,7 +154,7 @@ def test_a_process_that_dies_ends_the_job(students, small_npz):
     os.kill(int(children[1]), signal.SIGKILL)
     out, err = process.communicate(timeout=60)
     assert process.returncode != 0 and "Signal 9" in err
-    torch.load(state, weights_only=True)
+    torch.load(students / "selector.state.pth", weights_only=True)
 
 
 def test_a_missing_input_is_told_once(tmp_path, small_npz):

@@ -199,11 +199,11 @@ def test_a_killed_run_resumes_to_the_very_same_weights(pipeline, tmp_path, small
         command("StudentTrain.py", killed, small_npz, *flags),
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    state = killed / "googlenet.state.pth"
+    history = killed / "googlenet.csv"
     deadline = time.monotonic() + 120
-    while not state.exists() and time.monotonic() < deadline:
+    while not history.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    time.sleep(0.2)
+    time.sleep(1)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     resumed = run("StudentTrain.py", killed, small_npz, *flags, "--resume")

@@ -176,12 +176,44 @@ def test_a_loss_that_is_not_finite_names_epoch_and_step_and_spares_the_last_good
     assert len(history(path)) == EPOCHS
 
 
-def test_what_an_earlier_run_left_is_kept(tmp_path, sample):
+def test_what_an_earlier_run_left_is_kept(tmp_path, sample, capsys):
+    path, state = tmp_path / "teacher.pth", tmp_path / "teacher.state.pth"
+    trainer(path, sample, lr=0.02).fit()
+    weights, progress = path.read_bytes(), state.read_bytes()
+    trainer(path, sample).fit()
+    assert path.read_bytes() != weights and state.read_bytes() != progress
+    assert (tmp_path / "teacher.previous.pth").read_bytes() == weights
+    assert (tmp_path / "teacher.previous.state.pth").read_bytes() == progress
+    assert "could be resumed" in capsys.readouterr().out
+
+
+def test_the_weights_of_an_earlier_run_outlive_a_kill_in_the_first_epoch(
+    tmp_path, sample, monkeypatch
+):
+    """Dead between the first checkpoint and its state, the run took its own weights for earlier."""
     path = tmp_path / "teacher.pth"
     trainer(path, sample, lr=0.02).fit()
-    before = path.read_bytes()
-    trainer(path, sample).fit()
-    assert path.with_suffix(".previous.pth").read_bytes() == before != path.read_bytes()
+    earlier = path.read_bytes()
+    killed, save_state = trainer(path, sample), Trainer._save_state
+
+    def die(self):
+        if self.progress.epoch == 1:
+            raise KeyboardInterrupt
+        save_state(self)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "_save_state", die)
+        killed.fit()
+    assert path.read_bytes() != earlier
+    trainer(path, sample).fit(resume=True)
+    assert (tmp_path / "teacher.previous.pth").read_bytes() == earlier
+
+
+def test_a_folder_that_cannot_be_written_is_found_out_before_the_first_step(tmp_path, sample):
+    (tmp_path / "file").touch()
+    run = trainer(tmp_path / "file" / "teacher.pth", sample, lambda step: pytest.fail("a step"))
+    with pytest.raises(UserError, match="cannot write .*teacher.state.pth: Not a directory"):
+        run.fit()
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ class Trainer:
     Beside `path` it keeps, after every epoch, the history as NAME.csv and the last state as
     NAME.state.pth, from which --resume goes on to the same weights, bit for bit on the CPU. Ctrl-C
     and SIGTERM save the state after the step under way and exit with status 130 and 143. What an
-    earlier run left at `path` is kept as NAME.previous.pth.
+    earlier run left is kept as NAME.previous.pth and NAME.previous.state.pth.
 
     Of several processes each computes its share of every batch; their gradients are averaged, and
     batch norm keeps the statistics of the first one's share.
@@ -231,10 +231,10 @@ class Trainer:
                 print("the run is finished: no epoch is left")
             else:
                 print(f"resuming after epoch {self.progress.epoch}, step {self.progress.step}")
-        elif resume:
-            print(f"nothing to resume at {shown(self.state_path)}: starting with epoch 1")
-        elif self.state_path.exists():
-            print(f"{shown(self.state_path)} holds an earlier run: --resume would continue it")
+        else:
+            if resume:
+                print(f"nothing to resume at {shown(self.state_path)}: starting with epoch 1")
+            self._begin()
         with _StopRequest() as stop:
             while self.progress.epoch < self.recipe.epochs:
                 with enough_memory(self.device, self.recipe.batch_size):
@@ -242,6 +242,17 @@ class Trainer:
                 self._end_epoch()
                 if stop.agreed() and self.progress.epoch < self.recipe.epochs:
                     stop.leave(f"epoch {self.progress.epoch}")
+
+    def _begin(self) -> None:
+        """Keep what an earlier run left, and see that a state can be written, before epoch 1."""
+        previous = self.path.with_suffix(".previous.pth")
+        if rank() == 0 and self.path.exists():
+            with replacing(previous) as file:
+                file.write(self.path.read_bytes())
+        if rank() == 0 and self.state_path.exists():
+            self.state_path.replace(previous.with_suffix(".state.pth"))
+            print(f"an earlier run could be resumed: {shown(previous.with_suffix('.state.pth'))}")
+        self._save_state()
 
     def _train_epoch(self, stop: "_StopRequest") -> None:
         now = self.progress
@@ -320,9 +331,6 @@ class Trainer:
         now.step = now.images = now.hits = 0
         now.loss = now.seconds = 0.0
         if improved and rank() == 0:
-            if now.epoch == 1 and self.path.exists():
-                with replacing(self.path.with_suffix(".previous.pth")) as file:
-                    file.write(self.path.read_bytes())
             save_checkpoint(
                 self.path, self.net, self.arch, self.stem, self.hyperparameters, now.epoch,
                 val_accuracy,
