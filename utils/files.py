@@ -37,7 +37,8 @@ def replacing(path: Path, binary: bool = True) -> Iterator:
         reason = error.strerror or error
         raise UserError(f"cannot write {path}: {reason}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the error that brought us here is the one to tell
+            partial.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
