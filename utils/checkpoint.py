@@ -1,18 +1,18 @@
 """Checkpoints: one dictionary a file, weights in half precision, loadable without running code."""
 
 import io
-import pickle
-import zipfile
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from models import ARCHS, STEMS, Selector, network
+from models import STEMS, Selector, network
 from utils.data import CLASSES, MEAN, STD
 from utils.files import UserError, replacing
+from utils.safe_load import brief, read_dict
 
 FILES = {
     "resnet50": "teacher.pth",
@@ -71,12 +71,20 @@ def save_checkpoint(
 
 
 def amend_checkpoint(path: Path, **facts: Any) -> None:
-    """Add what was found out about the weights at `path`, such as their test accuracy."""
-    write_dict(path, read_checkpoint(path) | facts)
+    """Add what was found out about the weights at `path`, such as their test accuracy.
+
+    Raises UserError as `read_checkpoint` does, also where it would not read the facts.
+    """
+    checkpoint = read_checkpoint(path) | facts
+    _check_facts(path, checkpoint)
+    write_dict(path, checkpoint)
 
 
 def write_dict(path: Path, content: dict[str, Any]) -> None:
-    """Save `content` to `path`, which is replaced whole. Raises UserError where it cannot be."""
+    """Save `content` to `path`, which is replaced whole, for `read_dict` to read.
+
+    Raises UserError where the file cannot be written.
+    """
     buffer = io.BytesIO()  # torch.save hides a full disk's OSError behind another
     torch.save(content, buffer)
     with replacing(path) as file:
@@ -102,49 +110,101 @@ def read_checkpoint(path: Path, arch: str | None = None) -> dict[str, Any]:
 
     Raises:
         UserError: the file is missing, cut short, no checkpoint, of another architecture, or
-            carries code instead of tensors; the message says which.
+            carries code instead of tensors; the message says which. Whether the weights fit the
+            architecture is left to `load_network`.
     """
     command = next((COMMANDS[name] for name in COMMANDS if FILES[name] == path.name), None)
-    if not path.exists():
-        raise UserError(f"{path} is missing" + (f"; make it with: {command}" if command else ""))
-    try:
-        with open(path, "rb") as file:
-            if file.read(1) not in (b"P", b"\x80", b""):  # of a zip archive, of a bare pickle
-                raise UserError(f"{path} is not a PyTorch checkpoint")
-        if zipfile.is_zipfile(path) and (damaged := zipfile.ZipFile(path).testzip()):
-            raise UserError(f"{path} is damaged: {damaged} does not match its checksum")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} is refused: it carries code instead of tensors, which is not run"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is cut short or not a PyTorch checkpoint: {error}") from error
-    missing = [key for key in KEYS if not isinstance(checkpoint, dict) or key not in checkpoint]
-    if missing:
+    if command and not os.path.exists(path):
+        raise UserError(f"{path} is missing; make it with: {command}")
+    checkpoint = read_dict(path)
+    if missing := [key for key in KEYS if key not in checkpoint]:
         raise UserError(f"{path} is not one of this project's checkpoints: no {', '.join(missing)}")
+    _check_facts(path, checkpoint)
     if arch is not None and checkpoint["arch"] != arch:
         raise UserError(f"{path} holds {checkpoint['arch']!r}, expected {arch!r}")
     return checkpoint
+
+
+def _within(low: float, high: float) -> Callable[[Any], bool]:
+    return lambda it: type(it) in (int, float) and low <= it <= high  # which nan is not
+
+
+def _is_color(it: Any) -> bool:
+    return type(it) is list and len(it) == 3 and all(map(_within(0, 1), it))
+
+
+FACTS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # what a value must be, and its test
+    "arch": (f"one of {', '.join(FILES)}", lambda it: type(it) is str and it in FILES),
+    "stem": (
+        f"one of {', '.join(STEMS)}, or None",
+        lambda it: it is None or (type(it) is str and it in STEMS),
+    ),
+    "state_dict": ("a dictionary", lambda it: isinstance(it, dict)),
+    "classes": (
+        f"a list of {len(CLASSES)} names",
+        lambda it: type(it) is list and [type(name) for name in it] == [str] * len(CLASSES),
+    ),
+    "mean": ("three numbers from 0 to 1", _is_color),
+    "std": ("three numbers from 0 to 1", _is_color),
+    "val_accuracy": ("a number from 0 to 1", _within(0, 1)),
+    "test_accuracy": ("a number from 0 to 1", lambda it: it is None or _within(0, 1)(it)),
+    "hyperparameters": ("a dictionary", lambda it: type(it) is dict),
+    "epoch": ("a whole number from 1 on", lambda it: type(it) is int and it >= 1),
+    "torch_version": ("a string", lambda it: type(it) is str),
+    "threshold": ("a number from 0 to 1.01", _within(0, 1.01)),  # 1.01: all to student 2
+}
+
+
+def _check_facts(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Raise UserError at the first fact that is not of the kind that the scripts rely on."""
+    for key, (kind, fits) in FACTS.items():
+        if key in checkpoint and not fits(checkpoint[key]):
+            raise UserError(f"{path}: its {key} is {brief(checkpoint[key])}, not {kind}")
+    arch, stem, shape = (checkpoint[key] for key in ("arch", "stem", "hyperparameters"))
+    if (stem is None) != (arch == "selector"):
+        raise UserError(f"{path}: its stem is {stem!r}, which is no stem of {arch}")
+    depth, batch_norm = shape.get("depth"), shape.get("batch_norm")
+    if arch == "selector" and not (_within(1, 4)(depth) and type(depth) is int):
+        raise UserError(f"{path}: its depth is {brief(depth)}, not a whole number from 1 to 4")
+    if arch == "selector" and type(batch_norm) is not bool:
+        raise UserError(f"{path}: its batch_norm is {brief(batch_norm)}, not True or False")
 
 
 def load_network(path: str | Path, arch: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
     """The network that `path` holds, in float32 and eval mode on the CPU, and its dictionary.
 
     Takes any of the four checkpoints and raises UserError as `read_checkpoint` does, or where the
-    weights do not fit the architecture that the file names.
+    weights do not fit the architecture that the file names or are not finite.
     """
     path = Path(path)
     checkpoint = read_checkpoint(path, arch)
     found, stem, hyperparameters = (checkpoint[key] for key in ("arch", "stem", "hyperparameters"))
-    if found != "selector" and (found not in ARCHS or stem not in STEMS):
-        raise UserError(f"{path} holds the unknown architecture {found!r} with stem {stem!r}")
-    try:
-        if found == "selector":
-            net: nn.Module = Selector(hyperparameters["depth"], hyperparameters["batch_norm"])
-        else:
-            net = network(found, stem, len(checkpoint["classes"]))
-        net.load_state_dict(checkpoint["state_dict"])
-    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: its weights do not fit {found}, {stem}: {error}") from error
+    if found == "selector":
+        net: nn.Module = Selector(hyperparameters["depth"], hyperparameters["batch_norm"])
+    else:
+        net = network(found, stem, len(checkpoint["classes"]))
+    weights, expected = dict(checkpoint["state_dict"]), net.state_dict()
+    missing = [name for name in expected if name not in weights]
+    unknown = [name for name in weights if name not in expected]
+    other = [
+        name for name in expected if name in weights and not _fits(weights[name], expected[name])
+    ]
+    if first := (missing + unknown + other)[:1]:
+        raise UserError(
+            f"{path}: its weights do not fit {found}, {stem}: {len(missing)} missing, "
+            f"{len(unknown)} unknown, {len(other)} of another shape or type: {brief(first[0])}"
+        )
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{path}: its weights {name} are not all finite")
+    net.load_state_dict(weights)
     return net.eval(), checkpoint
+
+
+def _fits(tensor: Any, expected: torch.Tensor) -> bool:
+    """Whether it is a tensor of the expected shape, and of its kind of number."""
+    return (
+        isinstance(tensor, torch.Tensor)
+        and tensor.shape == expected.shape
+        and tensor.is_floating_point() == expected.is_floating_point()
+    )
