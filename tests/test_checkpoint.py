@@ -26,13 +26,12 @@ from utils.checkpoint import (
     amend_checkpoint,
     load_network,
     read_checkpoint,
-    read_dict,
     save_checkpoint,
     write_dict,
 )
 from utils.data import CLASSES, normalize
 from utils.files import UserError
-from utils.safe_load import brief
+from utils.safe_load import brief, read_dict
 
 SHAPE = {"depth": 2, "batch_norm": True}
 SHIPPED = sorted(Path(__file__).parent.parent.glob("checkpoints/*.pth"))

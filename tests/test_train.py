@@ -220,9 +220,9 @@ def test_a_folder_that_cannot_be_written_is_found_out_before_the_first_step(tmp_
     "other, difference",
     [
         ({"lr": 0.02}, "lr was 0.01, is 0.02"),
-        ({"stem": "cifar-pool"}, "stem was cifar, is cifar-pool"),  # of the very same weights
-        ({"first": 1}, "data was 40 images, SHA-256 .*, is 40 images, SHA-256 "),
-        ({"count": 39}, "data was 40 images, SHA-256 .*, is 39 images, SHA-256 "),
+        ({"stem": "cifar-pool"}, "stem was 'cifar', is 'cifar-pool'"),  # of the very same weights
+        ({"first": 1}, "data was '40 images, SHA-256 .*', is '40 images, SHA-256 "),
+        ({"count": 39}, "data was '40 images, SHA-256 .*', is '39 images, SHA-256 "),
         ({"epochs": 2}, "epochs is 2, 3 are done or under way"),
     ],
 )

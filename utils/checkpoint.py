@@ -91,16 +91,6 @@ def write_dict(path: Path, content: dict[str, Any]) -> None:
         file.write(buffer.getbuffer())
 
 
-def read_dict(path: Path) -> dict[str, Any]:
-    """The dictionary in `path`, its tensors on the CPU; the counterpart of `write_dict`."""
-    try:
-        if zipfile.is_zipfile(path) and (damaged := zipfile.ZipFile(path).testzip()):
-            raise UserError(f"{path} is damaged: {damaged} does not match its checksum")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, KeyError, OSError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} is cut short or not a PyTorch checkpoint: {error}") from error
-
-
 def read_checkpoint(path: Path, arch: str | None = None) -> dict[str, Any]:
     """The dictionary in `path`, its weights on the CPU.
 

@@ -18,11 +18,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from utils.checkpoint import amend_checkpoint, load_network, read_dict, save_checkpoint, write_dict
+from utils.checkpoint import amend_checkpoint, load_network, save_checkpoint, write_dict
 from utils.data import Augmentation, Batches, Split, fingerprint, normalize
 from utils.device import autocast, enough_memory, precision, to_device
 from utils.distributed import from_first, gather, gather_objects, rank, ranks, total
 from utils.files import UserError, replacing, shown
+from utils.safe_load import brief, read_dict
 
 CHECK_EVERY = 20  # steps between looks at the loss: each look makes a GPU wait
 
@@ -235,7 +236,7 @@ class Trainer:
             if resume:
                 print(f"nothing to resume at {shown(self.state_path)}: starting with epoch 1")
             self._begin()
-        with _StopRequest() as stop:
+        with StopRequest() as stop:
             while self.progress.epoch < self.recipe.epochs:
                 with enough_memory(self.device, self.recipe.batch_size):
                     self._train_epoch(stop)
@@ -254,7 +255,7 @@ class Trainer:
             print(f"an earlier run could be resumed: {shown(previous.with_suffix('.state.pth'))}")
         self._save_state()
 
-    def _train_epoch(self, stop: "_StopRequest") -> None:
+    def _train_epoch(self, stop: "StopRequest") -> None:
         now = self.progress
         started = time.perf_counter() - now.seconds
         waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -387,7 +388,7 @@ class Trainer:
         before, now = state["identity"], self._identity
         done = state["progress"]["epoch"] + (state["progress"]["step"] > 0)
         changed = [
-            f"{name} was {before.get(name)}, is {now.get(name)}"
+            f"{name} was {brief(before.get(name))}, is {brief(now.get(name))}"
             for name in sorted(before | now)
             if before.get(name) != now.get(name) and name != "epochs"
         ]
@@ -432,10 +433,10 @@ def _parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any
     ]
 
 
-class _StopRequest:
+class StopRequest:
     """While entered, Ctrl-C and SIGTERM are noted; alone, a second one stops at once."""
 
-    def __enter__(self) -> "_StopRequest":
+    def __enter__(self) -> "StopRequest":
         self.signal = 0
         self._before = {
             number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
