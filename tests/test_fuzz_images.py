@@ -6,6 +6,8 @@ import random
 import resource
 import signal
 import struct
+import subprocess
+import sys
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -47,7 +49,9 @@ def corpus(sample):
             (color.convert("CMYK"), {}), (color, {"restart_marker_rows": 1}),
         ],
         "MPO": [(color, frames)],
-        "WEBP": [(color, {"exif": exif}), (clear, {}), (color, {"lossless": True}), (color, frames)],
+        "WEBP": [
+            (color, {"exif": exif}), (clear, {}), (color, {"lossless": True}), (color, frames),
+        ],
         "GIF": [(palette, {}), (palette, {"transparency": 3}), (color, frames)],
         "BMP": [(color, {}), (palette, {}), (bits, {}), (clear, {})],
         "TIFF": [
@@ -152,3 +156,21 @@ def test_broken_pictures_are_read_or_refused_in_one_line(tmp_path, sample, capfd
         print(f"peak memory grew by {grown:.0f} MiB")
     assert counts["mutated"].total() == FILES and counts["read"].total() > FILES / 20
     assert grown < 12 * Image.MAX_IMAGE_PIXELS / 2**20 + 200
+
+
+def test_every_sound_picture_among_broken_ones_is_answered(tmp_path, sample):
+    """The script itself, on a terminal that knows ASCII only."""
+    for k, (_, content) in enumerate(mutated(sample, 200)):
+        (tmp_path / f"broken{k:03}").write_bytes(content)
+    for k, (kind, content) in enumerate(corpus(sample)):
+        (tmp_path / f"sound{k:02} \N{CAT}.{kind}").write_bytes(content)
+    done = subprocess.run(
+        [sys.executable, "inference.py", str(tmp_path), "--device", "cpu"],
+        cwd=ROOT, capture_output=True, timeout=280, env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    out, err = done.stdout.decode("ascii").splitlines(), done.stderr.decode("ascii").splitlines()
+    assert done.returncode == 2
+    assert all(line.startswith("inference.py: ") for line in err)
+    assert sum(": error: " in line for line in err) + len(out) - 1 == len(list(tmp_path.iterdir()))
+    for k, (kind, _) in enumerate(corpus(sample)):
+        assert sum(line.endswith(rf"sound{k:02} \U0001f408.{kind}") for line in out) == 1
