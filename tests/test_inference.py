@@ -1,4 +1,4 @@
-"""Pictures from users, and the tables of inference.py and utils.compression."""
+"""Pictures of strangers, what inference.py prints of them, and the tables of utils.compression."""
 
 import io
 import os
@@ -313,6 +313,27 @@ def test_no_more_images_are_classified_at_once_than_asked_for(tmp_path, system, 
     system.selector.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     inference.print_answers(system.eval(), [tmp_path], 3, torch.device("cpu"))
     assert sizes == [3, 3, 1]
+
+
+def test_a_reader_that_has_had_enough_ends_it_quietly(tmp_path):
+    for k in range(50):
+        Image.new("RGB", (40, 40), RGB).save(tmp_path / f"{k}.png")
+    command = [
+        sys.executable,
+        "inference.py",
+        str(tmp_path),
+        "--batch-size",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as running:
+        assert running.stdout.readline().startswith(b"class ")
+        running.stdout.close()
+        assert running.stderr.read() == b""
+    assert running.returncode == 141
 
 
 def test_matplotlib_is_not_loaded_for_ones_own_images():
