@@ -45,11 +45,12 @@ def corpus(sample):
     kinds = {
         "PNG": [
             (color, {"exif": exif}), (palette, {"transparency": 3}), (clear, {}), (deep, {}),
-            (bits, {"icc_profile": b"icc" * 50}), (color, {"transparency": (0, 0, 0)}), (color, frames),
+            (bits, {"icc_profile": b"icc" * 50}), (color, {"transparency": (0, 0, 0)}),
+            (color, frames),
         ],
         "JPEG": [
-            (color, {"exif": exif}), (color, {"progressive": True, "icc_profile": b"icc" * 50}), (gray, {}),
-            (color.convert("CMYK"), {}), (color, {"restart_marker_rows": 1}),
+            (color, {"exif": exif}), (color, {"progressive": True, "icc_profile": b"icc" * 50}),
+            (gray, {}), (color.convert("CMYK"), {}), (color, {"restart_marker_rows": 1}),
         ],
         "MPO": [(color, frames)],
         "WEBP": [
