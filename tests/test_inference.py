@@ -318,18 +318,10 @@ def test_no_more_images_are_classified_at_once_than_asked_for(tmp_path, system, 
 def test_a_reader_that_has_had_enough_ends_it_quietly(tmp_path):
     for k in range(50):
         Image.new("RGB", (40, 40), RGB).save(tmp_path / f"{k}.png")
-    command = [
-        sys.executable,
-        "inference.py",
-        str(tmp_path),
-        "--batch-size",
-        "1",
-        "--device",
-        "cpu",
-    ]
     with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as running:
+        [sys.executable, "inference.py", tmp_path, "--batch-size", "1", "--device", "cpu"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as running:  # fmt: skip
         assert running.stdout.readline().startswith(b"class ")
         running.stdout.close()
         assert running.stderr.read() == b""

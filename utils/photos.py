@@ -48,8 +48,8 @@ def read_image(path: Path) -> np.ndarray:
     """The middle square of a picture, 32x32, as uint8 (32, 32, 3) RGB.
 
     Turned as its EXIF data say; transparency is put on white; 16-bit grays keep their eight high
-    bits. At most Image.MAX_IMAGE_PIXELS pixels are decoded, in up to 16 bytes each (WebP; 4 to 12
-    otherwise).
+    bits. At most Image.MAX_IMAGE_PIXELS pixels are decoded, in 16 bytes each (WebP) or fewer.
+
     Raises UserError, one line that names the file, where it cannot be read or is no image.
     """
     try:
