@@ -2,6 +2,7 @@
 
     python inference.py                    the whole test set: tables, metrics.json, figures
     python inference.py photo.jpg more/    your own images, and folders of them
+    python inference.py more/ --csv predictions.csv    a row an image, for any number of them
     python inference.py --out results      write the tables and figures somewhere else
 
 Needs checkpoints/densenet121.pth, googlenet.pth and selector.pth; the teacher is measured too
@@ -9,23 +10,29 @@ where teacher.pth is there. Where the test set cannot be had, the 1,000 test ima
 the repository take its place.
 """
 
+import argparse
 import json
 import sys
 import time
-from itertools import islice
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import islice, takewhile
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from models import STUDENTS, MultiStudent, macs
-from utils import cli, figures
+from utils import cli
 from utils.checkpoint import FILES, load_network
 from utils.data import CLASSES, Split, load_sample, load_splits
 from utils.device import pick_device, precision, to_device
 from utils.files import UserError, replacing, shown
-from utils.photos import image_files, read_image
+from utils.photos import image_files, one_line, read_image
+from utils.predictions import Answer, Predictions
+from utils.train import _StopRequest as StopRequest
 from utils.train import predict
 
 # ------------------------------------------------------------------ settings
@@ -54,7 +61,18 @@ def main() -> int:
         "--out", type=Path, default=OUT, metavar="PATH",
         help="folder for metrics.json and the figures (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--csv", type=Path, metavar="PATH",
+        help="write the answers for your own images to this file, a row an image",
+    )  # fmt: skip
+    parser.add_argument(
+        "--resume", action="store_true", help="continue the --csv of a run that was stopped"
+    )
     args = parser.parse_args()
+    if args.resume and not args.csv:
+        parser.error("--resume continues a --csv: name it")
+    if args.csv and not args.images:
+        parser.error("--csv is for your own images: name them, or a folder of them")
     device = pick_device(args.device)
     students = {
         arch: to_device(load_network(args.checkpoint_dir / FILES[arch], arch)[0], device)
@@ -64,8 +82,10 @@ def main() -> int:
     system = to_device(
         MultiStudent(list(students.values()), selector, checkpoint.get("threshold", 0.5)), device
     ).eval()
+    if args.csv:
+        return write_answers(system, args, device)
     if args.images:
-        return answer(system, args.images, args.batch_size, device)
+        return print_answers(system, args.images, args.batch_size, device)
 
     networks = dict(students)
     teacher_path = args.checkpoint_dir / FILES["resnet50"]
@@ -88,6 +108,8 @@ def main() -> int:
     print_tables(metrics)
     with replacing(args.out / "metrics.json", binary=False) as file:
         json.dump(metrics, file, indent=2)
+    from utils import figures  # Matplotlib takes a second to load, and is needed here alone
+
     written = figures.draw_all(args.out, metrics, args.checkpoint_dir, test, *routed)
     print(f"wrote {', '.join(shown(path) for path in [args.out / 'metrics.json', *written])}")
     return 0
@@ -180,31 +202,70 @@ def print_tables(metrics: dict) -> None:
 # ------------------------------------------------------------------ your own images
 
 
-def answer(system: MultiStudent, paths: list[Path], batch_size: int, device: torch.device) -> int:
+def answers(
+    system: MultiStudent, files: Iterator[Path], batch_size: int, device: torch.device
+) -> Iterator[list[Answer]]:
+    """The answer for each file, in their order, a batch at a time."""
+    while batch := [Answer(file) for file in islice(files, batch_size)]:
+        images = []
+        for each in batch:
+            try:
+                images.append(read_image(each.file))
+            except UserError as error:
+                each.error = str(error)
+        if images:
+            pixels = torch.from_numpy(np.stack(images)).to(device)
+            logits, choice = predict(system, pixels, batch_size=batch_size)
+            best = logits.softmax(dim=1).max(dim=1)
+            good = [each for each in batch if not each.error]
+            for each, probability, label, student in zip(
+                good, best.values.tolist(), best.indices.tolist(), choice.tolist(), strict=True
+            ):
+                each.label, each.student = CLASSES[label], STUDENTS[student]
+                each.probability = probability
+        yield batch
+
+
+def print_answers(
+    system: MultiStudent, paths: list[Path], batch_size: int, device: torch.device
+) -> int:
     """Print a line for each image: its class, probability and student. 2 if one is no image."""
     failed = 0
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may be unable to show a name
     print(f"{'class':<12}{'probability':>11}  {'student':<13}file")
-    files = image_files(paths)
-    while batch := list(islice(files, batch_size)):
-        images, names = [], []
-        for path in batch:
-            try:
-                images.append(read_image(path))
-                names.append(path)
-            except UserError as error:
+    for batch in answers(system, image_files(paths), batch_size, device):
+        for each in batch:
+            if each.error:
                 failed += 1
-                print(f"inference.py: error: {error}", file=sys.stderr)
-        if not images:
-            continue
-        logits, choice = predict(system, torch.from_numpy(np.stack(images)).to(device))
-        best = logits.softmax(dim=1).max(dim=1)
-        for path, probability, label, student in zip(
-            names, best.values.tolist(), best.indices.tolist(), choice.tolist(), strict=True
-        ):
-            print(f"{CLASSES[label]:<12}{probability:>11.1%}  {STUDENTS[student]:<13}{path}")
+                print(f"inference.py: error: {each.error}", file=sys.stderr)
+            else:
+                print(
+                    f"{each.label:<12}{each.probability:>11.1%}  {each.student:<13}"
+                    f"{one_line(each.file)}"
+                )
+        sys.stdout.flush()
     if failed:
-        print(f"inference.py: {failed} of the files are not images", file=sys.stderr)
+        print(f"inference.py: {failed:,} of the files are not images", file=sys.stderr)
     return 2 if failed else 0
+
+
+def write_answers(system: MultiStudent, args: argparse.Namespace, device: torch.device) -> int:
+    """Write a row for each image to args.csv, a batch at a time. 2 if one is no image.
+
+    Ctrl-C and SIGTERM end it with status 130 and 143, once the images read so far have their row.
+    """
+    with closing(Predictions(args.csv, args.resume)) as table, StopRequest() as stop:
+        files = takewhile(lambda _: not stop.signal, image_files(args.images))
+        files = (file for file in files if not table.skips(file))
+        with tqdm(unit="img", initial=table.answered + table.failed) as bar:
+            for batch in answers(system, files, args.batch_size, device):
+                table.write(batch)
+                bar.update(len(batch))
+        done = f"{table.answered:,} images answered, {table.failed:,} files failed"
+        if stop.signal:
+            stop.leave(done)
+    print(f"{done}: {shown(args.csv)}")
+    return 2 if table.failed else 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,14 @@
-"""Pictures from users, and the tables of inference.py and utils.compression."""
+"""Pictures of strangers, what inference.py prints of them, and the tables of utils.compression."""
 
+import io
+import os
 import re
+import socket
+import struct
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +20,9 @@ import inference
 from models import MultiStudent
 from utils import compression
 from utils.files import UserError
-from utils.photos import image_files, read_image
+from utils.photos import FORMATS, MAX_BYTES, image_files, read_image
 
+ROOT = Path(__file__).resolve().parent.parent
 RGB = (200, 30, 10)
 
 
@@ -113,6 +122,140 @@ def test_a_truncated_picture_is_named(tmp_path):
         read_image(tmp_path / "cut.png")
 
 
+@pytest.mark.parametrize("side", [12_000, 20_000])
+def test_a_picture_of_too_many_pixels_is_refused_by_its_size(tmp_path, side):
+    Image.new("1", (side, side)).save(tmp_path / "bomb.png")
+    assert (tmp_path / "bomb.png").stat().st_size < 100_000
+    told = f"{side} x {side} pixels|size .{side**2} pixels"
+    with pytest.raises(UserError, match=f"bomb.png: too large an image.*({told})"):
+        read_image(tmp_path / "bomb.png")
+
+
+def test_a_large_transparent_picture_takes_twelve_bytes_a_pixel_at_most(tmp_path):
+    Image.new("LA", (4000, 4000), (200, 255)).save(tmp_path / "large.png")
+    code = (
+        "import sys, re, pathlib, utils.photos\n"
+        "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
+        "before = peak()\n"
+        "utils.photos.read_image(pathlib.Path(sys.argv[1]))\n"
+        "print(peak() - before)\n"
+    )
+    run = [sys.executable, "-c", code, str(tmp_path / "large.png")]
+    grown = int(subprocess.run(run, cwd=ROOT, capture_output=True, check=True).stdout)
+    assert grown * 1024 < 13 * 4000 * 4000
+
+
+def test_a_file_of_any_size_that_is_no_picture_is_not_read_into_memory(tmp_path):
+    with open(tmp_path / "long.webp", "wb") as file:
+        file.write(b"RIFF\xff\xff\xff\xffWEBPVP8L")
+        file.truncate(MAX_BYTES + 1)
+    with pytest.raises(UserError, match="long.webp: not read: more than 512 MiB"):
+        read_image(tmp_path / "long.webp")
+
+
+def test_half_transparent_edges_do_not_bleed_the_hidden_color(tmp_path):
+    """Red that is seen, beside green that is not: on white no green may show."""
+    pixels = np.zeros((64, 64, 4), np.uint8)
+    pixels[:, :31] = (255, 0, 0, 255)
+    pixels[:, 31:] = (0, 255, 0, 0)
+    Image.fromarray(pixels).save(tmp_path / "edge.png")
+    edge = read_image(tmp_path / "edge.png").astype(int)
+    assert edge[..., 0].min() >= 250  # red and white both are full of red
+    assert np.abs(edge[..., 1] - edge[..., 2]).max() <= 2
+
+
+def test_only_the_formats_of_photos_are_opened(tmp_path):
+    Image.init()
+    assert set(FORMATS) <= set(Image.OPEN)
+    Image.new("RGB", (40, 40), RGB).save(tmp_path / "script.eps")  # Ghostscript would run it
+    with pytest.raises(UserError, match="script.eps: not an image: none of JPEG, PNG"):
+        read_image(tmp_path / "script.eps")
+
+
+@pytest.mark.parametrize(
+    "error", [struct.error, KeyError, OverflowError, MemoryError, RecursionError, OSError(22, "x")]
+)
+def test_however_a_decoder_fails_it_is_told_in_one_line(tmp_path, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    Image.new("RGB", (40, 40), RGB).save(tmp_path / "red.png")
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(UserError, match="red.png: not an image that can be read .*(Error|error)"):
+        read_image(tmp_path / "red.png")
+
+
+def test_a_picture_with_damaged_exif_data_is_read_as_it_lies(tmp_path):
+    Image.new("RGB", (40, 40), RGB).save(
+        tmp_path / "red.png", exif=b"Exif\0\0MM\0\xff" + b"\0" * 20
+    )
+    assert np.abs(read_image(tmp_path / "red.png").astype(int) - RGB).max() <= 2
+
+
+def test_what_is_no_regular_file_is_named_and_not_waited_for(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "fifo")
+    monkeypatch.chdir(tmp_path)  # a socket's path must be short
+    socket.socket(socket.AF_UNIX).bind("socket")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    for name, told in {
+        "fifo": "not a regular file",
+        "socket": "not a regular file",
+        "/dev/zero": "not a regular file",
+        "/proc/kmsg": "the file is empty",  # it says so, and never ends
+        "loop": "too many levels of symbolic links",
+        "dangling": "no such file",
+        "gone.png": "no such file",  # between listing and reading
+        "n" * 5000: "file name too long",
+        "n/" * 5000: "file name too long",
+    }.items():
+        assert list(image_files([Path(name)])) == [Path(name)]
+        with pytest.raises(UserError, match=f"^{Path(name)}: .*{told}"):
+            read_image(Path(name))
+
+
+def test_links_to_pictures_are_followed_and_links_to_folders_below_are_not(tmp_path):
+    Image.new("RGB", (40, 40), RGB).save(tmp_path / "red.png")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/link.png").symlink_to(tmp_path / "red.png")
+    (tmp_path / "more/round").symlink_to(tmp_path)
+    (tmp_path / "again").symlink_to(tmp_path / "more")
+    assert list(image_files([tmp_path])) == [tmp_path / "red.png", tmp_path / "more/link.png"]
+    assert list(image_files([tmp_path / "again"])) == [tmp_path / "again/link.png"]
+    assert read_image(tmp_path / "more/link.png").shape == (32, 32, 3)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    for name in ("a/1.png", "b/2.png", "c/3.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    scandir = os.scandir
+
+    def refuse(path):
+        if path == str(tmp_path / "b"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # root may list every folder
+    files = list(image_files([tmp_path]))
+    assert files == [tmp_path / "a/1.png", tmp_path / "c/3.png", tmp_path / "b"]
+    with pytest.raises(UserError, match="b: a folder that cannot be listed"):
+        read_image(files[-1])
+
+
+def test_ten_thousand_files_are_listed_a_folder_at_a_time(tmp_path, monkeypatch):
+    for folder in range(10):
+        (tmp_path / str(folder)).mkdir()
+        for k in range(1000):
+            (tmp_path / str(folder) / f"{k:04}").touch()
+    listed, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or scandir(path))
+    files = image_files([tmp_path])
+    assert [file.name for file in islice(files, 1000)] == [f"{k:04}" for k in range(1000)]
+    assert len(listed) == 2
+    assert len(list(files)) == 9000
+
+
 def test_a_folder_stands_for_the_files_below_it(tmp_path):
     for name in ("b.png", "a.png", "deep/er/c.png", ".hidden.png", ".git/d.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +269,7 @@ def test_good_pictures_are_answered_beside_bad_ones(tmp_path, capsys, system):
     Image.new("RGB", (50, 50), (10, 30, 200)).save(tmp_path / "blue.png")
     (tmp_path / "notes.txt").write_text("no image")
     paths = [tmp_path, tmp_path / "missing.png"]
-    status = inference.answer(system.eval(), paths, 2, torch.device("cpu"))
+    status = inference.print_answers(system.eval(), paths, 2, torch.device("cpu"))
     out, err = capsys.readouterr()
     assert status == 2
     assert re.search(r"ship +99\.\d% +googlenet +\S*blue.png", out)
@@ -134,7 +277,60 @@ def test_good_pictures_are_answered_beside_bad_ones(tmp_path, capsys, system):
     assert "notes.txt: not an image" in err and "missing.png: no such file" in err
     assert "Traceback" not in err
     good = [tmp_path / "red.png"]
-    assert inference.answer(system.eval(), good, 2, torch.device("cpu")) == 0
+    assert inference.print_answers(system.eval(), good, 2, torch.device("cpu")) == 0
+
+
+EMOJI = "\U0001f600.png"
+ODD_NAMES = [b"new\nline.png", b"esc\x1b[2J.png", EMOJI.encode(), b"\xff\xfe.png", b'"q",.png']
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_names_are_shown_on_one_line_whatever_is_in_them(tmp_path, monkeypatch, system, encoding):
+    picture = tmp_path / "red.png"
+    Image.new("RGB", (40, 40), RGB).save(picture)
+    for name in ODD_NAMES:
+        os.link(picture, os.fsencode(tmp_path) + b"/" + name)
+        with open(os.fsencode(tmp_path) + b"/bad " + name, "wb"):
+            pass
+    printed = {name: io.TextIOWrapper(io.BytesIO(), encoding) for name in ("stdout", "stderr")}
+    for name, stream in printed.items():
+        stream.reconfigure(errors="backslashreplace" if name == "stderr" else "strict")
+        monkeypatch.setattr(sys, name, stream)
+    assert inference.print_answers(system.eval(), [tmp_path], 100, torch.device("cpu")) == 2
+    sys.stderr.flush()
+    out, err = (stream.buffer.getvalue().decode(encoding) for stream in printed.values())
+    assert len(out.splitlines()) == 1 + 1 + len(ODD_NAMES)
+    assert len(err.splitlines()) == len(ODD_NAMES) + 1
+    assert r"new\nline.png'" in out and r"esc\x1b[2J.png'" in out and r"\udcff\udcfe.png'" in out
+    assert "\x1b" not in out + err
+    assert (EMOJI if encoding == "utf-8" else r"\U0001f600.png") in out
+
+
+def test_no_more_images_are_classified_at_once_than_asked_for(tmp_path, system, capsys):
+    for k in range(7):
+        Image.new("RGB", (40, 40), RGB).save(tmp_path / f"{k}.png")
+    sizes = []
+    system.selector.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    inference.print_answers(system.eval(), [tmp_path], 3, torch.device("cpu"))
+    assert sizes == [3, 3, 1]
+
+
+def test_a_reader_that_has_had_enough_ends_it_quietly(tmp_path):
+    for k in range(50):
+        Image.new("RGB", (40, 40), RGB).save(tmp_path / f"{k}.png")
+    with subprocess.Popen(
+        [sys.executable, "inference.py", tmp_path, "--batch-size", "1", "--device", "cpu"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as running:  # fmt: skip
+        assert running.stdout.readline().startswith(b"class ")
+        running.stdout.close()
+        assert running.stderr.read() == b""
+    assert running.returncode == 141
+
+
+def test_matplotlib_is_not_loaded_for_ones_own_images():
+    code = "import sys, inference; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_the_compression_tables_hold_the_published_figures_beside_ours(capsys, monkeypatch):

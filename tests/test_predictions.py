@@ -1,0 +1,237 @@
+"""The CSV of inference.py: whole rows however the run ends, and the same file after --resume."""
+
+import csv
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import inference
+from utils.files import UserError
+from utils.predictions import Answer, Predictions
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = ["plain.png", "new\nline.png", 'quo"te\n.png', '"\n"', "comma,.png", "cr\r.png", "\udcff"]
+ANSWERS = [Answer(Path(name), "cat", 0.5, "googlenet") for name in NAMES]
+ANSWERS.insert(3, Answer(Path("a,b"), error="a,b: not an image"))
+
+
+class Student(nn.Module):
+    """A stand-in for a student: the class is the mean red, from 0 to 9."""
+
+    def forward(self, images):
+        red = images[:, 0].mean(dim=(1, 2))
+        return 9.0 * torch.nn.functional.one_hot((2 * red + 4).long().clamp(0, 9), 10).float()
+
+
+class Selector(nn.Module):
+    """A stand-in for a selector, which presses `number` when it has seen two batches."""
+
+    def __init__(self, number=0):
+        super().__init__()
+        self.number, self.batches = number, 0
+
+    def forward(self, images):
+        self.batches += 1
+        if self.number and self.batches == 2:
+            signal.raise_signal(self.number)
+        return images[:, 0].mean(dim=(1, 2))
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """inference.py with stand-ins: its exit status."""
+
+    def run(*argv, selector=None):
+        nets = {
+            "densenet121": Student(),
+            "googlenet": Student(),
+            "selector": selector or Selector(),
+        }
+        monkeypatch.setattr(inference, "load_network", lambda path, arch: (nets[arch], {}))
+        monkeypatch.setattr(sys, "argv", ["inference.py", "--device", "cpu", *map(str, argv)])
+        try:
+            return inference.main()
+        except SystemExit as leaving:
+            return leaving.code
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path, sample):
+    """Forty pictures in two folders, among them two that are none."""
+    for k in range(40):
+        path = tmp_path / "images" / str(k // 20) / f"{k:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(sample.images[k].numpy()).save(path)
+    for name in ("0/07.png", "1/notes.txt"):
+        (tmp_path / "images" / name).write_text("no image")
+    return tmp_path / "images"
+
+
+def rows(path):
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_file_has_its_row_in_the_order_of_the_folders(folder, tmp_path, run, capsys):
+    table = tmp_path / "new" / "table.csv"
+    assert run(folder, "--csv", table, "--batch-size", 6) == 2
+    out, err = capsys.readouterr()
+    assert out.startswith("39 images answered, 2 files failed: ") and "table.csv" in out
+    assert "img/s" in err and len(out.splitlines()) == 1
+    found = rows(table)
+    assert list(found[0]) == ["file", "class", "probability", "student", "error"]
+    assert [row["file"] for row in found] == sorted(map(str, folder.rglob("*.*")))
+    for row in found:
+        if row["file"].endswith(("07.png", "notes.txt")):
+            assert row["error"].startswith("not an image: none of")
+            assert row["class"] == row["probability"] == row["student"] == ""
+        else:
+            assert row["error"] == "" and row["student"] in ("densenet121", "googlenet")
+            assert 0.99 < float(row["probability"]) <= 1
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_resumes_to_the_same_file(folder, tmp_path, run, capsys, number, status):
+    whole, stopped = tmp_path / "whole.csv", tmp_path / "stopped.csv"
+    run(folder, "--csv", whole, "--batch-size", 6)
+    flags = [folder, "--csv", stopped, "--batch-size", 6]
+    assert run(*flags, selector=Selector(number)) == status
+    assert len(rows(stopped)) == 12 and whole.read_bytes().startswith(stopped.read_bytes())
+    assert re.search(r"continue with: python inference.py .* --resume\n", capsys.readouterr().err)
+    assert run(*flags, "--resume") == 2  # for the failure before the stop, too
+    assert stopped.read_bytes() == whole.read_bytes()
+    assert "39 images answered, 2 files failed" in capsys.readouterr().out
+    assert run(*flags, "--resume") == 2
+    assert stopped.read_bytes() == whole.read_bytes()
+
+
+def test_a_killed_run_resumes_to_the_same_file(folder, tmp_path):
+    """The real networks, and a kill in the midst."""
+
+    def command(table):
+        flags = ["--csv", str(table), "--batch-size", "3", "--device", "cpu", "--resume"]
+        return [sys.executable, "inference.py", str(folder), *flags]
+
+    whole, killed = tmp_path / "whole.csv", tmp_path / "killed.csv"
+    done = subprocess.run(command(whole), cwd=ROOT, capture_output=True, timeout=280)
+    assert done.returncode == 2
+    run = subprocess.Popen(command(killed), cwd=ROOT, stderr=subprocess.DEVNULL)
+    while not killed.exists() or killed.read_bytes().count(b"\n") < 7:
+        assert run.poll() is None
+        time.sleep(0.001)
+    run.kill()
+    run.wait()
+    assert len(rows(killed)) < len(rows(whole)) == 41
+    with open(killed, "ab") as file:
+        file.write(b'"half a ro\n')  # as a kill in the midst of writing leaves it
+    done = subprocess.run(command(killed), cwd=ROOT, capture_output=True, timeout=280)
+    assert done.returncode == 2 and b"Traceback" not in done.stderr
+    for one, other in zip(rows(killed), rows(whole), strict=True):
+        probability, expected = (float(row.pop("probability") or 0) for row in (one, other))
+        assert one == other and probability == pytest.approx(expected, abs=2e-4)
+
+
+def test_a_file_cut_off_anywhere_resumes_to_the_same_file(tmp_path):
+    path = tmp_path / "table.csv"
+    with closing(Predictions(path, resume=False)) as table:
+        table.write(ANSWERS)
+    content = path.read_bytes()
+    assert [row["file"] for row in rows(path)] == [str(each.file) for each in ANSWERS]
+    for end in range(len(content) + 1):
+        path.write_bytes(content[:end])
+        with closing(Predictions(path, resume=True)) as table:
+            table.write(each for each in ANSWERS if not table.skips(each.file))
+            assert (table.answered, table.failed) == (len(NAMES), 1)
+        assert path.read_bytes() == content
+
+
+def test_a_file_named_twice_has_two_rows_after_a_stop_too(tmp_path, folder, run):
+    picture, table = folder / "0/01.png", tmp_path / "table.csv"
+    run(picture, picture, "--csv", table)
+    content = table.read_bytes()
+    table.write_bytes(b"".join(content.splitlines(keepends=True)[:2]))
+    assert run(picture, picture, "--csv", table, "--resume") == 0
+    assert table.read_bytes() == content
+
+
+def test_the_file_is_no_row_of_its_own(folder, run, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert run(".", "--csv", "table.csv") == 2
+    assert "table.csv" not in [row["file"] for row in rows("table.csv")]
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        (["--csv", "table.csv"], "--csv is for your own images"),
+        (["--resume"], "--resume continues a --csv"),
+        (["photo.jpg", "--resume"], "--resume continues a --csv"),
+    ],
+)
+def test_flags_that_go_together_are_asked_for(run, capsys, flags, told):
+    assert run(*flags) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_file_that_stands_there_is_not_lost(tmp_path, resume):
+    table = tmp_path / "table.csv"
+    table.write_text("epoch,loss\n1,2\n")
+    told = "is another CSV" if resume else "exists: add --resume"
+    with pytest.raises(UserError, match=f"table.csv {told}"):
+        Predictions(table, resume)
+    assert table.read_text() == "epoch,loss\n1,2\n"
+    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
+        Predictions(tmp_path, resume)
+
+
+def test_two_runs_do_not_write_one_file(tmp_path):
+    path = tmp_path / "table.csv"
+    first = Predictions(path, resume=False)
+    with pytest.raises(UserError, match="another run is writing .*table.csv"):
+        Predictions(path, resume=True)
+    first.close()
+    Predictions(path, resume=True).close()
+
+
+def test_a_full_disk_leaves_whole_rows(tmp_path):
+    path = tmp_path / "table.csv"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with closing(Predictions(path, resume=False)) as table:
+        table.write(ANSWERS)
+        content = path.read_bytes()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) + 20, limits[1]))
+        try:
+            with pytest.raises(UserError, match="cannot write .*table.csv: File too large"):
+                table.write(ANSWERS)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == content
+
+
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path, run, monkeypatch):
+    files = (Path(f"{k:06}.png") for k in range(20_000))
+    monkeypatch.setattr(inference, "image_files", lambda _: files)
+    monkeypatch.setattr(inference, "read_image", lambda _: np.zeros((32, 32, 3), np.uint8))
+    tracemalloc.start()
+    try:
+        assert run("folder", "--csv", tmp_path / "table.csv", "--batch-size", 100) == 0
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(rows(tmp_path / "table.csv")) == 20_000
+    assert peak < 3e6  # their names alone are more
