@@ -70,7 +70,7 @@ class Disk:
     def _replace(self, source, target) -> None:
         source, target = Path(source).resolve(), Path(target)
         target = target.parent.resolve() / target.name
-        before = target.with_name(f".{target.name}.before")
+        before = target.with_name(f".{target.name}.{len(self.moments)}")
         if target.exists():
             os.link(target, before)
         self.replace(source, target)

@@ -37,6 +37,7 @@ SCRIPTS = {
     "googlenet": ["StudentTrain.py", "--model", "2"],  # has dropout, which draws numbers
     "teacher": ["teacherTrain.py"],
 }
+MOMENTS = {"step", "opened", "half", "written", "synced", "renamed", "durable"}
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["torch", "torchvision", "numpy", "tqdm"])
@@ -126,7 +127,9 @@ def whole(tmp_path_factory, teacher, small_npz):
             folder = fill(tmp_path_factory.mktemp(f"whole_{name}") / "checkpoints", teacher)
             done, _ = struck(0, "kill", name, folder, small_npz)
             assert done.status == 0, done.stderr
-            runs[name] = folder, re.findall(r"^moment \d+: (.*)$", done.stderr, re.MULTILINE)
+            moments = re.findall(r"^moment \d+: (.*)$", done.stderr, re.MULTILINE)
+            assert {moment.split()[0] for moment in moments} == MOMENTS
+            runs[name] = folder, moments
         return runs[name]
 
     return get
@@ -194,7 +197,7 @@ def chain(name, folder, data, moments, points):
         done, moment = struck(at, mode, name, folder, data, *more)
         assert done.status == (-9 if point else 0), (point, mode, done.stderr)
         assert_every_file_loads(folder)
-        if hit and "step" in moment:  # only then it has said how it starts
+        if hit and "selector_labels" not in moment:  # made before it says where it goes on
             start = "the run is finished" if epochs == 3 else f"resuming after epoch {epochs}, step"
             assert ("nothing to resume" if epochs is None else start) in done.stdout
         if point:
@@ -292,7 +295,7 @@ def test_a_stopped_run_saves_its_state_in_mid_epoch_and_prints_what_continues_it
     folder, small_npz, whole, mode, status
 ):
     reference, moments = whole("selector")
-    at = moments.index("durable selector.state.pth") + 3  # the labels are written again: 2 steps
+    at = moments.index("durable selector.state.pth") + 3  # 2 steps after it
     line, resumed = stopped_and_continued("selector", folder, small_npz, at, mode, status)
     assert "stopped after epoch 2, step 2 of 4" in line
     assert "resuming after epoch 1, step 2" in resumed
@@ -301,7 +304,7 @@ def test_a_stopped_run_saves_its_state_in_mid_epoch_and_prints_what_continues_it
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode, status", [("int", 130), ("term", 143)])
-@pytest.mark.parametrize("moment", ["half", "synced", "renamed"])
+@pytest.mark.parametrize("moment", ["half", "renamed"])
 @pytest.mark.parametrize("file", ["previous.pth", "pth", "csv", "state.pth"])
 def test_a_run_stopped_inside_a_write_finishes_the_write(
     folder, small_npz, whole, file, moment, mode, status
@@ -429,10 +432,10 @@ def test_a_data_folder_without_permission_to_look_into_is_named(
     "mount, file, reason",
     [
         # Room for the earlier weights twice, not for the new ones beside them.
-        ("mount -t tmpfs -o size=400k none {0} && cp {1}/selector.pth {0}", "selector.pth",
+        ("mount -t tmpfs -o size=400k none {disk} && {fill}", "selector.pth",
          "No space left on device"),
-        ("mount --bind {0} {0} && cp {1}/selector.pth {0} && mount -o remount,ro,bind {0}",
-         "", "Read-only file system"),
+        ("{fill} && mount --bind {disk} {disk} && mount -o remount,ro,bind {disk}", "",
+         "Read-only file system"),
     ],
     ids=["full", "read-only"],
 )  # fmt: skip
@@ -441,20 +444,22 @@ def test_a_disk_that_is_full_or_read_only_is_named_and_keeps_the_earlier_weights
 ):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = mount.format(disk, folder)
-    link = " && ".join(f"ln -s {folder / FILES[arch]} {disk}" for arch in STUDENTS)
-    mount = mount.replace(f"cp {folder}", f"{link} && cp {folder}")
-    unshare = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
-    if subprocess.run([*unshare, mount], capture_output=True).returncode:
-        pytest.skip("this system lets no test mount a disk")
-    for path in disk.iterdir():
-        path.unlink()  # what the trial left where it mounted nothing of its own
+    students = " ".join(str(folder / FILES[arch]) for arch in STUDENTS)
+    fill = f"ln -s {students} {disk} && cp {folder / 'selector.pth'} {disk}"
     command = shlex.join([sys.executable, *flags_of("selector", disk, small_npz)])
-    script = f"{mount} && {{ {command}; status=$?; ls -A {disk} >&3; cp {disk}/selector.pth \
-{tmp_path}; exit $status; }} 3>{tmp_path}/left"
-    done = subprocess.run([*unshare, script], cwd=ROOT, capture_output=True, text=True)
-    done.status = done.returncode
-    assert_refused(done, f"cannot write {disk / file}", reason)
+    script = f"""
+        {mount.format(disk=disk, fill=fill)} || exit 77
+        {command}
+        status=$?
+        ls -A {disk} > {tmp_path}/left
+        cp {disk}/selector.pth {tmp_path}
+        exit $status
+    """
+    unshare = ["unshare", "--map-root-user", "--mount", "sh", "-c", script]
+    done = subprocess.run(unshare, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode == 77 or done.stderr.startswith("unshare:"):
+        pytest.skip(f"this system lets no test mount a disk: {done.stderr}")
+    assert_refused(Done(done.returncode, done.stdout, done.stderr), f"{disk / file}", reason)
     assert (tmp_path / "selector.pth").read_bytes() == (folder / "selector.pth").read_bytes()
     assert ".part" not in (tmp_path / "left").read_text()
 
@@ -530,7 +535,7 @@ def test_a_swapped_or_flipped_part_of_the_real_set_is_refused(tmp_path):
         assert_data_refused(path, "has SHA-256")
 
     content = bytearray(real.read_bytes())
-    for place in (10, 1_000, 10**8, len(content) - 10**7, len(content) - 100, len(content) - 5):
+    for place in (1_000, 10**8, len(content) - 10**7):
         content[place] ^= 0x10
         path.write_bytes(content)
         assert_data_refused(path, "damaged|SHA-256")
