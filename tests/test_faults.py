@@ -189,14 +189,11 @@ def chain(name, folder, data, moments, points):
     moments after its start as the point comes after that place there. Returns what was struck.
     """
     ends = [k for k, moment in enumerate(moments, 1) if moment == f"durable {name}.state.pth"]
+    starts = [moments.index("step"), *ends]  # the selector's labels come before the first step
     hit = []
     for point, mode in [*points, (0, "kill")]:
         epochs = epochs_done(name, folder)
-        if epochs:
-            skipped = ends[epochs - 1]
-        else:
-            skipped = moments.index("step") if hit else 0  # what was made before the first step
-        at = max(1, point - skipped) if point else 0
+        at = max(1, point - (starts[epochs or 0] if hit else 0)) if point else 0
         more = ["--resume"] if hit else []
         done, moment = struck(at, mode, name, folder, data, *more)
         assert done.status == (-9 if point else 0), (point, mode, done.stderr)
