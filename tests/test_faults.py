@@ -198,7 +198,7 @@ def chain(name, folder, data, moments, points):
         done, moment = struck(at, mode, name, folder, data, *more)
         assert done.status == (-9 if point else 0), (point, mode, done.stderr)
         assert_every_file_loads(folder)
-        if hit and "selector_labels" not in moment:  # made before it says where it goes on
+        if hit and (not point or moment == "step"):  # surely after it has said where it goes on
             start = "the run is finished" if epochs == 3 else f"resuming after epoch {epochs}, step"
             assert ("nothing to resume" if epochs is None else start) in done.stdout
         if point:
