@@ -2,7 +2,7 @@
 
 The scripts run on real images in processes of their own, forked from one that has imported PyTorch
 already, which saves seconds a run. `fault_driver.py` says at which moments they are struck. The
-30 moments of every script and mode are marked slow: python -m pytest -m slow tests/test_faults.py
+30 moments of every script and mode are slow: python -m pytest -m slow -s tests/test_faults.py
 """
 
 import csv
@@ -193,14 +193,15 @@ def chain(name, folder, data, moments, points):
     hit = []
     for point, mode in [*points, (0, "kill")]:
         epochs = epochs_done(name, folder)
-        at = max(1, point - (starts[epochs or 0] if hit else 0)) if point else 0
+        start = starts[epochs or 0]
+        at = point - start if hit and point > start else point
         more = ["--resume"] if hit else []
         done, moment = struck(at, mode, name, folder, data, *more)
         assert done.status == (-9 if point else 0), (point, mode, done.stderr)
         assert_every_file_loads(folder)
         if hit and (not point or moment == "step"):  # surely after it has said where it goes on
-            start = "the run is finished" if epochs == 3 else f"resuming after epoch {epochs}, step"
-            assert ("nothing to resume" if epochs is None else start) in done.stdout
+            said = "the run is finished" if epochs == 3 else f"resuming after epoch {epochs}, step"
+            assert ("nothing to resume" if epochs is None else said) in done.stdout
         if point:
             hit.append(moment)
     return hit
@@ -352,7 +353,6 @@ def disk_of(size):
 @pytest.mark.parametrize(
     "size, file",
     [
-        pytest.param(1_000, "selector_labels.npz", marks=pytest.mark.slow),
         (100_000, "selector.previous.pth"),
         pytest.param(300_000, "selector.state.pth", marks=pytest.mark.slow),
     ],
