@@ -1,0 +1,553 @@
+"""What goes wrong outside the code: kills, power loss, full disks, no permission, damaged data.
+
+The scripts run on real images in processes of their own, forked from one that has imported PyTorch
+already, which saves seconds a run. `fault_driver.py` says at which moments they are struck. The
+30 moments of every script and mode are slow: python -m pytest -m slow -s tests/test_faults.py
+"""
+
+import csv
+import hashlib
+import multiprocessing
+import os
+import re
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import fault_driver
+import numpy as np
+import pytest
+import torch
+
+from models import STUDENTS, network
+from utils.checkpoint import FILES, read_checkpoint, save_checkpoint
+from utils.data import load_splits
+from utils.files import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = ROOT / "checkpoints"
+QUICK = ["--epochs", "3", "--subset", "40", "--batch-size", "10", "--device", "cpu"]
+SCRIPTS = {
+    "selector": ["trainSelector.py"],
+    "googlenet": ["StudentTrain.py", "--model", "2"],  # has dropout, which draws numbers
+    "teacher": ["teacherTrain.py"],
+}
+MOMENTS = {"step", "opened", "half", "written", "synced", "renamed", "durable"}
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["torch", "torchvision", "numpy", "tqdm"])
+
+
+@dataclass
+class Done:
+    status: int
+    stdout: str
+    stderr: str
+
+
+class Run:
+    """A script in a process of its own; `limits` are called in it before the script starts."""
+
+    def __init__(self, function, *args, limits=()):
+        pipes = [FORKS.Pipe(duplex=False) for _ in ("stdout", "stderr")]
+        self.printed = [reader for reader, _ in pipes]
+        writers = [writer for _, writer in pipes]
+        self.process = FORKS.Process(
+            target=fault_driver.child, args=(writers, limits, function, *args)
+        )
+        self.process.start()
+        for writer in writers:
+            writer.close()
+
+    def wait(self):
+        self.process.join(240)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+        texts = []
+        for reader in self.printed:
+            with open(os.dup(reader.fileno())) as file:
+                texts.append(file.read())
+            reader.close()
+        return Done(self.process.exitcode, *texts)
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory):
+    """A teacher's checkpoint, untrained."""
+    path = tmp_path_factory.mktemp("teacher") / "teacher.pth"
+    torch.manual_seed(0)
+    net = network("resnet50", "cifar-pool")
+    save_checkpoint(path, net, "resnet50", "cifar-pool", {}, 1, 0.1)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path, teacher):
+    """A checkpoint folder with the weights of an earlier run of every script."""
+    return fill(tmp_path / "checkpoints", teacher)
+
+
+def fill(folder, teacher):
+    folder.mkdir()
+    for name in FILES.values():
+        shutil.copy(teacher if name == "teacher.pth" else SHIPPED / name, folder)
+    return folder
+
+
+def flags_of(name, folder, data):
+    return [*SCRIPTS[name], *QUICK, "--data-dir", str(data), "--checkpoint-dir", str(folder)]
+
+
+def train(name, folder, data, *more, limits=()):
+    flags = [*flags_of(name, folder, data), *more]
+    return Run(fault_driver.run, *flags, limits=limits).wait()
+
+
+def struck(at, mode, name, folder, data, *more):
+    """Train, struck at moment `at`; the moment's name, "" where the run ended before it."""
+    flags = [*flags_of(name, folder, data), *more]
+    done = Run(fault_driver.strike, at, mode, *flags).wait()
+    found = re.search(r"^struck at \d+: (.*)$", done.stderr, re.MULTILINE)
+    return done, found[1] if found else ""
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory, teacher, small_npz):
+    """name -> the folder that an uninterrupted run of its script left, and its moments."""
+    runs = {}
+
+    def get(name):
+        if name not in runs:
+            folder = fill(tmp_path_factory.mktemp(f"whole_{name}") / "checkpoints", teacher)
+            done, _ = struck(0, "kill", name, folder, small_npz)
+            assert done.status == 0, done.stderr
+            moments = re.findall(r"^moment \d+: (.*)$", done.stderr, re.MULTILINE)
+            assert {moment.split()[0] for moment in moments} == MOMENTS
+            runs[name] = folder, moments
+        return runs[name]
+
+    return get
+
+
+def weights(name, folder):
+    """Those that are the best, and those of the state."""
+    best = torch.load(folder / f"{name}.pth", weights_only=True)["state_dict"]
+    last = torch.load(folder / f"{name}.state.pth", weights_only=True)["net"]
+    return [*best.items(), *last.items()]
+
+
+def different(ours, theirs):
+    pairs = zip(ours, theirs, strict=True)
+    return [one for (one, a), (other, b) in pairs if one != other or not torch.equal(a, b)]
+
+
+def assert_ends_like(name, folder, reference):
+    """The files of `folder` are those of an uninterrupted run, but for the seconds."""
+    assert different(weights(name, folder), weights(name, reference)) == []
+    ours, theirs = (read_checkpoint(f / f"{name}.pth") for f in (folder, reference))
+    for fact in ours.keys() - {"state_dict"}:
+        assert ours[fact] == theirs[fact], fact
+    assert rows(folder / f"{name}.csv") == rows(reference / f"{name}.csv")
+    assert leftovers(folder) == []
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        timings = ("seconds", "images_per_second")
+        return [{k: v for k, v in row.items() if k not in timings} for row in csv.DictReader(file)]
+
+
+def leftovers(folder):
+    return sorted(path.name for path in folder.rglob("*.part"))
+
+
+def assert_every_file_loads(folder):
+    for path in folder.glob("*.pth"):
+        torch.load(path, weights_only=True)
+        if ".state" not in path.name:
+            read_checkpoint(path)
+
+
+# ------------------------------------------------------------------ kill -9 and power loss
+
+
+def epochs_done(name, folder):
+    path = folder / f"{name}.state.pth"
+    return torch.load(path, weights_only=True)["progress"]["epoch"] if path.exists() else None
+
+
+def chain(name, folder, data, moments, points):
+    """Strike the run at the first point, what is resumed at the second, and so on to the end.
+
+    A point is a moment of the uninterrupted run and a mode; what is resumed is struck as many
+    moments after its start as the point comes after that place there. Returns what was struck.
+    """
+    ends = [k for k, moment in enumerate(moments, 1) if moment == f"durable {name}.state.pth"]
+    starts = [moments.index("step"), *ends]  # the selector's labels come before the first step
+    hit = []
+    for point, mode in [*points, (0, "kill")]:
+        epochs = epochs_done(name, folder)
+        start = starts[epochs or 0]
+        at = point - start if hit and point > start else point
+        more = ["--resume"] if hit else []
+        done, moment = struck(at, mode, name, folder, data, *more)
+        assert done.status == (-9 if point else 0), (point, mode, done.stderr)
+        assert_every_file_loads(folder)
+        if hit and (not point or moment == "step"):  # surely after it has said where it goes on
+            said = "the run is finished" if epochs == 3 else f"resuming after epoch {epochs}, step"
+            assert ("nothing to resume" if epochs is None else said) in done.stdout
+        if point:
+            hit.append(moment)
+    return hit
+
+
+def test_a_run_struck_again_and_again_ends_in_the_very_same_weights(folder, small_npz, whole):
+    reference, moments = whole("selector")
+    first_state = moments.index("half selector.state.pth") + 1
+    points = [
+        (first_state, "kill"),
+        (first_state + 3, "power"),  # renamed, its folder not synced
+        (first_state + 7, "kill"),  # steps of the second epoch
+        (len(moments) - 15, "power"),
+    ]
+    hit = chain("selector", folder, small_npz, moments, points)
+    print(hit)
+    assert hit[:2] == ["half selector.state.pth", "renamed selector.state.pth"]
+    assert_ends_like("selector", folder, reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["kill", "power"])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_struck_at_thirty_moments_a_run_ends_in_the_very_same_weights(
+    tmp_path, teacher, small_npz, whole, name, mode
+):
+    reference, moments = whole(name)
+    points = [1 + k * (len(moments) - 1) // 29 for k in range(30)]
+    chained = [point for k, point in enumerate(points) if k % 4 != 3]
+    hit = []
+    for struck_at in [chained, *([point] for point in points[3::4])]:
+        folder = fill(tmp_path / "checkpoints", teacher)
+        hit += chain(name, folder, small_npz, moments, [(point, mode) for point in struck_at])
+        assert_ends_like(name, folder, reference)
+        shutil.rmtree(folder)
+
+    writing = [moment for moment in hit if not re.match("step|durable", moment)]
+    print(f"{name}, {mode}: {len(hit)} moments, {len(writing)} of them inside a write: {hit}")
+    assert len(hit) == 30 and len(writing) >= 15
+    for file in ("pth", "previous.pth", "csv", "state.pth"):
+        assert any(moment.endswith(f" {name}.{file}") for moment in writing), file
+
+
+def test_the_weights_of_the_run_before_outlive_a_kill_in_the_first_epoch(folder, small_npz, whole):
+    """Killed between its checkpoint and its state, a run starts anew over its own weights."""
+    moments = whole("selector")[1]
+    earlier = (folder / "selector.pth").read_bytes()
+    struck(moments.index("durable selector.pth") + 1, "kill", "selector", folder, small_npz)
+    assert train("selector", folder, small_npz, "--resume").status == 0
+    assert (folder / "selector.previous.pth").read_bytes() == earlier
+
+
+def test_a_run_killed_in_its_first_epoch_is_not_mixed_with_the_one_before(folder, small_npz, whole):
+    """A finished run and a new one with the same flags: --resume may end in either, whole."""
+    reference, moments = whole("selector")
+    shutil.copytree(reference, folder, dirs_exist_ok=True)
+    for file, key in (("selector.pth", "state_dict"), ("selector.state.pth", "net")):
+        content = torch.load(folder / file, weights_only=True)
+        for tensor in content[key].values():
+            tensor += 1  # as a run of another version of PyTorch would differ
+        torch.save(content, folder / file)
+    earlier = weights("selector", folder)
+    struck(moments.index("durable selector.pth") + 1, "kill", "selector", folder, small_npz)
+    assert train("selector", folder, small_npz, "--resume").status == 0
+    ended = weights("selector", folder)
+    either = [different(ended, each) for each in (earlier, weights("selector", reference))]
+    assert [] in either
+
+
+# ------------------------------------------------------------------ Ctrl-C and SIGTERM
+
+
+def stopped_and_continued(name, folder, data, at, mode, status):
+    """Stop the run at moment `at`, then type the command that it prints; what it printed."""
+    done, moment = struck(at, mode, name, folder, data)
+    assert done.status == status and "Traceback" not in done.stderr, (moment, done.stderr)
+    assert_every_file_loads(folder)
+    line = next(line for line in done.stderr.splitlines() if line.startswith("stopped after"))
+    words = shlex.split(line.split("continue with: ")[1])
+    assert words[0] == "python" and words[-1] == "--resume"
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    resumed = subprocess.run(
+        words, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    return line, resumed.stdout
+
+
+@pytest.mark.parametrize("mode, status", [("int", 130), ("term", 143)])
+def test_a_stopped_run_saves_its_state_in_mid_epoch_and_prints_what_continues_it(
+    folder, small_npz, whole, mode, status
+):
+    reference, moments = whole("selector")
+    at = moments.index("durable selector.state.pth") + 3  # 2 steps after it
+    line, resumed = stopped_and_continued("selector", folder, small_npz, at, mode, status)
+    assert "stopped after epoch 2, step 2 of 4" in line
+    assert "resuming after epoch 1, step 2" in resumed
+    assert_ends_like("selector", folder, reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode, status", [("int", 130), ("term", 143)])
+@pytest.mark.parametrize("moment", ["half", "renamed"])
+@pytest.mark.parametrize("file", ["previous.pth", "pth", "csv", "state.pth"])
+def test_a_run_stopped_inside_a_write_finishes_the_write(
+    folder, small_npz, whole, file, moment, mode, status
+):
+    reference, moments = whole("selector")
+    at = moments.index(f"{moment} selector.{file}") + 1
+    stopped_and_continued("selector", folder, small_npz, at, mode, status)
+    assert_ends_like("selector", folder, reference)
+
+
+# ------------------------------------------------------------------ full disks, no permission
+
+
+def assert_refused(done, *words):
+    """Status 2 and one line of error that holds all the words."""
+    assert done.status == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert len(errors) == 1 and done.stderr.splitlines()[-1] == errors[0], done.stderr
+    for word in words:
+        assert word in errors[0], errors[0]
+
+
+def contents(folder):
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".lock"
+    }
+
+
+def infer(folder, data, out, limits=()):
+    flags = ["--data-dir", str(data), "--checkpoint-dir", str(folder), "--out", str(out)]
+    flags += ["--subset", "20", "--device", "cpu"]
+    return Run(fault_driver.run, "inference.py", *flags, limits=limits).wait()
+
+
+def disk_of(size):
+    """The largest file that may be written: more fails as on a full disk, with another reason."""
+    return [partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))]
+
+
+@pytest.mark.parametrize(
+    "size, file",
+    [
+        (100_000, "selector.previous.pth"),
+        pytest.param(300_000, "selector.state.pth", marks=pytest.mark.slow),
+    ],
+)
+def test_a_file_that_does_not_fit_on_the_disk_is_named_and_the_one_before_stays(
+    folder, small_npz, whole, size, file
+):
+    shutil.copytree(whole("selector")[0], folder, dirs_exist_ok=True)
+    before = contents(folder)
+    done = train("selector", folder, small_npz, limits=disk_of(size))
+    assert_refused(done, f"cannot write {folder / file}: File too large")
+    assert contents(folder)[file] == before[file]
+    assert leftovers(folder) == []
+
+
+@pytest.mark.parametrize(
+    "size, file",
+    [
+        (1_000, "metrics.json"),
+        pytest.param(10_000, "per_class_accuracy.png", marks=pytest.mark.slow),
+    ],
+)
+def test_inference_names_the_file_that_does_not_fit_and_the_one_before_stays(
+    folder, small_npz, size, file
+):
+    out = folder / "out"
+    out.mkdir()
+    (out / file).write_text("of an earlier run")
+    assert_refused(infer(folder, small_npz, out, disk_of(size)), f"cannot write {out / file}: ")
+    assert (out / file).read_text() == "of an earlier run"
+    assert leftovers(folder) == []
+
+
+def forbid(request, folder, mode):
+    folder.chmod(mode)
+    request.addfinalizer(lambda: folder.chmod(0o755))
+
+
+def test_a_folder_without_permission_to_write_is_named_and_left_alone(folder, small_npz, request):
+    before = contents(folder)
+    forbid(request, folder, 0o555)
+    done = train("selector", folder, small_npz, limits=[fault_driver.drop_privileges])
+    assert_refused(done, f"cannot write {folder}", "Permission denied")
+    assert contents(folder) == before
+
+
+@pytest.mark.slow
+def test_inference_names_a_folder_without_permission_to_write(folder, small_npz, request):
+    out = folder / "out"
+    out.mkdir()
+    forbid(request, out, 0o555)
+    done = infer(folder, small_npz, out, [fault_driver.drop_privileges])
+    assert_refused(done, f"cannot write {out / 'metrics.json'}", "Permission denied")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_checkpoint_folder_without_permission_to_look_into_is_named(
+    folder, small_npz, request, name
+):
+    forbid(request, folder, 0o000)
+    done = train(name, folder, small_npz, limits=[fault_driver.drop_privileges])
+    assert_refused(done, str(folder), "Permission denied")
+
+
+@pytest.mark.slow
+def test_a_data_folder_without_permission_to_look_into_is_named(
+    folder, small_npz, tmp_path, request
+):
+    (tmp_path / "data").mkdir()
+    forbid(request, tmp_path / "data", 0o000)
+    for data in (tmp_path / "data", tmp_path / "data" / "mine.npz"):
+        done = train("teacher", folder, data, limits=[fault_driver.drop_privileges])
+        assert_refused(done, str(tmp_path / "data"), "Permission denied")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mount, file, reason",
+    [
+        # Room for the earlier weights twice, not for the new ones beside them.
+        ("mount -t tmpfs -o size=400k none {disk} && {fill}", "selector.pth",
+         "No space left on device"),
+        ("{fill} && mount --bind {disk} {disk} && mount -o remount,ro,bind {disk}", "",
+         "Read-only file system"),
+    ],
+    ids=["full", "read-only"],
+)  # fmt: skip
+def test_a_disk_that_is_full_or_read_only_is_named_and_keeps_the_earlier_weights(
+    folder, small_npz, tmp_path, mount, file, reason
+):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    students = " ".join(str(folder / FILES[arch]) for arch in STUDENTS)
+    fill = f"ln -s {students} {disk} && cp {folder / 'selector.pth'} {disk}"
+    command = shlex.join([sys.executable, *flags_of("selector", disk, small_npz)])
+    script = f"""
+        {mount.format(disk=disk, fill=fill)} || exit 77
+        {command}
+        status=$?
+        ls -A {disk} > {tmp_path}/left
+        cp {disk}/selector.pth {tmp_path}
+        exit $status
+    """
+    unshare = ["unshare", "--map-root-user", "--mount", "sh", "-c", script]
+    done = subprocess.run(unshare, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode == 77 or done.stderr.startswith("unshare:"):
+        pytest.skip(f"this system lets no test mount a disk: {done.stderr}")
+    assert_refused(Done(done.returncode, done.stdout, done.stderr), f"{disk / file}", reason)
+    assert (tmp_path / "selector.pth").read_bytes() == (folder / "selector.pth").read_bytes()
+    assert ".part" not in (tmp_path / "left").read_text()
+
+
+def test_of_two_runs_in_one_folder_the_second_is_refused(folder, small_npz, whole):
+    flags = flags_of("selector", folder, small_npz)
+    runs = [Run(fault_driver.run, *flags) for _ in range(2)]
+    first, second = sorted((run.wait() for run in runs), key=lambda done: done.status)
+    assert first.status == 0, first.stderr
+    assert_refused(second, "another run is writing", "selector.pth")
+    assert_ends_like("selector", folder, whole("selector")[0])
+
+
+# ------------------------------------------------------------------ damaged data
+
+
+def assert_data_refused(path, match):
+    before = (path.stat().st_mtime_ns, path.stat().st_size)
+    with pytest.raises(UserError, match=match) as error:
+        load_splits(path.parent)
+    assert f"delete {path} and run again" in str(error.value)
+    assert (path.stat().st_mtime_ns, path.stat().st_size) == before
+
+
+@pytest.fixture(scope="session")
+def zeros(tmp_path_factory):
+    """A cifar10.npz of the right shapes, and nothing in it."""
+    path = tmp_path_factory.mktemp("zeros") / "cifar10.npz"
+    np.savez_compressed(
+        path,
+        train_images=np.zeros((50_000, 32, 32, 3), np.uint8),
+        train_labels=np.zeros(50_000, np.int64),
+        test_images=np.zeros((10_000, 32, 32, 3), np.uint8),
+        test_labels=np.zeros(10_000, np.int64),
+    )
+    return path
+
+
+def test_a_set_of_other_images_is_refused_by_its_checksum(zeros):
+    assert_data_refused(zeros, "train_images has SHA-256 [0-9a-f]{12}..., expected 47af8b02cfcf")
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 0.999])
+def test_a_truncated_set_is_refused(zeros, tmp_path, share):
+    path = tmp_path / "cifar10.npz"
+    content = zeros.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    assert_data_refused(path, "damaged or incomplete")
+
+
+def test_a_script_says_which_data_file_to_delete(zeros, folder):
+    done = train("teacher", folder, zeros.parent)
+    assert_refused(done, "SHA-256", f"delete {zeros} and run again")
+
+
+@pytest.mark.slow
+def test_a_swapped_or_flipped_part_of_the_real_set_is_refused(tmp_path):
+    real, path = ROOT / "data" / "cifar10.npz", tmp_path / "cifar10.npz"
+    if not real.exists():
+        pytest.skip("needs the whole set, data/cifar10.npz")
+    with np.load(real) as file:
+        arrays = dict(file)
+    first, last = arrays["train_images"][:10_000], arrays["train_images"][40_000:]
+    swaps = {
+        "test in place of train": {"train_images": arrays["test_images"]},
+        "train in place of test": {"test_images": first},
+        "other labels": {"test_labels": arrays["train_labels"][:10_000]},
+        "another order": {"train_images": np.concatenate([last, arrays["train_images"][10_000:]])},
+        "another type": {"train_labels": arrays["train_labels"].astype(np.int32)},
+    }
+    for changed in swaps.values():
+        np.savez(path, **{**arrays, **changed})
+        assert_data_refused(path, "has SHA-256")
+
+    content = bytearray(real.read_bytes())
+    for place in (1_000, 10**8, len(content) - 10**7):
+        content[place] ^= 0x10
+        path.write_bytes(content)
+        assert_data_refused(path, "damaged|SHA-256")
+        content[place] ^= 0x10
+
+
+# ------------------------------------------------------------------ too little memory
+
+
+def test_too_large_a_batch_is_named_with_a_smaller_one(folder, small_npz):
+    flags = flags_of("teacher", folder, small_npz)
+    flags[flags.index("--batch-size") + 1] = flags[flags.index("--subset") + 1] = "500"
+    limit = partial(fault_driver.limit_memory, 10**9)
+    done = Run(fault_driver.run, *flags, limits=[limit]).wait()
+    assert_refused(done, "out of memory", "--batch-size 500", "try --batch-size 250")
+    assert leftovers(folder) == []
