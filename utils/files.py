@@ -54,7 +54,7 @@ _claims: list[int] = []  # open for as long as the process lives, and so is each
 
 
 def claim(path: Path) -> None:
-    """Make this process the only one that writes `path` and its siblings of the same stem.
+    """Make this process the only one that writes `path` and its siblings, NAME.* and NAME_*.
 
     The claim is a lock on NAME.lock, which the system drops when the process ends, however it ends.
     What a killed run left half-written is removed. Raises UserError where another process has the
@@ -72,7 +72,7 @@ def claim(path: Path) -> None:
                 f"another run is writing {shown(path)}: wait for it to end, or give this one a "
                 "folder of its own with --checkpoint-dir"
             ) from error
-        for partial in path.parent.glob(f"{glob.escape(path.stem)}.*.part"):
+        for partial in path.parent.glob(f"{glob.escape(path.stem)}[._]*.part"):
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
@@ -81,5 +81,5 @@ def claim(path: Path) -> None:
 
 def shown(path: Path) -> str:
     """The path as a user would type it: relative where it lies below the current folder."""
-    path = path.resolve()
+    path = path.parent.resolve() / path.name  # a link is shown, not what it leads to
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
