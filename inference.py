@@ -32,8 +32,7 @@ from utils.device import pick_device, precision, to_device
 from utils.files import UserError, replacing, shown
 from utils.photos import image_files, one_line, read_image
 from utils.predictions import Answer, Predictions
-from utils.train import _StopRequest as StopRequest
-from utils.train import predict
+from utils.train import StopRequest, predict
 
 # ------------------------------------------------------------------ settings
 

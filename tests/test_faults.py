@@ -189,11 +189,11 @@ def chain(name, folder, data, moments, points):
     moments after its start as the point comes after that place there. Returns what was struck.
     """
     ends = [k for k, moment in enumerate(moments, 1) if moment == f"durable {name}.state.pth"]
-    starts = [moments.index("step"), *ends]  # the selector's labels come before the first step
+    anew = moments.index(f"opened {name}.previous.pth")  # the selector's labels come before it
     hit = []
     for point, mode in [*points, (0, "kill")]:
         epochs = epochs_done(name, folder)
-        start = starts[epochs or 0]
+        start = anew if epochs is None else ends[epochs]
         at = point - start if hit and point > start else point
         more = ["--resume"] if hit else []
         done, moment = struck(at, mode, name, folder, data, *more)
@@ -209,7 +209,7 @@ def chain(name, folder, data, moments, points):
 
 def test_a_run_struck_again_and_again_ends_in_the_very_same_weights(folder, small_npz, whole):
     reference, moments = whole("selector")
-    first_state = moments.index("half selector.state.pth") + 1
+    first_state = moments.index("half selector.state.pth", moments.index("step")) + 1
     points = [
         (first_state, "kill"),
         (first_state + 3, "power"),  # renamed, its folder not synced
@@ -297,8 +297,8 @@ def test_a_stopped_run_saves_its_state_in_mid_epoch_and_prints_what_continues_it
     reference, moments = whole("selector")
     at = moments.index("durable selector.state.pth") + 3  # 2 steps after it
     line, resumed = stopped_and_continued("selector", folder, small_npz, at, mode, status)
-    assert "stopped after epoch 2, step 2 of 4" in line
-    assert "resuming after epoch 1, step 2" in resumed
+    assert "stopped after epoch 1, step 2 of 4" in line
+    assert "resuming after epoch 0, step 2" in resumed
     assert_ends_like("selector", folder, reference)
 
 
