@@ -64,7 +64,6 @@ def corpus(sample):
             (palette, {"compression": "packbits"}), (bits, {"compression": "group4"}),
             (gray.convert("F"), {}), (color, {"big_tiff": True}),
         ],
-        "PPM": [(color, {}), (gray, {}), (bits, {})],
     }  # fmt: skip
     for kind, pictures in kinds.items():
         for picture, options in pictures:

@@ -149,7 +149,7 @@ def test_a_file_of_any_size_that_is_no_picture_is_not_read_into_memory(tmp_path)
     with open(tmp_path / "long.webp", "wb") as file:
         file.write(b"RIFF\xff\xff\xff\xffWEBPVP8L")
         file.truncate(MAX_BYTES + 1)
-    with pytest.raises(UserError, match="long.webp: not read: more than 512 MiB"):
+    with pytest.raises(UserError, match="long.webp: not read: more than 256 MiB"):
         read_image(tmp_path / "long.webp")
 
 

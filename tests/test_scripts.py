@@ -215,6 +215,28 @@ def test_a_killed_run_resumes_to_the_very_same_weights(pipeline, tmp_path, small
         assert all(torch.equal(ours[key][k], theirs[key][k]) for k in theirs[key]), name
 
 
+def test_a_student_whose_logits_are_not_finite_ends_inference_and_spares_its_files(
+    small_npz, tmp_path, monkeypatch, capsys
+):
+    """Weights that half precision holds, and that float32 cannot multiply."""
+    for arch in (*STUDENTS, "selector"):
+        checkpoint = torch.load(ROOT / "checkpoints" / FILES[arch], weights_only=True)
+        if arch == "googlenet":
+            for name, tensor in checkpoint["state_dict"].items():
+                tensor.fill_(60_000) if name.endswith("bn.weight") else None
+        torch.save(checkpoint, tmp_path / FILES[arch])
+    (tmp_path / "metrics.json").write_text("of an earlier run")
+    places = ["--data-dir", small_npz, "--checkpoint-dir", tmp_path, "--out", tmp_path]
+    monkeypatch.setattr(sys, "argv", ["inference.py", "--subset=20", *map(str, places)])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(inference.main)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2
+    assert "GoogLeNet: the logits of 20 of 20 images are not finite" in error
+    assert (tmp_path / "metrics.json").read_text() == "of an earlier run"
+    assert not list(tmp_path.glob("*.png"))
+
+
 def test_a_loss_that_is_not_finite_is_an_error_of_one_line(small_npz, tmp_path, pipeline):
     for arch in STUDENTS:
         (tmp_path / FILES[arch]).symlink_to(pipeline[0] / FILES[arch])

@@ -16,8 +16,8 @@ from utils.files import UserError
 
 SIZE = 32  # pixels, the side of a CIFAR-10 image
 # What cameras and browsers write, MPO among the JPEGs. Pillow would also start Ghostscript for EPS.
-FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"]
-MAX_BYTES = 1 << 29  # of a file: junk without end is searched at some 10 MB/s
+FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
+MAX_BYTES = 1 << 28  # of a file: junk without end is searched at some 10 MB/s
 
 logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what matters is in the errors it raises
 
