@@ -3,11 +3,8 @@
 import csv
 import json
 import math
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +43,22 @@ def run(*args, status=0, **kwargs):
     assert done.returncode == status, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """`run`, in this very process, which has loaded PyTorch already; stdout and stderr."""
+
+    def call(script, folder, data, *flags, status=0):
+        places = ["--data-dir", str(data), "--checkpoint-dir", str(folder), "--device", "cpu"]
+        monkeypatch.setattr(sys, "argv", [script, *places, *map(str, flags)])
+        with pytest.raises(SystemExit) as stop:
+            cli.run(SCRIPTS[script.removesuffix(".py")].main)
+        out, err = capsys.readouterr()
+        assert (stop.value.code or 0) == status, out + err
+        return out, err
+
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +160,7 @@ def test_the_figures_are_drawn(pipeline):
         assert content.startswith(b"\x89PNG") and len(content) > 10_000
 
 
-def test_inference_asks_the_selector_in_the_checkpoint(pipeline, small_npz, tmp_path):
+def test_inference_asks_the_selector_in_the_checkpoint(pipeline, small_npz, tmp_path, call):
     """The published inference never loaded the selector."""
     folder, _ = pipeline
     for name in FILES.values():
@@ -159,9 +172,9 @@ def test_inference_asks_the_selector_in_the_checkpoint(pipeline, small_npz, tmp_
         checkpoint["threshold"] = 0.5
         (tmp_path / "selector.pth").unlink()
         torch.save(checkpoint, tmp_path / "selector.pth")
-        flags = ["--subset", "50", "--out", str(tmp_path / "out")]
-        done = run("inference.py", tmp_path, small_npz, *flags)
-        assert "no teacher" in done.stdout
+        flags = ["--subset", "50", "--out", tmp_path / "out"]
+        out, _ = call("inference.py", tmp_path, small_npz, *flags)
+        assert "no teacher" in out
         metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
         assert metrics["route_share"]["densenet121"] == share
         assert "teacher" not in metrics["accuracy"]
@@ -177,46 +190,17 @@ def test_inference_asks_the_selector_in_the_checkpoint(pipeline, small_npz, tmp_
     ],
 )  # fmt: skip
 def test_a_missing_input_is_named_with_the_command_that_makes_it(
-    pipeline, small_npz, tmp_path, script, present, missing, made_by
+    pipeline, small_npz, tmp_path, call, script, present, missing, made_by
 ):
     for arch in STUDENTS[:present]:
         (tmp_path / FILES[arch]).symlink_to(pipeline[0] / FILES[arch])
     script, *flags = script.split()
-    done = run(script, tmp_path, small_npz, *flags, status=2)
-    assert missing in done.stderr and made_by in done.stderr
-
-
-def test_a_killed_run_resumes_to_the_very_same_weights(pipeline, tmp_path, small_npz):
-    """kill -9 in the midst of the second epoch of a GoogLeNet, whose dropout draws numbers."""
-    flags = ["--model", "2", "--epochs", "3", "--subset", "120", "--batch-size", "30"]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for folder in (whole, killed):
-        folder.mkdir()
-        (folder / "teacher.pth").symlink_to(pipeline[0] / "teacher.pth")
-    run("StudentTrain.py", whole, small_npz, *flags)
-
-    process = subprocess.Popen(
-        command("StudentTrain.py", killed, small_npz, *flags),
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    history = killed / "googlenet.csv"
-    deadline = time.monotonic() + 120
-    while not history.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(1)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    resumed = run("StudentTrain.py", killed, small_npz, *flags, "--resume")
-    assert "resuming after epoch 1, step 0" in resumed.stdout
-
-    for name in ("googlenet.pth", "googlenet.state.pth"):
-        ours, theirs = (torch.load(f / name, weights_only=True) for f in (killed, whole))
-        key = "net" if "state" in name else "state_dict"
-        assert all(torch.equal(ours[key][k], theirs[key][k]) for k in theirs[key]), name
+    _, err = call(script, tmp_path, small_npz, *flags, status=2)
+    assert missing in err and made_by in err and len(err.splitlines()) == 1
 
 
 def test_a_student_whose_logits_are_not_finite_ends_inference_and_spares_its_files(
-    small_npz, tmp_path, monkeypatch, capsys
+    small_npz, tmp_path, call
 ):
     """Weights that half precision holds, and that float32 cannot multiply."""
     for arch in (*STUDENTS, "selector"):
@@ -226,23 +210,19 @@ def test_a_student_whose_logits_are_not_finite_ends_inference_and_spares_its_fil
                 tensor.fill_(60_000) if name.endswith("bn.weight") else None
         torch.save(checkpoint, tmp_path / FILES[arch])
     (tmp_path / "metrics.json").write_text("of an earlier run")
-    places = ["--data-dir", small_npz, "--checkpoint-dir", tmp_path, "--out", tmp_path]
-    monkeypatch.setattr(sys, "argv", ["inference.py", "--subset=20", *map(str, places)])
-    with pytest.raises(SystemExit) as stop:
-        cli.run(inference.main)
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert stop.value.code == 2
-    assert "GoogLeNet: the logits of 20 of 20 images are not finite" in error
+    flags = ["--subset", 20, "--out", tmp_path]
+    _, err = call("inference.py", tmp_path, small_npz, *flags, status=2)
+    assert "GoogLeNet: the logits of 20 of 20 images are not finite" in err.splitlines()[-1]
     assert (tmp_path / "metrics.json").read_text() == "of an earlier run"
     assert not list(tmp_path.glob("*.png"))
 
 
-def test_a_loss_that_is_not_finite_is_an_error_of_one_line(small_npz, tmp_path, pipeline):
+def test_a_loss_that_is_not_finite_is_an_error_of_one_line(small_npz, tmp_path, pipeline, call):
     for arch in STUDENTS:
         (tmp_path / FILES[arch]).symlink_to(pipeline[0] / FILES[arch])
     flags = ["--lr", "1e30", "--subset", "200"]
-    done = run("trainSelector.py", tmp_path, small_npz, *flags, status=2)
-    error = [line for line in done.stderr.splitlines() if "error:" in line]
+    _, err = call("trainSelector.py", tmp_path, small_npz, *flags, status=2)
+    error = [line for line in err.splitlines() if "error:" in line]
     assert len(error) == 1 and "epoch 1, step" in error[0] and "--lr" in error[0]
     assert not (tmp_path / "selector.pth").exists()
 
@@ -346,19 +326,21 @@ def test_no_hyperparameter_is_without_a_rule():
         assert names - known <= set(cli.RULES) & set(CONSTANTS), script
 
 
-def test_classes_without_an_image_are_left_out(pipeline, small_npz, tmp_path):
-    flags = ["--subset", "3", "--out", str(tmp_path / "out")]
-    run("inference.py", pipeline[0], small_npz, *flags)
+def test_classes_without_an_image_are_left_out(pipeline, small_npz, tmp_path, call):
+    call("inference.py", pipeline[0], small_npz, "--subset", 3, "--out", tmp_path / "out")
     text = (tmp_path / "out" / "metrics.json").read_text()
     assert "NaN" not in text
     assert 1 <= len(json.loads(text)["per_class"]["routed"]) <= 3
 
 
-def test_without_the_test_set_inference_falls_back_to_the_sample_and_says_so(pipeline, tmp_path):
-    offline = {**os.environ, "PATH": "", "http_proxy": "http://127.0.0.1:9",
-               "https_proxy": "http://127.0.0.1:9"}  # fmt: skip
-    flags = ["--subset", "30", "--out", str(tmp_path / "out")]
-    done = run("inference.py", pipeline[0], tmp_path / "empty", *flags, env=offline)
-    assert "cannot be had" in done.stderr and "data/sample.npz" in done.stderr
+def test_without_the_test_set_inference_falls_back_to_the_sample_and_says_so(
+    pipeline, tmp_path, call, monkeypatch
+):
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("PATH", "")  # where npm would be
+    flags = ["--subset", 30, "--out", tmp_path / "out"]
+    _, err = call("inference.py", pipeline[0], tmp_path / "empty", *flags)
+    assert "cannot be had" in err and "data/sample.npz" in err
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["dataset"].startswith("sample") and metrics["images"] == 30
