@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +122,46 @@ def test_the_selectors_labels_are_saved_with_their_image_indices(pipeline, small
         own = probabilities[torch.arange(100), train.labels].numpy()
         # The wrong classes together err as much as the right one.
         assert np.allclose(errors[:, k], 2 * (1 - own), atol=0.02)
+
+
+def copy_of(folder, tmp_path, changed=None):
+    """The checkpoints and states of `folder`, one of them with another last weight."""
+    for path in folder.glob("*.*"):
+        if path.suffix != ".lock":
+            shutil.copy(path, tmp_path)
+    if changed:
+        checkpoint = torch.load(tmp_path / changed, weights_only=True)
+        checkpoint["state_dict"]["fc.bias"][0] += 1
+        torch.save(checkpoint, tmp_path / changed)
+    return tmp_path
+
+
+def test_labels_that_lie_there_are_used_again(pipeline, small_npz, tmp_path, call):
+    folder = copy_of(pipeline[0], tmp_path)
+    labels = (folder / "selector_labels.npz").read_bytes()
+    out, err = call("trainSelector.py", folder, small_npz, *QUICK, "--resume")
+    assert "the run is finished: no epoch is left" in out and "student 1:" not in err
+    assert (folder / "selector_labels.npz").read_bytes() == labels
+
+
+def test_labels_of_other_students_are_made_anew(pipeline, small_npz, tmp_path, call):
+    folder = copy_of(pipeline[0], tmp_path, "googlenet.pth")
+    labels = (folder / "selector_labels.npz").read_bytes()
+    _, err = call("trainSelector.py", folder, small_npz, *QUICK)
+    assert "student 1:" in err and (folder / "selector_labels.npz").read_bytes() != labels
+
+
+def test_a_run_is_not_resumed_with_another_teacher(pipeline, small_npz, tmp_path, call):
+    folder = copy_of(pipeline[0], tmp_path, "teacher.pth")
+    flags = ["--model", 2, *QUICK, "--resume"]
+    _, err = call("StudentTrain.py", folder, small_npz, *flags, status=2)
+    assert re.search("same hyperparameters only: teacher was '[0-9a-f]{12}', is '", err)
+
+
+def test_a_run_is_not_resumed_with_other_students(pipeline, small_npz, tmp_path, call):
+    folder = copy_of(pipeline[0], tmp_path, "googlenet.pth")
+    _, err = call("trainSelector.py", folder, small_npz, *QUICK, "--resume", status=2)
+    assert "same hyperparameters only:" in err and "students was ['" in err
 
 
 def test_the_metrics_are_those_of_the_networks_in_the_checkpoints(pipeline, small_npz):

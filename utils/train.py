@@ -225,18 +225,9 @@ class Trainer:
         Raises UserError where the loss is not finite, where memory is short, where a file cannot be
         written, or where `resume` meets a state that cannot be continued.
         """
-        state = from_first(self._read_state) if resume else None
-        if state:
-            self._load_state(state)
-            if self.progress.epoch == self.recipe.epochs:
-                print("the run is finished: no epoch is left")
-            else:
-                print(f"resuming after epoch {self.progress.epoch}, step {self.progress.step}")
-        else:
-            if resume:
-                print(f"nothing to resume at {shown(self.state_path)}: starting with epoch 1")
-            self._begin()
         with StopRequest() as stop:
+            if not (resume and self._continue()):
+                self._begin()
             while self.progress.epoch < self.recipe.epochs:
                 with enough_memory(self.device, self.recipe.batch_size):
                     self._train_epoch(stop)
@@ -244,15 +235,29 @@ class Trainer:
                 if stop.agreed() and self.progress.epoch < self.recipe.epochs:
                     stop.leave(f"epoch {self.progress.epoch}")
 
+    def _continue(self) -> bool:
+        """Go to where the last run stopped, if there was one."""
+        state = from_first(self._read_state)
+        if state is None:
+            print(f"nothing to resume at {shown(self.state_path)}: starting with epoch 1")
+            return False
+        self._load_state(state)
+        if self.progress.epoch == self.recipe.epochs:
+            print("the run is finished: no epoch is left")
+        else:
+            print(f"resuming after epoch {self.progress.epoch}, step {self.progress.step}")
+        return True
+
     def _begin(self) -> None:
         """Keep what an earlier run left, and see that a state can be written, before epoch 1."""
-        previous = self.path.with_suffix(".previous.pth")
-        if rank() == 0 and self.path.exists():
-            with replacing(previous) as file:
-                file.write(self.path.read_bytes())
-        if rank() == 0 and self.state_path.exists():
-            self.state_path.replace(previous.with_suffix(".state.pth"))
-            print(f"an earlier run could be resumed: {shown(previous.with_suffix('.state.pth'))}")
+        for path, suffix in (
+            (self.path, ".previous.pth"),
+            (self.state_path, ".previous.state.pth"),
+        ):
+            if rank() == 0 and path.exists():
+                with replacing(self.path.with_suffix(suffix)) as file:
+                    file.write(path.read_bytes())
+                print(f"what an earlier run left is kept: {shown(self.path.with_suffix(suffix))}")
         self._save_state()
 
     def _train_epoch(self, stop: "StopRequest") -> None:
