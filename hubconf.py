@@ -1,9 +1,11 @@
-"""The networks by torch.hub, with the weights in checkpoints/ or untrained:
+"""The networks by torch.hub, with the weights in checkpoints/ or untrained.
 
 torch.hub.load("path/to/the/clone", "densenet121", source="local")
 """
 
 import pathlib
+
+from torch import nn
 
 import models
 from utils import checkpoint
@@ -13,9 +15,9 @@ dependencies = ["torch", "torchvision", "numpy", "tqdm"]
 _CHECKPOINTS = pathlib.Path(__file__).resolve().parent / "checkpoints"
 
 
-def _classifier(arch, pretrained, stem):
+def _classifier(arch: str, pretrained: bool, stem: str | None) -> nn.Module:
     if not pretrained:
-        return models.network(arch, stem or "cifar-pool")
+        return models.network(arch) if stem is None else models.network(arch, stem)
     path = _CHECKPOINTS / checkpoint.FILES[arch]
     net, info = checkpoint.load_network(path, arch)
     if stem not in (None, info["stem"]):
@@ -23,22 +25,22 @@ def _classifier(arch, pretrained, stem):
     return net
 
 
-def resnet50(pretrained=True, stem=None):
+def resnet50(pretrained: bool = True, stem: str | None = None) -> nn.Module:
     """The teacher, torchvision's ResNet-50: images (N, 3, 32, 32) -> logits (N, 10)."""
     return _classifier("resnet50", pretrained, stem)
 
 
-def densenet121(pretrained=True, stem=None):
+def densenet121(pretrained: bool = True, stem: str | None = None) -> nn.Module:
     """Student 1, torchvision's DenseNet-121: images (N, 3, 32, 32) -> logits (N, 10)."""
     return _classifier("densenet121", pretrained, stem)
 
 
-def googlenet(pretrained=True, stem=None):
+def googlenet(pretrained: bool = True, stem: str | None = None) -> nn.Module:
     """Student 2, torchvision's GoogLeNet: images (N, 3, 32, 32) -> logits (N, 10)."""
     return _classifier("googlenet", pretrained, stem)
 
 
-def selector(pretrained=True):
+def selector(pretrained: bool = True) -> nn.Module:
     """The selector: images (N, 3, 32, 32) -> logits (N,), high where student 1 is the better.
 
     It has no stem.
@@ -48,7 +50,7 @@ def selector(pretrained=True):
     return checkpoint.load_network(_CHECKPOINTS / checkpoint.FILES["selector"], "selector")[0]
 
 
-def multistudent(pretrained=True, stem=None):
+def multistudent(pretrained: bool = True, stem: str | None = None) -> nn.Module:
     """Both students behind the selector, of which one runs for each image.
 
     Images (N, 3, 32, 32) -> logits (N, 10) and the student that gave them, int64 (N,), 0 or 1.

@@ -127,10 +127,11 @@ def fill(path: Path, tables: dict[str, str]) -> str:
 
 
 def texts() -> dict[Path, str]:
-    """The two files as they are to be. Shipped are the weights that .gitignore lets through."""
+    """The two files as they are to be."""
     metrics = json.loads((ROOT / "results" / "metrics.json").read_text(encoding="utf-8"))
     folder = ROOT / "checkpoints"
     stem = read_checkpoint(folder / FILES["densenet121"])["stem"]
+    # A teacher may lie beside the shipped weights: listed are those that .gitignore lets through.
     kept = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
     paths = [folder / name for name in FILES.values() if f"!checkpoints/{name}" in kept]
     readme, listing = ROOT / "README.md", folder / "README.md"
