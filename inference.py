@@ -32,6 +32,7 @@ from utils.device import pick_device, precision, to_device
 from utils.files import UserError, replacing, shown
 from utils.photos import image_files, one_line, read_image
 from utils.predictions import Answer, Predictions
+from utils.statistics import wilson_interval
 from utils.train import StopRequest, predict
 
 # ------------------------------------------------------------------ settings
@@ -162,8 +163,10 @@ def measure(
 
     names = [name for name in LABELS if name in right]
     members = {CLASSES[k]: test.labels == k for k in test.labels.unique().tolist()}
+    accuracy = {name: right[name].mean().item() for name in names}
     metrics = {
-        "accuracy": {name: right[name].mean().item() for name in names},
+        "accuracy": accuracy,
+        "accuracy_interval": intervals(accuracy, len(test)),
         "per_class": {
             name: {label: right[name][of].mean().item() for label, of in members.items()}
             for name in names
@@ -178,13 +181,21 @@ def measure(
     return metrics, (logits["routed"].argmax(dim=1).cpu().numpy(), choice.cpu().numpy())
 
 
+def intervals(accuracy: dict[str, float], images: int) -> dict[str, tuple[float, float]]:
+    """The 95 % interval of each accuracy but that of `random`, an average of two classifiers."""
+    return {
+        name: wilson_interval(each, images) for name, each in accuracy.items() if name != "random"
+    }
+
+
 def print_tables(metrics: dict) -> None:
     """The metrics as two tables."""
-    print(f"\n{'':<36}{'top-1 %':>8}{'MMACs/image':>13}{'images/s':>10}")
+    print(f"\n{'':<36}{'top-1 %':>8}{'95 %':>13}{'MMACs/image':>13}{'images/s':>10}")
     for name, accuracy in metrics["accuracy"].items():
         work, speed = metrics["macs_per_image"].get(name), metrics["images_per_second"].get(name)
+        low_high = [f"{100 * each:.1f}" for each in metrics["accuracy_interval"].get(name, ())]
         print(
-            f"{LABELS[name]:<36}{accuracy * 100:>8.2f}"
+            f"{LABELS[name]:<36}{accuracy * 100:>8.2f}{'-'.join(low_high) or '-':>13}"
             f"{'-' if work is None else f'{work / 1e6:.1f}':>13}"
             f"{'-' if speed is None else f'{speed:.0f}':>10}"
         )

@@ -188,6 +188,9 @@ def test_the_metrics_are_those_of_the_networks_in_the_checkpoints(pipeline, smal
         counts = torch.bincount(test.labels, minlength=10)
         total = sum(a * n for a, n in zip(by_class.values(), counts.tolist(), strict=True))
         assert total / len(test) == pytest.approx(accuracy[name]), name
+    intervals = metrics["accuracy_interval"]
+    assert set(intervals) == set(accuracy) - {"random"}
+    assert all(low <= accuracy[name] <= high for name, (low, high) in intervals.items())
     work = metrics["macs_per_image"]
     assert work["googlenet"] < work["routed"] - 9e6 + 1e6 <= work["densenet121"] + 1e6
     assert work["ensemble"] == work["densenet121"] + work["googlenet"]

@@ -39,39 +39,46 @@ def costs(*nets: nn.Module) -> tuple[float, float, float]:
     return sum(map(parameters, nets)), megabytes(*nets), sum(map(macs, nets))
 
 
+def all_costs(stem: str) -> dict[str, tuple[float, float, float]]:
+    """`costs` of the teacher, of each student, of each with the selector, and of these three."""
+    selector = Selector()
+    students = {arch: network(arch, stem) for arch in STUDENTS}
+    systems = {
+        "teacher": (network("resnet50", stem),),
+        **{arch: (net,) for arch, net in students.items()},
+        **{f"{arch} + selector": (net, selector) for arch, net in students.items()},
+        "both + selector": (*students.values(), selector),
+    }
+    return {name: costs(*nets) for name, nets in systems.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--stem", choices=STEMS, default=STEM, help="default: %(default)s")
     stem = parser.parse_args().stem
-    selector, teacher = Selector(), network("resnet50", stem)
-    students = {arch: network(arch, stem) for arch in STUDENTS}
-    systems = {
-        **{arch: (net,) for arch, net in students.items()},
-        **{f"{arch} + selector": (net, selector) for arch, net in students.items()},
-        "both + selector": (*students.values(), selector),
-    }
-    base = costs(teacher)
+    systems = all_costs(stem)
+    base = systems.pop("teacher")
     print(f"Reduction against the teacher, ResNet-50 with the {stem} stem, ours (published)\n")
     print(f"{'':<24}{'parameters':>24}{'size on disk':>26}{'MACs per image':>26}")
     print(f"{'teacher':<24}{base[0]:>13.2f} M{base[1]:>23.2f} MB{base[2]:>24.1f} M")
-    for name, nets in systems.items():
+    for name, costs_of in systems.items():
         cells = []
         for ours, of, theirs, unit in zip(
-            costs(*nets), base, PUBLISHED.get(name, (None,) * 3), ("M", "MB", "M"), strict=True
+            costs_of, base, PUBLISHED.get(name, (None,) * 3), ("M", "MB", "M"), strict=True
         ):
             published = "-" if theirs is None else f"{theirs:.1f}"
             cells.append(f"{ours:.2f} {unit}  {100 * (1 - ours / of):.1f} % ({published})")
         print(f"{name:<24}" + "".join(f"{cell:>26}" for cell in cells))
 
-    least, most = sorted(macs(net) + macs(selector) for net in students.values())
+    least, most = sorted(systems[f"{arch} + selector"][2] for arch in STUDENTS)
     print(
         f"\nRouted, the selector and one student run: {least:.1f} to {most:.1f} MMACs per image, "
         f"{100 * (1 - most / base[2]):.1f} to {100 * (1 - least / base[2]):.1f} % fewer than the "
         "teacher's. The published inference runs both students on every image."
     )
-    densenet = parameters(students["densenet121"])
+    densenet = systems["densenet121"][0]
     print(
         f"The published 87.3 % and 61.4 % fewer parameters cannot be had from DenseNet-121, whose "
         f"{densenet:.2f} M are {100 * densenet / base[0]:.1f} % of the teacher's; nor can 21 % "

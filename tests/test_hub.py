@@ -1,0 +1,114 @@
+"""The weights as strangers load them: by torch.hub, and without this project's code."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import hubconf
+from models import STUDENTS
+from utils.checkpoint import FILES, load_network
+from utils.data import MEAN, STD, normalize
+from utils.files import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+ENTRIES = ("resnet50", "densenet121", "googlenet", "selector", "multistudent")
+
+
+def hub(name, **options):
+    return torch.hub.load(str(ROOT), name, source="local", **options)
+
+
+def shipped(arch):
+    return load_network(ROOT / "checkpoints" / FILES[arch])
+
+
+@pytest.fixture(scope="module")
+def images(sample):
+    return normalize(sample.images[:40])
+
+
+@pytest.mark.parametrize("name", [*STUDENTS, "selector"])
+@torch.no_grad()
+def test_the_hub_gives_the_networks_of_the_checkpoints(name, images):
+    net = hub(name)
+    assert not net.training
+    assert torch.equal(net(images), shipped(name)[0](images))
+
+
+@torch.no_grad()
+def test_the_hubs_multistudent_is_the_routed_system_of_the_checkpoints(images):
+    selector, info = shipped("selector")
+    chances = selector(images).sigmoid()
+    both = torch.stack([shipped(arch)[0](images) for arch in STUDENTS])
+    routed = hub("multistudent")
+    assert not routed.training and routed.threshold == info["threshold"]
+    for threshold in (info["threshold"], chances.median().item()):  # the median divides the images
+        routed.threshold = threshold
+        logits, choice = routed(images)
+        assert torch.equal(choice, (chances < threshold).long())
+        torch.testing.assert_close(logits, both[choice, torch.arange(len(images))])
+    assert len(choice.unique()) == 2
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_untrained_networks_need_no_checkpoint(name, images, monkeypatch, tmp_path):
+    monkeypatch.setattr(hubconf, "_CHECKPOINTS", tmp_path)
+    net = getattr(hubconf, name)(pretrained=False)
+    assert net.training
+    out = net.eval()(images[:2])
+    logits = out[0] if name == "multistudent" else out
+    assert logits.shape == ((2,) if name == "selector" else (2, 10))
+    with pytest.raises(UserError, match="is missing; make it with: python .*[.]py"):
+        getattr(hubconf, name)()
+
+
+def test_the_stem_is_that_of_the_weights_or_the_one_asked_for():
+    stem = shipped("densenet121")[1]["stem"]
+    other = {"cifar": "cifar-pool", "cifar-pool": "cifar"}[stem]
+    assert hub("densenet121", stem=stem)
+    with pytest.raises(ValueError, match=f"stem is '{other}'.*densenet121.pth has '{stem}'"):
+        hub("densenet121", stem=other)
+    for each, pool in (("cifar", torch.nn.Identity), ("cifar-pool", torch.nn.MaxPool2d)):
+        net = hub("densenet121", pretrained=False, stem=each)
+        assert isinstance(net.features.pool0, pool)
+
+
+def test_the_help_of_every_entry_tells_shapes_and_normalization():
+    public = {name for name, it in vars(hubconf).items() if name[0] != "_" and callable(it)}
+    assert public == set(ENTRIES)  # what torch.hub.list returns
+    for name in ENTRIES:
+        text = getattr(hubconf, name).__doc__  # what torch.hub.help returns
+        assert "(N, 3, 32, 32) ->" in text
+        for color in (MEAN, STD):
+            assert "({})".format(", ".join(f"{each:.4f}" for each in color)) in text
+
+
+def test_the_hub_works_from_elsewhere_and_without_matplotlib(tmp_path):
+    code = (
+        "import sys, torch\n"
+        "sys.modules['matplotlib'] = None\n"  # importing it fails
+        f"net = torch.hub.load({str(ROOT)!r}, 'selector', source='local')\n"
+        "print(tuple(net(torch.zeros(2, 3, 32, 32)).shape))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("(2,)\n", "")
+
+
+@torch.no_grad()
+def test_the_script_of_the_readme_loads_the_student_without_this_project(sample):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (script,) = (block for block in blocks if "torchvision.models.densenet121(" in block)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", script], cwd=ROOT, capture_output=True, text=True
+    )  # -I: not even the folder it runs in can be imported from
+    assert done.returncode == 0, done.stderr
+    right = shipped("densenet121")[0](normalize(sample.images)).argmax(dim=1) == sample.labels
+    assert float(done.stdout.rstrip(" %\n")) == pytest.approx(
+        100 * right.double().mean().item(), abs=0.2
+    )

@@ -1,0 +1,88 @@
+"""The README files say what the files of results and weights say."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from models import Selector
+from utils import tables
+from utils.checkpoint import save_checkpoint
+from utils.files import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def metrics():
+    return json.loads((ROOT / "results" / "metrics.json").read_text())
+
+
+def numbers(tree):
+    """All numbers of nested dictionaries and lists."""
+    if isinstance(tree, (dict, list)):
+        children = tree.values() if isinstance(tree, dict) else tree
+        return [number for child in children for number in numbers(child)]
+    return [tree] if isinstance(tree, (int, float)) else []
+
+
+def not_measured(prose, metrics):
+    """The percentages with decimals in `prose` that are no rounding of a share in `metrics`."""
+    return [
+        text
+        for text, decimals in re.findall(r"(\d+\.(\d+)) ?%", prose)
+        if text not in {f"{100 * number:.{len(decimals)}f}" for number in numbers(metrics)}
+    ]
+
+
+def test_the_tables_are_those_of_the_files():
+    for path, text in tables.texts().items():
+        assert path.read_text() == text, f"{path} is out of date: run python -m utils.tables"
+
+
+def test_a_percentage_in_the_prose_of_the_results_is_a_measured_one(metrics):
+    text = (ROOT / "README.md").read_text()
+    section = re.search(r"\n## Results\n(.*?)\n## ", text, re.DOTALL)[1]
+    before, after = re.split(r"<!-- results.*<!-- end of results -->", section, flags=re.DOTALL)
+    assert not_measured(before + after, metrics) == []
+    wrong = after.replace("**The selector", "It has 79.20 %, once 79.21 %. **The selector")
+    assert not_measured(wrong, metrics) == ["79.21"]
+
+
+def test_what_was_not_measured_is_left_blank(metrics):
+    for table in metrics.values():
+        if isinstance(table, dict):
+            table.pop("teacher", None)
+    row = tables.results(metrics).splitlines()[2]
+    assert [cell.strip() for cell in row.split("|")][1:6] == [
+        "teacher, ResNet-50",
+        "81",
+        "",
+        "",
+        "",
+    ]
+
+
+def test_a_checkpoint_is_described_as_it_is(tmp_path):
+    path = tmp_path / "selector.pth"
+    shape = {"depth": 1, "batch_norm": False, "augmentation": {"crop": 4, "flip": True}}
+    save_checkpoint(path, Selector(1, False), "selector", None, shape, 7, 0.5)
+    text = tables.checkpoints([path])
+    rows = dict(re.findall(r"^\| (.+?) \| (.*) \|$", text, re.MULTILINE))
+    assert rows["parameters"] == "929"  # 32 x (3 x 9 + 1) in the block, 32 + 1 in the head
+    assert rows["bytes"] == f"{path.stat().st_size:,}"
+    assert rows["validation top-1, %"] == "50.00" and rows["test top-1, %"] == ""
+    assert rows["`augmentation`"] == "crop 4, flip True" and rows["epoch of the weights"] == "7"
+    assert f"{hashlib.sha256(path.read_bytes()).hexdigest()}  selector.pth" in text.splitlines()
+
+
+def test_a_table_goes_between_its_markers_and_nowhere_else(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("a\n<!-- one: by x -->\nold\n\n<!-- end of one -->\nb\n")
+    assert tables.fill(path, {"one": r"new \1"}) == (
+        "a\n<!-- one: by x -->\nnew \\1\n<!-- end of one -->\nb\n"
+    )
+    with pytest.raises(UserError, match="README.md lacks <!-- two -->"):
+        tables.fill(path, {"two": "new"})

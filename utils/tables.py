@@ -1,0 +1,154 @@
+"""Write the tables of README.md and checkpoints/README.md anew, each between its two markers.
+
+python -m utils.tables     from results/metrics.json, checkpoints/*.pth and utils.compression
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from models import parameters
+from utils import cli
+from utils.checkpoint import COMMANDS, FILES, load_network, read_checkpoint
+from utils.compression import PUBLISHED, all_costs
+from utils.files import UserError, replacing, shown
+
+ROOT = Path(__file__).resolve().parent.parent
+HUYVNPHAN = "https://github.com/huyvnphan/PyTorch_CIFAR10"
+KUANGLIU = "https://github.com/kuangliu/pytorch-cifar"
+ROWS = {  # what it is, top-1 in % as published, and as others report of the same architecture
+    "teacher": ("teacher, ResNet-50", "81", f"[93.65]({HUYVNPHAN})"),
+    "densenet121": (
+        "student 1, DenseNet-121", "74.19", f"[94.06]({HUYVNPHAN}), [95.04]({KUANGLIU})",
+    ),
+    "googlenet": ("student 2, GoogLeNet", "73.21", f"[92.85]({HUYVNPHAN})"),
+    "routed": ("**routed by the selector**", "79.67", ""),
+    "better_student": ("*yardsticks:* the better student", "", ""),
+    "random": ("a student at random", "", ""),
+    "ensemble": ("mean of both students' logits", "", ""),
+    "oracle": ("oracle, right if either student is", "", ""),
+}  # fmt: skip
+SYSTEMS = {
+    "densenet121": "DenseNet-121",
+    "googlenet": "GoogLeNet",
+    "both + selector": "both and the selector",
+}
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its first column to the left and the others to the right."""
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def results(metrics: dict) -> str:
+    """The accuracies of `metrics`, as inference.py writes them, beside those of others."""
+    rows = []
+    for name, (label, published, others) in ROWS.items():
+        accuracy, work = metrics["accuracy"].get(name), metrics["macs_per_image"].get(name)
+        interval = metrics["accuracy_interval"].get(name, ())
+        rows.append([
+            label,
+            published,
+            "" if accuracy is None else f"{100 * accuracy:.2f}",
+            " to ".join(f"{100 * end:.1f}" for end in interval),
+            "" if work is None else f"{work / 1e6:.1f}",
+            others,
+        ])  # fmt: skip
+    return markdown(["", "published", "ours, %", "95 % interval", "MMACs", "others"], rows)
+
+
+def compression(metrics: dict, stem: str) -> str:
+    """Reductions against the teacher, both with this stem; the routed MACs are of `metrics`."""
+    costs, rows = all_costs(stem), []
+    for name, label in SYSTEMS.items():
+        ours = [
+            f"{100 * (1 - each / of):.1f} %"
+            for each, of in zip(costs[name], costs["teacher"], strict=True)
+        ]
+        if name == "both + selector":
+            routed = metrics["macs_per_image"]["routed"] / 1e6
+            ours[2] = f"{100 * (1 - routed / costs['teacher'][2]):.1f} % routed"
+        theirs = ["" if each is None else f"{each:.1f} %" for each in PUBLISHED[name]]
+        rows += [[f"{label}, published", *theirs], [f"{label}, ours", *ours]]
+    return markdown(["", "parameters", "size on disk", "MACs"], rows)
+
+
+def checkpoints(paths: Sequence[Path]) -> str:
+    """What is in each checkpoint, a column each, then the files' SHA-256 as sha256sum writes it."""
+    columns = [_facts(path) for path in paths]
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    rows = [[name, *(column.get(name, "") for column in columns)] for name in names]
+    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" for path in paths]
+    table = markdown(["", *(f"`{path.name}`" for path in paths)], rows)
+    return "\n".join([table, "", "```", *sums, "```"])
+
+
+def _facts(path: Path) -> dict[str, str]:
+    net, info = load_network(path)
+    test = info["test_accuracy"]
+    return {
+        "architecture": info["arch"],
+        "stem": info["stem"] or "",
+        "parameters": f"{1e6 * parameters(net):,.0f}",
+        "bytes": f"{path.stat().st_size:,}",
+        "validation top-1, %": f"{100 * info['val_accuracy']:.2f}",
+        "test top-1, %": "" if test is None else f"{100 * test:.2f}",
+        "PyTorch": info["torch_version"],
+        "made by": f"`{COMMANDS[info['arch']]}`",
+        "epoch of the weights": str(info["epoch"]),
+        **{f"`{name}`": _plain(value) for name, value in info["hyperparameters"].items()},
+        **({"`threshold`": _plain(info["threshold"])} if "threshold" in info else {}),
+    }
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plain(each)}" for name, each in value.items())
+    return str(value)
+
+
+def fill(path: Path, tables: dict[str, str]) -> str:
+    """The text of `path` with each table between <!-- NAME ... --> and <!-- end of NAME -->.
+
+    Raises UserError where a marker is missing.
+    """
+    text = path.read_text(encoding="utf-8")
+    for name, table in tables.items():
+        block = re.compile(rf"(<!-- {name}\b[^\n]*-->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+        if not block.search(text):
+            raise UserError(
+                f"{path} lacks <!-- {name} --> and <!-- end of {name} -->: put the table back"
+            )
+        text = block.sub(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text)
+    return text
+
+
+def texts() -> dict[Path, str]:
+    """The two files as they are to be."""
+    metrics = json.loads((ROOT / "results" / "metrics.json").read_text(encoding="utf-8"))
+    folder = ROOT / "checkpoints"
+    stem = read_checkpoint(folder / FILES["densenet121"])["stem"]
+    # A teacher may lie beside the shipped weights: listed are those that .gitignore lets through.
+    kept = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
+    paths = [folder / name for name in FILES.values() if f"!checkpoints/{name}" in kept]
+    readme, listing = ROOT / "README.md", folder / "README.md"
+    return {
+        readme: fill(
+            readme, {"results": results(metrics), "compression": compression(metrics, stem)}
+        ),
+        listing: fill(listing, {"checkpoints": checkpoints(paths)}),
+    }
+
+
+def main() -> None:
+    for path, text in texts().items():
+        with replacing(path, binary=False) as file:
+            file.write(text)
+        print(f"wrote {shown(path)}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
