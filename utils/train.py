@@ -250,14 +250,12 @@ class Trainer:
 
     def _begin(self) -> None:
         """Keep what an earlier run left, and see that a state can be written, before epoch 1."""
-        for path, suffix in (
-            (self.path, ".previous.pth"),
-            (self.state_path, ".previous.state.pth"),
-        ):
+        for path in (self.path, self.state_path):
             if rank() == 0 and path.exists():
-                with replacing(self.path.with_suffix(suffix)) as file:
+                kept = path.with_name(path.name.replace(".", ".previous.", 1))
+                with replacing(kept) as file:
                     file.write(path.read_bytes())
-                print(f"what an earlier run left is kept: {shown(self.path.with_suffix(suffix))}")
+                print(f"what an earlier run left is kept: {shown(kept)}")
         self._save_state()
 
     def _train_epoch(self, stop: "StopRequest") -> None:
