@@ -30,7 +30,8 @@ SCRIPTS = {
     "inference": inference,
 }
 ROOT = Path(__file__).resolve().parent.parent
-QUICK = ["--epochs", "2", "--subset", "100", "--batch-size", "25"]
+SMALL = ["--subset", "200", "--batch-size", "50"]
+QUICK = ["--epochs", "2", "--subset", "60", "--batch-size", "20"]
 
 
 def command(script, folder, data, *flags):
@@ -73,7 +74,7 @@ def pipeline(tmp_path_factory, small_npz):
         ("student 1", "StudentTrain.py", ["--model", "1", *QUICK]),
         ("student 2", "StudentTrain.py", ["--model", "2", *QUICK]),
         ("selector", "trainSelector.py", QUICK),
-        ("inference", "inference.py", ["--out", str(folder / "out")]),
+        ("inference", "inference.py", ["--out", str(folder / "out"), *SMALL]),
     ):
         printed[name] = run(script, folder, small_npz, *flags)
     return folder, printed
@@ -89,7 +90,7 @@ def test_each_script_says_what_it_does_shows_progress_and_names_the_next(pipelin
     }
     for name, next_command in follow.items():
         out, err = printed[name].stdout, printed[name].stderr
-        for fact in ("cpu, ", "100 to train on, ", " M\n", "2, batches of 25", str(folder)):
+        for fact in ("cpu, ", "60 to train on, ", " M\n", "2, batches of 20", str(folder)):
             assert fact in out, (name, fact)
         assert out.rstrip().endswith(next_command)
         for fact in ("epoch 2/2", "img/s", "loss ", "top-1 "):
@@ -102,7 +103,7 @@ def test_every_checkpoint_is_in_half_precision_and_knows_its_accuracies(pipeline
         checkpoint = torch.load(folder / name, weights_only=True)
         assert checkpoint["arch"] == arch and 1 <= checkpoint["epoch"] <= 2
         assert 0 <= checkpoint["val_accuracy"] <= 1 and 0 <= checkpoint["test_accuracy"] <= 1
-        assert checkpoint["hyperparameters"]["batch_size"] == 25
+        assert checkpoint["hyperparameters"]["batch_size"] == 20
         floats = [t for t in checkpoint["state_dict"].values() if t.is_floating_point()]
         assert all(tensor.dtype == torch.float16 for tensor in floats)
         with open(folder / name.replace(".pth", ".csv"), newline="") as file:
@@ -113,13 +114,13 @@ def test_the_selectors_labels_are_saved_with_their_image_indices(pipeline, small
     folder, _ = pipeline
     with np.load(folder / "selector_labels.npz") as file:
         indices, labels, errors = file["indices"], file["labels"], file["errors"]
-    train = load_splits(small_npz, 100)[0]
+    train = load_splits(small_npz, 60)[0]
     assert (indices == train.indices).all()
     assert (labels == (errors[:, 0] < errors[:, 1])).all()
     students = [load_network(folder / FILES[arch])[0] for arch in STUDENTS]
     for k, student in enumerate(students):
         probabilities = predict(student, train.images).softmax(dim=1)
-        own = probabilities[torch.arange(100), train.labels].numpy()
+        own = probabilities[torch.arange(60), train.labels].numpy()
         # The wrong classes together err as much as the right one.
         assert np.allclose(errors[:, k], 2 * (1 - own), atol=0.02)
 
@@ -167,7 +168,7 @@ def test_a_run_is_not_resumed_with_other_students(pipeline, small_npz, tmp_path,
 def test_the_metrics_are_those_of_the_networks_in_the_checkpoints(pipeline, small_npz):
     folder, printed = pipeline
     metrics = json.loads((folder / "out" / "metrics.json").read_text())
-    test = load_splits(small_npz)[2]
+    test = load_splits(small_npz, 200)[2]
     nets = {arch: load_network(folder / FILES[arch])[0] for arch in STUDENTS}
     selector, checkpoint = load_network(folder / FILES["selector"])
     system = MultiStudent(list(nets.values()), selector, checkpoint["threshold"])
