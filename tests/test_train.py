@@ -286,6 +286,29 @@ def test_resuming_from_a_damaged_state_says_what_to_do(tmp_path, sample, damage)
     assert state.read_bytes() == content
 
 
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"progress": {"epoch": "1", "step": None}},
+        {"progress": {"epoch": 1, "laps": 2}},
+        {"identity": None},
+        {"net": {}},
+        {"net": {"fc.weight": torch.zeros(3)}},
+        {"optimizer": {"state": {}}},
+        {"rng": [torch.zeros(3)]},
+        {"place": None, "rng": None},
+    ],
+)
+def test_a_forged_state_is_refused_in_one_line(tmp_path, sample, forged):
+    path = tmp_path / "teacher.pth"
+    trainer(path, sample, epochs=1).fit()
+    state = torch.load(path.with_suffix(".state.pth"), weights_only=True)
+    torch.save(state | forged, path.with_suffix(".state.pth"))
+    with pytest.raises(UserError, match="cannot resume: .*delete it, or leave") as refused:
+        trainer(path, sample, epochs=1).fit(resume=True)
+    assert len(str(refused.value).splitlines()) == 1
+
+
 def test_a_state_written_elsewhere_is_continued_and_said_to_round_differently(
     tmp_path, sample, capsys
 ):

@@ -25,6 +25,7 @@ from utils.distributed import from_first, gather, gather_objects, rank, ranks, t
 from utils.files import UserError, replacing, shown
 from utils.safe_load import brief, read_dict
 
+START_ANEW = "delete it, or leave --resume out"
 CHECK_EVERY = 20  # steps between looks at the loss: each look makes a GPU wait
 
 
@@ -241,7 +242,13 @@ class Trainer:
         if state is None:
             print(f"nothing to resume at {shown(self.state_path)}: starting with epoch 1")
             return False
-        self._load_state(state)
+        try:
+            self._load_state(state)
+        except (RuntimeError, LookupError, TypeError, ValueError) as error:
+            reason = brief(str(error))
+            raise UserError(
+                f"cannot resume: {self.state_path} does not fit, {reason}; {START_ANEW}"
+            ) from error
         if self.progress.epoch == self.recipe.epochs:
             print("the run is finished: no epoch is left")
         else:
@@ -317,7 +324,8 @@ class Trainer:
         if ranks() > 1:
             for statistics in self.net.buffers():
                 dist.broadcast(statistics, src=0)
-        val_loss, val_accuracy = self.validate(predict(self.net, self.val_images, "validation"))
+        outputs = predict(self.net, self.val_images, "validation", self.recipe.batch_size)
+        val_loss, val_accuracy = self.validate(outputs)
         improved = val_accuracy > now.best
         now.history.append(
             {
@@ -381,22 +389,22 @@ class Trainer:
             return None
         try:
             state = read_dict(self.state_path)
+            before, now = dict(state["identity"]), self._identity
+            progress = Progress(**state["progress"])
+            done = progress.epoch + (progress.step > 0)
         except UserError as error:
-            raise UserError(f"cannot resume: {error}; delete it, or leave --resume out") from error
-        if not state.keys() >= {"identity", "progress", "place", "net", "optimizer", "rng"}:
+            raise UserError(f"cannot resume: {error}; {START_ANEW}") from error
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"cannot resume: {self.state_path} is no state of this version; delete it, or "
-                "leave --resume out"
-            )
-        before, now = state["identity"], self._identity
-        done = state["progress"]["epoch"] + (state["progress"]["step"] > 0)
+                f"cannot resume: {self.state_path} is no state of this version; {START_ANEW}"
+            ) from error
         changed = [
             f"{name} was {brief(before.get(name))}, is {brief(now.get(name))}"
             for name in sorted(before | now)
             if before.get(name) != now.get(name) and name != "epochs"
         ]
-        if done > now["epochs"]:
-            changed.append(f"epochs is {now['epochs']}, {done} are done or under way")
+        if done > self.recipe.epochs:
+            changed.append(f"epochs is {self.recipe.epochs}, {done} are done or under way")
         if changed:
             raise UserError(
                 f"--resume continues {shown(self.state_path)} with the same hyperparameters only: "
