@@ -17,7 +17,7 @@ test: .venv/dev
 	.venv/bin/python -m pytest
 
 test-long: .venv/dev
-	FUZZ=50000 .venv/bin/python -m pytest -m "slow or not slow" -rP
+	FUZZ=50000 .venv/bin/python -m pytest -m "slow or not slow"
 
 reproduce: .venv/runtime
 	.venv/bin/python teacherTrain.py $(FLAGS)

@@ -17,6 +17,13 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Print what tests count: record_property("counted", "so many of these, so many of those")."""
+    reports = terminalreporter.getreports("passed")
+    for line in [text for report in reports for name, text in report.user_properties]:
+        terminalreporter.line(line)
+
+
 @pytest.fixture(scope="session")
 def sample():
     """The 1,000 images of data/sample.npz, as a Split."""

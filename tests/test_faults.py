@@ -2,7 +2,7 @@
 
 The scripts run on real images in processes of their own, forked from one that has imported PyTorch
 already, which saves seconds a run. `fault_driver.py` says at which moments they are struck. The
-30 moments of every script and mode are slow: python -m pytest -m slow -s tests/test_faults.py
+30 moments of every script and mode are slow: python -m pytest -m slow tests/test_faults.py
 """
 
 import csv
@@ -217,7 +217,6 @@ def test_a_run_struck_again_and_again_ends_in_the_very_same_weights(folder, smal
         (len(moments) - 15, "power"),
     ]
     hit = chain("selector", folder, small_npz, moments, points)
-    print(hit)
     assert hit[:2] == ["half selector.state.pth", "renamed selector.state.pth"]
     assert_ends_like("selector", folder, reference)
 
@@ -226,7 +225,7 @@ def test_a_run_struck_again_and_again_ends_in_the_very_same_weights(folder, smal
 @pytest.mark.parametrize("mode", ["kill", "power"])
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_struck_at_thirty_moments_a_run_ends_in_the_very_same_weights(
-    tmp_path, teacher, small_npz, whole, name, mode
+    tmp_path, teacher, small_npz, whole, name, mode, record_property
 ):
     reference, moments = whole(name)
     points = [1 + k * (len(moments) - 1) // 29 for k in range(30)]
@@ -239,7 +238,8 @@ def test_struck_at_thirty_moments_a_run_ends_in_the_very_same_weights(
         shutil.rmtree(folder)
 
     writing = [moment for moment in hit if not re.match("step|durable", moment)]
-    print(f"{name}, {mode}: {len(hit)} moments, {len(writing)} of them inside a write: {hit}")
+    told = f"{len(hit)} moments, {len(writing)} of them inside a write"
+    record_property("counted", f"{name}, {mode}: {told}")
     assert len(hit) == 30 and len(writing) >= 15
     for file in ("pth", "previous.pth", "csv", "state.pth"):
         assert any(moment.endswith(f" {name}.{file}") for moment in writing), file

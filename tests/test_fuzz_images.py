@@ -1,7 +1,4 @@
-"""Broken pictures by the thousand.
-
-FUZZ=50000 python -m pytest -n 0 tests/test_fuzz_images.py    fifty thousand, and their counts
-"""
+"""Broken pictures by the thousand; FUZZ=50000 in the environment makes that many of them."""
 
 import io
 import os
@@ -124,7 +121,7 @@ def mutated(sample, count):
         yield kind, bytes(mutate(rng, rng.choice(by_kind[kind]), others))
 
 
-def test_broken_pictures_are_read_or_refused_in_one_line(tmp_path, sample, capfd):
+def test_broken_pictures_are_read_or_refused_in_one_line(tmp_path, sample, capfd, record_property):
     def alarm(*_):
         raise Hang
 
@@ -151,12 +148,11 @@ def test_broken_pictures_are_read_or_refused_in_one_line(tmp_path, sample, capfd
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 1024
     out, err = capfd.readouterr()
     assert out == err == ""
-    with capfd.disabled():
-        print(f"\n{'':8}" + "".join(f"{name:>9}" for name in counts))
-        for kind in counts["mutated"]:
-            print(f"{kind:8}" + "".join(f"{count[kind]:>9}" for count in counts.values()))
-        print(f"{'all':8}" + "".join(f"{count.total():>9}" for count in counts.values()))
-        print(f"peak memory grew by {grown:.0f} MiB")
+    for kind in counts["mutated"]:
+        told = ", ".join(f"{count[kind]:,} {name}" for name, count in counts.items())
+        record_property("counted", f"{kind}: {told}")
+    told = ", ".join(f"{count.total():,} {name}" for name, count in counts.items())
+    record_property("counted", f"pictures: {told}; peak memory grew by {grown:.0f} MiB")
     assert counts["mutated"].total() == FILES and counts["read"].total() > FILES / 20
     assert grown < 16 * Image.MAX_IMAGE_PIXELS / 2**20 + 200
 
