@@ -29,12 +29,13 @@ STEM = "cifar-pool"  # "cifar" drops the max-pool: the most accurate, 4 times th
 DISTILL_LOSS = "mse"  # between logits; "kl": Hinton's softened targets; "none": no teacher
 ALPHA = 0.0  # weight of the cross-entropy with the label; of 0, 0.1 and 1 the best on validation
 TEMPERATURE = 4.0  # of the softened targets, for "kl" only
-EPOCHS = 4
-BATCH_SIZE = 64  # images a step
-LEARNING_RATE = 0.05  # the highest, at the end of the warm-up
-MOMENTUM = 0.9  # Nesterov's
-WEIGHT_DECAY = 5e-4  # on weights, not on biases and norms
-WARMUP = 0.25  # share of all steps; a cosine down to 0 follows
+EPOCHS = 12
+BATCH_SIZE = 128  # images a step
+LEARNING_RATE = 3e-3  # the highest, at the end of the warm-up
+OPTIMIZER = "adamw"  # or "sgd"
+MOMENTUM = 0.9  # the first of AdamW's betas, or Nesterov's for SGD
+WEIGHT_DECAY = 0.05  # on weights, not on biases and norms
+WARMUP = 0.2  # share of all steps; a cosine down to 0 follows
 CROP = 4  # pixels of reflection around the image that a random crop may reach
 FLIP = True  # mirror every other image, at random
 CUTOUT = 0  # side of the square cut out of each image, in pixels
@@ -77,8 +78,8 @@ def main() -> None:
         return distillation_loss(logits, teacher_logits, labels, DISTILL_LOSS, ALPHA, TEMPERATURE)
 
     recipe = Recipe(
-        args.epochs, args.batch_size, args.lr, MOMENTUM, WEIGHT_DECAY, WARMUP, args.seed,
-        Augmentation(CROP, FLIP, CUTOUT),
+        args.epochs, args.batch_size, args.lr, OPTIMIZER, MOMENTUM, WEIGHT_DECAY, WARMUP,
+        args.seed, Augmentation(CROP, FLIP, CUTOUT),
     )  # fmt: skip
     trainer = Trainer(
         student, path, arch, STEM, recipe,

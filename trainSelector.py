@@ -37,7 +37,8 @@ THRESHOLD = None  # student 1 answers from this probability on; None: chosen on 
 EPOCHS = 10
 BATCH_SIZE = 128  # images a step
 LEARNING_RATE = 0.05  # the highest, at the end of the warm-up
-MOMENTUM = 0.9  # Nesterov's
+OPTIMIZER = "adamw"  # or "sgd"
+MOMENTUM = 0.9  # the first of AdamW's betas, or Nesterov's for SGD
 WEIGHT_DECAY = 5e-4  # on weights, not on biases and norms
 WARMUP = 0.25  # share of all steps; a cosine down to 0 follows
 CROP = 4  # pixels of reflection around the image that a random crop may reach
@@ -77,8 +78,8 @@ def main() -> None:
         return loss, routed_accuracy(outputs.sigmoid(), right, 0.5)
 
     recipe = Recipe(
-        args.epochs, args.batch_size, args.lr, MOMENTUM, WEIGHT_DECAY, WARMUP, args.seed,
-        Augmentation(CROP, FLIP, CUTOUT),
+        args.epochs, args.batch_size, args.lr, OPTIMIZER, MOMENTUM, WEIGHT_DECAY, WARMUP,
+        args.seed, Augmentation(CROP, FLIP, CUTOUT),
     )  # fmt: skip
     trainer = Trainer(
         selector, path, "selector", None, recipe,

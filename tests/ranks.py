@@ -62,7 +62,9 @@ def train(net_class, path, resume=False):
     torch.manual_seed(0)
     trainer = Trainer(
         net_class(), path, "resnet50", "cifar",
-        Recipe(EPOCHS, BATCH_SIZE, 0.01, 0.9, 5e-4, 0.25, 0, Augmentation(4, True, 8)), {}, images,
+        Recipe(
+            EPOCHS, BATCH_SIZE, 0.01, "sgd", 0.9, 5e-4, 0.25, 0, Augmentation(4, True, 8)
+        ), {}, images,
         torch.stack([labels, torch.arange(COUNT)], dim=1), loss,
         lambda logits, targets: logits.argmax(1) == targets[:, 0],
         sample.images[COUNT : 2 * COUNT + 1], validate,

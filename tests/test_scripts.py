@@ -334,6 +334,7 @@ CONSTANTS = {
     "EPOCHS": (0, -1, 2.5, "6", None, True),
     "BATCH_SIZE": (0, -64, 64.0),
     "LEARNING_RATE": (0, -0.1, math.nan, math.inf, "0.1"),
+    "OPTIMIZER": ("adam", None),
     "MOMENTUM": (-0.1, 1, math.nan),
     "WEIGHT_DECAY": (-1e-4, math.nan, math.inf),
     "WARMUP": (-0.1, 1.0, math.nan),

@@ -46,6 +46,7 @@ def trainer(
     count=IMAGES,
     first=0,
     stem="cifar",
+    optimizer="sgd",
 ):
     torch.manual_seed(0)
     images, labels = sample.images[first:][:count], sample.labels[first:][:count]
@@ -62,7 +63,7 @@ def trainer(
 
     return Trainer(
         Tiny(), path, "resnet50", stem, Recipe(
-            epochs, BATCH_SIZE, lr, 0.9, 5e-4, 0.25, 0, Augmentation(4, True, 8)
+            epochs, BATCH_SIZE, lr, optimizer, 0.9, 5e-4, 0.25, 0, Augmentation(4, True, 8)
         ), {}, images, labels, loss, lambda logits, labels: logits.argmax(1) == labels,
         images, validate,
     )  # fmt: skip

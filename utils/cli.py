@@ -18,6 +18,7 @@ from utils.device import precision
 from utils.distillation import LOSSES
 from utils.distributed import rank, ranks
 from utils.files import UserError, shown
+from utils.train import OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,6 +42,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "BATCH_SIZE": (_whole(1), "a whole number above 0"),
     "SUBSET": (_whole(1), "a whole number above 0"),
     "LEARNING_RATE": (_above_0, "a number above 0"),
+    "OPTIMIZER": (lambda value: value in OPTIMIZERS, " or ".join(map(repr, OPTIMIZERS))),
     "MOMENTUM": (_real(0, 1), "a number from 0 to below 1"),
     "WEIGHT_DECAY": (_real(0), "a number, 0 or above"),
     "WARMUP": (_real(0, 1), "a number from 0 to below 1"),

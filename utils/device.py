@@ -1,6 +1,7 @@
 """Where a network runs, in which precision, and from which seed."""
 
 import contextlib
+import ctypes
 import os
 import random
 from collections.abc import Iterator
@@ -29,7 +30,22 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name} cannot be used: {reason}; try --device cpu") from error
+    if device.type == "cpu":
+        _keep_freed_memory()
     return device
+
+
+def _keep_freed_memory() -> None:
+    """Let freed memory stay with this process, where the C library is glibc.
+
+    A training step frees its activations and asks for as much again. By default glibc gives large
+    blocks back to the kernel, which has to clear them anew each time.
+    """
+    m_trim_threshold, m_mmap_max = -1, -4  # of malloc.h
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(m_trim_threshold, -1)
+        libc.mallopt(m_mmap_max, 0)
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -26,6 +26,7 @@ from utils.files import UserError, replacing, shown
 from utils.safe_load import brief, read_dict
 
 START_ANEW = "delete it, or leave --resume out"
+OPTIMIZERS = ("adamw", "sgd")
 CHECK_EVERY = 20  # steps between looks at the loss: each look makes a GPU wait
 
 
@@ -36,7 +37,8 @@ class Recipe:
     epochs: passes over the training images.
     batch_size: images a step.
     lr: highest learning rate, reached after `warmup` of the steps and left along a cosine.
-    momentum: of SGD, with Nesterov's correction.
+    optimizer: one of OPTIMIZERS, PyTorch's.
+    momentum: Nesterov's for "sgd", the first of the betas for "adamw".
     weight_decay: on the weights of convolutions and linear layers, not on biases and norms.
     warmup: share of all steps, in [0, 1).
     seed: of the initial weights, the order of the images and their augmentation.
@@ -46,6 +48,7 @@ class Recipe:
     epochs: int
     batch_size: int
     lr: float
+    optimizer: str
     momentum: float
     weight_decay: float
     warmup: float
@@ -199,12 +202,7 @@ class Trainer:
         if ranks() > 1:
             torch.manual_seed(recipe.seed + rank())  # each its own dropout, from the same weights
             self.model = DistributedDataParallel(net)
-        self.optimizer = torch.optim.SGD(
-            _parameter_groups(net, recipe.weight_decay),
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            nesterov=recipe.momentum > 0,
-        )
+        self.optimizer = _optimizer(net, recipe)
         self.scheduler = self._schedule(steps_done=0)
         self.progress = Progress()
         self.state_path = path.with_suffix(".state.pth")
@@ -435,13 +433,21 @@ class Trainer:
                 torch.cuda.set_rng_state(state["cuda_rng"][rank()])
 
 
-def _parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    weights = [p for p in net.parameters() if p.ndim > 1]
-    biases_and_norms = [p for p in net.parameters() if p.ndim <= 1]
-    return [
-        {"params": weights, "weight_decay": weight_decay},
-        {"params": biases_and_norms, "weight_decay": 0.0},
+def _optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    groups = [
+        {
+            "params": [p for p in net.parameters() if p.ndim > 1],  # weights, not biases and norms
+            "weight_decay": recipe.weight_decay,
+        },
+        {"params": [p for p in net.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    if recipe.optimizer == "adamw":
+        for group in groups:  # each its own betas: read_dict refuses what stands in a state twice
+            group["betas"] = (recipe.momentum, 0.999)
+        return torch.optim.AdamW(groups, recipe.lr, fused=True)
+    return torch.optim.SGD(
+        groups, recipe.lr, recipe.momentum, nesterov=recipe.momentum > 0, fused=True
+    )
 
 
 class StopRequest:
