@@ -4,21 +4,23 @@
     python StudentTrain.py --model 2
     python StudentTrain.py --model 2 --epochs 1 --subset 2000   a quick try
     python StudentTrain.py --model 1 --resume                   go on where Ctrl-C stopped it
+    python StudentTrain.py --model 2 --distill-loss none        without the teacher, to compare
     torchrun --standalone --nproc_per_node=2 StudentTrain.py --model 1          on two GPUs
 
-Needs checkpoints/teacher.pth, made by teacherTrain.py, unless DISTILL_LOSS is "none". Writes
-checkpoints/densenet121.pth or googlenet.pth (the epoch that is best by validation) and a .csv of
-the same name (a row an epoch). With both students made, trainSelector.py comes next.
+Needs checkpoints/teacher.pth, made by teacherTrain.py. Writes checkpoints/densenet121.pth or
+googlenet.pth (the epoch that is best by validation) and a .csv of the same name (a row an epoch);
+without the teacher densenet121_alone.pth or googlenet_alone.pth, which inference.py measures too.
+With both students made, trainSelector.py comes next.
 """
 
 import torch
 
 from models import STUDENTS, network
 from utils import cli
-from utils.checkpoint import FILES, load_network
+from utils.checkpoint import ALONE, FILES, load_network
 from utils.data import Augmentation, fingerprint, load_splits
 from utils.device import autocast, pick_device, seed_everything, to_device
-from utils.distillation import distillation_loss
+from utils.distillation import LOSSES, distillation_loss
 from utils.distributed import from_first, join_group
 from utils.files import claim
 from utils.train import Recipe, Trainer, classification, report_test_accuracy
@@ -50,14 +52,18 @@ def main() -> None:
         "--model", type=int, choices=(1, 2), required=True,
         help="the student: 1 is DenseNet-121, 2 is GoogLeNet",
     )  # fmt: skip
+    parser.add_argument(
+        "--distill-loss", choices=LOSSES, default=DISTILL_LOSS,
+        help="what makes the student learn; none is the cross-entropy alone (default: %(default)s)",
+    )  # fmt: skip
     args = parser.parse_args()
-    arch = STUDENTS[args.model - 1]
+    arch, alone = STUDENTS[args.model - 1], args.distill_loss == "none"
     device = pick_device(args.device)
     join_group(device)
-    path = args.checkpoint_dir / FILES[arch]
+    path = args.checkpoint_dir / (ALONE if alone else FILES)[arch]
     from_first(lambda: claim(path))
     teacher = None
-    if DISTILL_LOSS != "none":
+    if not alone:
         teacher_path = args.checkpoint_dir / FILES["resnet50"]
         teacher, _ = from_first(lambda: load_network(teacher_path, "resnet50"))
         teacher = to_device(teacher, device)
@@ -67,7 +73,7 @@ def main() -> None:
     cli.announce(
         f"Training student {args.model}, {arch} with the {STEM} stem",
         **cli.training_facts(args, device, student, len(train), len(val), path),
-        distillation=f"{DISTILL_LOSS}, alpha {ALPHA}",
+        distillation="none" if alone else f"{args.distill_loss}, alpha {ALPHA}",
     )
 
     def loss(images: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -75,7 +81,9 @@ def main() -> None:
         if teacher:
             with torch.no_grad(), autocast(device):
                 teacher_logits = teacher(images)  # the very same augmented batch as the student
-        return distillation_loss(logits, teacher_logits, labels, DISTILL_LOSS, ALPHA, TEMPERATURE)
+        return distillation_loss(
+            logits, teacher_logits, labels, args.distill_loss, ALPHA, TEMPERATURE
+        )
 
     recipe = Recipe(
         args.epochs, args.batch_size, args.lr, OPTIMIZER, MOMENTUM, WEIGHT_DECAY, WARMUP,
@@ -84,7 +92,7 @@ def main() -> None:
     trainer = Trainer(
         student, path, arch, STEM, recipe,
         {
-            "distill_loss": DISTILL_LOSS, "alpha": ALPHA, "temperature": TEMPERATURE,
+            "distill_loss": args.distill_loss, "alpha": ALPHA, "temperature": TEMPERATURE,
             "teacher": teacher and fingerprint(teacher.state_dict().values()),
         },
         train.images, train.labels, loss=loss, **classification(val),

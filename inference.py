@@ -5,9 +5,10 @@
     python inference.py more/ --csv predictions.csv    a row an image, for any number of them
     python inference.py --out results      write the tables and figures somewhere else
 
-Needs checkpoints/densenet121.pth, googlenet.pth and selector.pth; the teacher is measured too
-where teacher.pth is there. Where the test set cannot be had, the 1,000 test images that come with
-the repository take its place.
+Needs checkpoints/densenet121.pth, googlenet.pth and selector.pth. Measured too, where they are
+there, are teacher.pth and the students trained without it, densenet121_alone.pth and
+googlenet_alone.pth. Where the test set cannot be had, the 1,000 test images that come with the
+repository take its place.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from tqdm import tqdm
 
 from models import STUDENTS, MultiStudent, macs
 from utils import cli
-from utils.checkpoint import FILES, load_network
+from utils.checkpoint import ALONE, FILES, load_network
 from utils.data import CLASSES, Split, load_sample, load_splits
 from utils.device import pick_device, precision, to_device
 from utils.files import UserError, replacing, shown
@@ -44,6 +45,8 @@ LABELS = {
     "teacher": "teacher",
     "densenet121": "student 1, DenseNet-121",
     "googlenet": "student 2, GoogLeNet",
+    "densenet121_alone": "DenseNet-121 without the teacher",
+    "googlenet_alone": "GoogLeNet without the teacher",
     "routed": "routed by the selector",
     "better_student": "the better student of the two",
     "random": "a student at random",
@@ -88,12 +91,15 @@ def main() -> int:
         return print_answers(system, args.images, args.batch_size, device)
 
     networks = dict(students)
-    teacher_path = args.checkpoint_dir / FILES["resnet50"]
-    if teacher_path.exists():
-        teacher, _ = load_network(teacher_path, "resnet50")
-        networks = {"teacher": to_device(teacher, device), **networks}
-    else:
-        print(f"no teacher at {shown(teacher_path)}: it is left out\n")
+    for name, arch, file in (
+        ("teacher", "resnet50", FILES["resnet50"]),
+        *((f"{arch}_alone", arch, file) for arch, file in ALONE.items()),
+    ):
+        path = args.checkpoint_dir / file
+        if path.exists():
+            networks[name] = to_device(load_network(path, arch)[0], device)
+        elif name == "teacher":
+            print(f"no teacher at {shown(path)}: it is left out\n")
     dataset, test = test_images(args.data_dir, args.subset, device)
     cli.announce(
         f"Classifying {len(test):,} images: {dataset}",

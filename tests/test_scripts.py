@@ -73,6 +73,7 @@ def pipeline(tmp_path_factory, small_npz):
         ("teacher", "teacherTrain.py", QUICK),
         ("student 1", "StudentTrain.py", ["--model", "1", *QUICK]),
         ("student 2", "StudentTrain.py", ["--model", "2", *QUICK]),
+        ("alone", "StudentTrain.py", ["--model", "2", "--distill-loss", "none", *QUICK]),
         ("selector", "trainSelector.py", QUICK),
         ("inference", "inference.py", ["--out", str(folder / "out"), *SMALL]),
     ):
@@ -197,6 +198,25 @@ def test_the_metrics_are_those_of_the_networks_in_the_checkpoints(pipeline, smal
     assert work["ensemble"] == work["densenet121"] + work["googlenet"]
     assert all(speed > 0 for speed in metrics["images_per_second"].values())
     assert f"{100 * accuracy['routed']:.2f}" in printed["inference"].stdout
+
+
+def test_a_student_without_the_teacher_is_kept_apart_and_measured_too(
+    pipeline, small_npz, tmp_path, call
+):
+    folder, printed = pipeline
+    alone, told = load_network(folder / "googlenet_alone.pth", "googlenet")
+    assert told["hyperparameters"]["distill_loss"] == "none"
+    assert "distillation  none" in printed["alone"].stdout
+    distilled = load_network(folder / "googlenet.pth")[1]["hyperparameters"]
+    assert distilled["distill_loss"] == "mse" and distilled["teacher"]
+    test = load_splits(small_npz, 200)[2]
+    accuracy = json.loads((folder / "out" / "metrics.json").read_text())["accuracy"]
+    expected = top1(predict(alone, test.images), test.labels)
+    assert accuracy["googlenet_alone"] == pytest.approx(expected, abs=0.006)
+    assert "densenet121_alone" not in accuracy
+    flags = ["--model", 2, "--distill-loss", "none", "--epochs", 1, *QUICK[2:]]
+    call("StudentTrain.py", tmp_path, small_npz, *flags)  # there is no teacher to be missed
+    assert not (tmp_path / "googlenet.pth").exists()
 
 
 def test_the_figures_are_drawn(pipeline):

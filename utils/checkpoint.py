@@ -20,6 +20,7 @@ FILES = {
     "googlenet": "googlenet.pth",
     "selector": "selector.pth",
 }
+ALONE = {"densenet121": "densenet121_alone.pth", "googlenet": "googlenet_alone.pth"}  # no teacher
 COMMANDS = {
     "resnet50": "python teacherTrain.py",
     "densenet121": "python StudentTrain.py --model 1",

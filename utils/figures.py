@@ -11,12 +11,17 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from models import STUDENTS
-from utils.checkpoint import FILES
+from utils.checkpoint import ALONE, FILES
 from utils.data import CLASSES, Split
 from utils.files import replacing
 
 COLORS = {"densenet121": "#d9822b", "googlenet": "#2a9d8f", "routed": "#6a4c93"}
-NAMES = {"densenet121": "DenseNet-121", "googlenet": "GoogLeNet", "routed": "routed"}
+NAMES = {
+    "teacher": "teacher, ResNet-50",
+    "densenet121": "DenseNet-121",
+    "googlenet": "GoogLeNet",
+    "routed": "routed",
+}
 plt.rcParams.update(
     {
         "axes.spines.top": False,
@@ -39,15 +44,20 @@ def draw_all(
 ) -> list[Path]:
     """Draw what can be drawn into `out`, and return the files.
 
-    The accuracy per epoch needs the students' .csv histories beside their checkpoints.
+    The accuracy per epoch is of the .csv histories beside the checkpoints.
     """
     figures = {
         "per_class_accuracy.png": per_class_accuracy(metrics),
         "route_share.png": route_share(metrics),
         "samples.png": samples(test, predictions, choice),
     }
-    histories = {arch: checkpoint_dir / FILES[arch].replace(".pth", ".csv") for arch in STUDENTS}
-    if all(path.exists() for path in histories.values()):
+    runs = {
+        "teacher": FILES["resnet50"],
+        **{arch: FILES[arch] for arch in STUDENTS},
+        **{f"{arch}_alone": file for arch, file in ALONE.items()},
+    }
+    paths = {name: checkpoint_dir / file.replace(".pth", ".csv") for name, file in runs.items()}
+    if histories := {name: path for name, path in paths.items() if path.exists()}:
         figures["accuracy_per_epoch.png"] = accuracy_per_epoch(histories)
     for name, figure in figures.items():
         with replacing(out / name) as file:
@@ -74,22 +84,26 @@ def per_class_accuracy(metrics: dict) -> Figure:
 
 
 def accuracy_per_epoch(histories: dict[str, Path]) -> Figure:
-    """Both students' top-1 accuracy on the validation and training images after each epoch."""
+    """Top-1 accuracy after each epoch of each run, on the validation and the training images."""
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for arch, path in histories.items():
+    for run, path in histories.items():
+        arch, alone, _ = run.partition("_alone")
+        name = NAMES[arch] + (", without the teacher" if alone else "")
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         epochs = [int(row["epoch"]) for row in rows]
-        for column, style, what in (
-            ("val_accuracy", "o-", "validation"),
-            ("train_accuracy", "--", "training, augmented"),
-        ):
-            heights = [100 * float(row[column]) for row in rows]
-            axes.plot(epochs, heights, style, color=COLORS[arch], label=f"{NAMES[arch]}, {what}")
+        val, train = (
+            [100 * float(row[f"{split}_accuracy"]) for row in rows] for split in ("val", "train")
+        )
+        color = COLORS.get(arch, "#555555")
+        axes.plot(epochs, val, "x:" if alone else "o-", ms=4, color=color, label=name)
+        if not alone:
+            axes.plot(epochs, train, "--", lw=1, alpha=0.7, color=color)
+    axes.plot([], [], "--", lw=1, color="black", label="on the training images, augmented")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epoch")
-    axes.set_ylabel("top-1 accuracy, %")
-    axes.legend(frameon=False)
+    axes.set_ylabel("top-1 accuracy on the validation images, %")
+    axes.legend(loc="lower right")
     return figure
 
 
