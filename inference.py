@@ -3,6 +3,7 @@
     python inference.py                    the whole test set: tables, metrics.json, figures
     python inference.py photo.jpg more/    your own images, and folders of them
     python inference.py more/ --csv predictions.csv    a row an image, for any number of them
+    python inference.py more/ --policy cascade         another way to choose between the students
     python inference.py --out results      write the tables and figures somewhere else
 
 Needs checkpoints/densenet121.pth, googlenet.pth and selector.pth. Measured too, where they are
@@ -15,7 +16,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import islice, takewhile
 from pathlib import Path
@@ -25,7 +26,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from models import STUDENTS, MultiStudent, macs
+from models import STUDENTS, Cascade, MultiStudent, macs
 from utils import cli
 from utils.checkpoint import ALONE, FILES, load_network
 from utils.data import CLASSES, Split, load_sample, load_splits
@@ -41,6 +42,13 @@ from utils.train import StopRequest, predict
 BATCH_SIZE = 500  # images a step
 OUT = Path("runs/inference")  # for metrics.json and the figures
 
+POLICIES = {  # who answers for an image
+    "selector": "the student that the selector chooses",
+    "cascade": "student 2; where it is not sure, both",
+    "densenet121": "student 1",
+    "googlenet": "student 2",
+    "ensemble": "both, with the mean of their logits",
+}
 LABELS = {
     "teacher": "teacher",
     "densenet121": "student 1, DenseNet-121",
@@ -48,6 +56,7 @@ LABELS = {
     "densenet121_alone": "DenseNet-121 without the teacher",
     "googlenet_alone": "GoogLeNet without the teacher",
     "routed": "routed by the selector",
+    "cascade": "cascade: both where 2 is not sure",
     "better_student": "the better student of the two",
     "random": "a student at random",
     "ensemble": "mean of both students' logits",
@@ -71,45 +80,57 @@ def main() -> int:
     parser.add_argument(
         "--resume", action="store_true", help="continue the --csv of a run that was stopped"
     )
+    parser.add_argument(
+        "--policy", choices=POLICIES, default="selector",
+        help="who answers for your own images: "
+        + "; ".join(f"{name}: {who}" for name, who in POLICIES.items()) + " (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--threshold", type=cli.flag("THRESHOLD", float), metavar="P",
+        help="student 1 answers where the selector gives it this probability (selector), or runs "
+        "too where student 2's class has less than this one (cascade); default: as chosen on the "
+        "validation images",
+    )  # fmt: skip
     args = parser.parse_args()
+    if args.threshold is not None and args.policy not in ("selector", "cascade"):
+        parser.error(f"--threshold: --policy {args.policy} has none")
     if args.resume and not args.csv:
         parser.error("--resume continues a --csv: name it")
     if args.csv and not args.images:
         parser.error("--csv is for your own images: name them, or a folder of them")
     device = pick_device(args.device)
-    students = {
-        arch: to_device(load_network(args.checkpoint_dir / FILES[arch], arch)[0], device)
-        for arch in STUDENTS
-    }
-    selector, checkpoint = load_network(args.checkpoint_dir / FILES["selector"], "selector")
-    system = to_device(
-        MultiStudent(list(students.values()), selector, checkpoint.get("threshold", 0.5)), device
-    ).eval()
-    if args.csv:
-        return write_answers(system, args, device)
     if args.images:
-        return print_answers(system, args.images, args.batch_size, device)
+        system, names = load_policy(args.policy, args)
+        to_device(system, device)
+        if args.csv:
+            return write_answers(system, names, args, device)
+        return print_answers(system, names, args.images, args.batch_size, device)
 
-    networks = dict(students)
-    for name, arch, file in (
-        ("teacher", "resnet50", FILES["resnet50"]),
-        *((f"{arch}_alone", arch, file) for arch, file in ALONE.items()),
+    system, _ = load_policy("selector", args)
+    cascade, _ = load_policy("cascade", args)
+    networks = dict(zip(STUDENTS, system.students, strict=True))
+    teacher = args.checkpoint_dir / FILES["resnet50"]
+    if not teacher.exists():
+        print(f"no teacher at {shown(teacher)}: it is left out\n")
+    for name, arch, path in (
+        ("teacher", "resnet50", teacher),
+        *((f"{arch}_alone", arch, args.checkpoint_dir / file) for arch, file in ALONE.items()),
     ):
-        path = args.checkpoint_dir / file
         if path.exists():
-            networks[name] = to_device(load_network(path, arch)[0], device)
-        elif name == "teacher":
-            print(f"no teacher at {shown(path)}: it is left out\n")
+            networks[name] = load_network(path, arch)[0]
+    for net in (system, cascade, *networks.values()):
+        to_device(net, device)
     dataset, test = test_images(args.data_dir, args.subset, device)
     cli.announce(
         f"Classifying {len(test):,} images: {dataset}",
         device=f"{device}, {precision(device)}",
         networks=", ".join(networks),
-        threshold=f"student 1 from a probability of {system.threshold:.2f} on",
+        selector=f"student 1 from a probability of {system.threshold:.2f} on",
+        cascade=f"student 1 too where student 2 has less than {cascade.threshold:.2f}",
         writes=shown(args.out),
     )
 
-    metrics, routed = measure(networks, system, test, args.batch_size)
+    metrics, routed = measure(networks, system, cascade, test, args.batch_size)
     metrics = {"dataset": dataset, "images": len(test), **metrics}
     print_tables(metrics)
     with replacing(args.out / "metrics.json", binary=False) as file:
@@ -119,6 +140,28 @@ def main() -> int:
     written = figures.draw_all(args.out, metrics, args.checkpoint_dir, test, *routed)
     print(f"wrote {', '.join(shown(path) for path in [args.out / 'metrics.json', *written])}")
     return 0
+
+
+def load_policy(policy: str, args: argparse.Namespace) -> tuple[nn.Module, tuple[str, ...]]:
+    """What answers under `policy`, and the names of its choices.
+
+    Only the networks that run are loaded. --threshold is that of --policy; other thresholds are
+    those in the selector's checkpoint.
+    """
+    folder = args.checkpoint_dir
+    threshold = args.threshold if policy == args.policy else None
+    archs = (policy,) if policy in STUDENTS else STUDENTS
+    students = [load_network(folder / FILES[arch], arch)[0] for arch in archs]
+    if policy in STUDENTS:
+        return Cascade(students, 0).eval(), (policy,)
+    if policy == "ensemble":
+        return Cascade(students, 1.01).eval(), ("both", "both")
+    selector, facts = load_network(folder / FILES["selector"], "selector")
+    if policy == "selector":
+        threshold = facts.get("threshold", 0.5) if threshold is None else threshold
+        return MultiStudent(students, selector, threshold).eval(), STUDENTS
+    threshold = facts.get("cascade_threshold", 0.9) if threshold is None else threshold
+    return Cascade(students[::-1], threshold).eval(), (STUDENTS[1], "both")
 
 
 def test_images(data_dir: Path, subset: int | None, device: torch.device) -> tuple[str, Split]:
@@ -138,16 +181,21 @@ def test_images(data_dir: Path, subset: int | None, device: torch.device) -> tup
 
 
 def measure(
-    networks: dict[str, nn.Module], system: MultiStudent, test: Split, batch_size: int
+    networks: dict[str, nn.Module],
+    system: MultiStudent,
+    cascade: Cascade,
+    test: Split,
+    batch_size: int,
 ) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:
     """Every way of classifying `test`: its metrics, and the routed predictions and choices (N,)."""
     logits, speed = {}, {}
-    for name, net in {**networks, "routed": system}.items():
+    for name, net in {**networks, "routed": system, "cascade": cascade}.items():
         predict(net, test.images[:batch_size], None, batch_size)  # warm up before the clock runs
         started = time.perf_counter()
         logits[name] = predict(net, test.images, LABELS[name], batch_size)
         speed[name] = len(test) / (time.perf_counter() - started)
     logits["routed"], choice = logits["routed"]
+    logits["cascade"], last = logits["cascade"]
     first, second = (logits[name] for name in STUDENTS)
     logits["ensemble"] = (first + second) / 2
     speed["ensemble"] = 1 / sum(1 / speed[name] for name in STUDENTS)
@@ -163,6 +211,7 @@ def measure(
     share = (choice == 0).double().mean().item()
     costs = [work[name] for name in STUDENTS]
     work["routed"] = macs(system.selector) + share * costs[0] + (1 - share) * costs[1]
+    work["cascade"] = costs[1] + (last == 1).double().mean().item() * costs[0]
     work["ensemble"] = sum(costs)
     work["random"] = sum(costs) / 2
     work["better_student"], speed["better_student"] = work[better], speed[better]
@@ -219,9 +268,13 @@ def print_tables(metrics: dict) -> None:
 
 
 def answers(
-    system: MultiStudent, files: Iterator[Path], batch_size: int, device: torch.device
+    system: nn.Module,
+    names: Sequence[str],
+    files: Iterator[Path],
+    batch_size: int,
+    device: torch.device,
 ) -> Iterator[list[Answer]]:
-    """The answer for each file, in their order, a batch at a time."""
+    """The answer for each file, in their order, a batch at a time; `names` are of the choices."""
     while batch := [Answer(file) for file in islice(files, batch_size)]:
         images = []
         for each in batch:
@@ -237,19 +290,23 @@ def answers(
             for each, probability, label, student in zip(
                 good, best.values.tolist(), best.indices.tolist(), choice.tolist(), strict=True
             ):
-                each.label, each.student = CLASSES[label], STUDENTS[student]
+                each.label, each.student = CLASSES[label], names[student]
                 each.probability = probability
         yield batch
 
 
 def print_answers(
-    system: MultiStudent, paths: list[Path], batch_size: int, device: torch.device
+    system: nn.Module,
+    names: Sequence[str],
+    paths: list[Path],
+    batch_size: int,
+    device: torch.device,
 ) -> int:
     """Print a line for each image: its class, probability and student. 2 if one is no image."""
     failed = 0
     sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may be unable to show a name
     print(f"{'class':<12}{'probability':>11}  {'student':<13}file")
-    for batch in answers(system, image_files(paths), batch_size, device):
+    for batch in answers(system, names, image_files(paths), batch_size, device):
         for each in batch:
             if each.error:
                 failed += 1
@@ -265,7 +322,9 @@ def print_answers(
     return 2 if failed else 0
 
 
-def write_answers(system: MultiStudent, args: argparse.Namespace, device: torch.device) -> int:
+def write_answers(
+    system: nn.Module, names: Sequence[str], args: argparse.Namespace, device: torch.device
+) -> int:
     """Write a row for each image to args.csv, a batch at a time. 2 if one is no image.
 
     Ctrl-C and SIGTERM end it with status 130 and 143, once the images read so far have their row.
@@ -274,7 +333,7 @@ def write_answers(system: MultiStudent, args: argparse.Namespace, device: torch.
         files = takewhile(lambda _: not stop.signal, image_files(args.images))
         files = (file for file in files if not table.skips(file))
         with tqdm(unit="img", initial=table.answered + table.failed) as bar:
-            for batch in answers(system, files, args.batch_size, device):
+            for batch in answers(system, names, files, args.batch_size, device):
                 table.write(batch)
                 bar.update(len(batch))
         done = f"{table.answered:,} images answered, {table.failed:,} files failed"

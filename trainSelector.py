@@ -6,9 +6,9 @@
     torchrun --standalone --nproc_per_node=2 trainSelector.py     on two GPUs
 
 Needs checkpoints/densenet121.pth and googlenet.pth, made by StudentTrain.py. Writes
-checkpoints/selector.pth (the epoch whose routed accuracy is best by validation), selector.csv
-(a row an epoch) and selector_labels.npz (which student is better on each training image).
-inference.py uses it.
+checkpoints/selector.pth (the epoch whose routed accuracy is best by validation, and thresholds
+for the policies of inference.py), selector.csv (a row an epoch) and selector_labels.npz (which
+student is better on each training image). inference.py uses it.
 """
 
 import zipfile
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models import STUDENTS, MultiStudent, Selector
+from models import STUDENTS, MultiStudent, Selector, confidence
 from utils import cli
 from utils.checkpoint import FILES, amend_checkpoint, load_network
 from utils.data import Augmentation, Split, fingerprint, load_splits
@@ -75,7 +75,7 @@ def main() -> None:
 
     def validate(outputs: torch.Tensor) -> tuple[float, float]:
         loss = F.binary_cross_entropy_with_logits(outputs, val_targets).item()
-        return loss, routed_accuracy(outputs.sigmoid(), right, 0.5)
+        return loss, routed_accuracy(0.5, outputs.sigmoid(), *right)
 
     recipe = Recipe(
         args.epochs, args.batch_size, args.lr, OPTIMIZER, MOMENTUM, WEIGHT_DECAY, WARMUP,
@@ -96,11 +96,13 @@ def main() -> None:
 
     selector = to_device(from_first(lambda: load_network(path))[0], device)
     scores = predict(selector, val.images).sigmoid()
-    threshold = best_threshold(scores, right) if THRESHOLD is None else THRESHOLD
+    threshold = best_threshold(scores, *right) if THRESHOLD is None else THRESHOLD
+    both = sum(val_logits).argmax(dim=1) == val.labels
     logits, choice = predict(MultiStudent(students, selector, threshold), test.images, "test")
     facts = {
         "threshold": threshold,
-        "val_accuracy": routed_accuracy(scores, right, threshold),
+        "cascade_threshold": best_threshold(confidence(val_logits[1]), right[1], both),
+        "val_accuracy": routed_accuracy(threshold, scores, *right),
         "test_accuracy": top1(logits, test.labels),
     }
     if rank() == 0:
@@ -150,18 +152,22 @@ def saved_labels(path: Path, made_of: list[str]) -> torch.Tensor | None:
     return None
 
 
-def routed_accuracy(scores: torch.Tensor, right: list[torch.Tensor], threshold: float) -> float:
-    """Top-1 accuracy where student 1 answers from `threshold` on: scores (N,), right bool (N,)."""
-    return torch.where(scores >= threshold, right[0], right[1]).double().mean().item()
+def routed_accuracy(
+    threshold: float, scores: torch.Tensor, right_from: torch.Tensor, right_below: torch.Tensor
+) -> float:
+    """Top-1 accuracy where one answers from `threshold` on, and another below it; each (N,)."""
+    return torch.where(scores >= threshold, right_from, right_below).double().mean().item()
 
 
-def best_threshold(scores: torch.Tensor, right: list[torch.Tensor]) -> float:
+def best_threshold(
+    scores: torch.Tensor, right_from: torch.Tensor, right_below: torch.Tensor
+) -> float:
     """The threshold of the highest routed accuracy, in hundredths; of equals the nearest to 0.5.
 
-    0.0 sends every image to student 1, 1.01 every image to student 2.
+    0.0 sends every image to the one that answers from the threshold on, 1.01 to the one below it.
     """
     candidates = sorted((k / 100 for k in range(102)), key=lambda threshold: abs(threshold - 0.5))
-    return max(candidates, key=lambda threshold: routed_accuracy(scores, right, threshold))
+    return max(candidates, key=lambda each: routed_accuracy(each, scores, right_from, right_below))
 
 
 if __name__ == "__main__":

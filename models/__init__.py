@@ -1,5 +1,6 @@
 """The networks: the teacher and the students, the selector, and all of them put together."""
 
+from models.cascade import Cascade, confidence
 from models.cost import macs, parameters
 from models.multistudent import MultiStudent
 from models.networks import ARCHS, STEMS, STUDENTS, network
@@ -9,8 +10,10 @@ __all__ = [
     "ARCHS",
     "STEMS",
     "STUDENTS",
+    "Cascade",
     "MultiStudent",
     "Selector",
+    "confidence",
     "macs",
     "network",
     "parameters",

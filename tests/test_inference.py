@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 import inference
-from models import MultiStudent
+from models import STUDENTS, Cascade, MultiStudent
 from utils import compression
 from utils.files import UserError
 from utils.photos import FORMATS, MAX_BYTES, image_files, read_image
@@ -269,7 +269,7 @@ def test_good_pictures_are_answered_beside_bad_ones(tmp_path, capsys, system):
     Image.new("RGB", (50, 50), (10, 30, 200)).save(tmp_path / "blue.png")
     (tmp_path / "notes.txt").write_text("no image")
     paths = [tmp_path, tmp_path / "missing.png"]
-    status = inference.print_answers(system.eval(), paths, 2, torch.device("cpu"))
+    status = inference.print_answers(system.eval(), STUDENTS, paths, 2, torch.device("cpu"))
     out, err = capsys.readouterr()
     assert status == 2
     assert re.search(r"ship +99\.\d% +googlenet +\S*blue.png", out)
@@ -277,7 +277,24 @@ def test_good_pictures_are_answered_beside_bad_ones(tmp_path, capsys, system):
     assert "notes.txt: not an image" in err and "missing.png: no such file" in err
     assert "Traceback" not in err
     good = [tmp_path / "red.png"]
-    assert inference.print_answers(system.eval(), good, 2, torch.device("cpu")) == 0
+    assert inference.print_answers(system.eval(), STUDENTS, good, 2, torch.device("cpu")) == 0
+
+
+@pytest.mark.parametrize(
+    "red, blue, threshold, expected",
+    [
+        (3, 3, 0.5, "googlenet"),  # sure of itself
+        (3, 8, 1.01, "both"),  # never sure enough
+    ],
+)
+def test_who_answered_under_another_policy_is_named(
+    tmp_path, capsys, red, blue, threshold, expected
+):
+    Image.new("RGB", (40, 40), RGB).save(tmp_path / "red.png")
+    cascade = Cascade([Always(red), Always(blue)], threshold).eval()
+    names = ("googlenet", "both")
+    assert inference.print_answers(cascade, names, [tmp_path], 2, torch.device("cpu")) == 0
+    assert f" {expected} " in capsys.readouterr().out
 
 
 EMOJI = "\U0001f600.png"
@@ -296,7 +313,9 @@ def test_names_are_shown_on_one_line_whatever_is_in_them(tmp_path, monkeypatch, 
     for name, stream in printed.items():
         stream.reconfigure(errors="backslashreplace" if name == "stderr" else "strict")
         monkeypatch.setattr(sys, name, stream)
-    assert inference.print_answers(system.eval(), [tmp_path], 100, torch.device("cpu")) == 2
+    assert (
+        inference.print_answers(system.eval(), STUDENTS, [tmp_path], 100, torch.device("cpu")) == 2
+    )
     sys.stderr.flush()
     out, err = (stream.buffer.getvalue().decode(encoding) for stream in printed.values())
     assert len(out.splitlines()) == 1 + 1 + len(ODD_NAMES)
@@ -311,7 +330,7 @@ def test_no_more_images_are_classified_at_once_than_asked_for(tmp_path, system, 
         Image.new("RGB", (40, 40), RGB).save(tmp_path / f"{k}.png")
     sizes = []
     system.selector.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    inference.print_answers(system.eval(), [tmp_path], 3, torch.device("cpu"))
+    inference.print_answers(system.eval(), STUDENTS, [tmp_path], 3, torch.device("cpu"))
     assert sizes == [3, 3, 1]
 
 

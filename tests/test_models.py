@@ -6,7 +6,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from models import ARCHS, MultiStudent, Selector, macs, network, parameters
+from models import ARCHS, Cascade, MultiStudent, Selector, confidence, macs, network, parameters
 from utils.data import normalize
 
 SIZES = {  # millions of parameters, of MACs with the stem "cifar" and with "cifar-pool"
@@ -219,3 +219,64 @@ def test_real_students_answer_as_they_do_alone(networks, images):
     assert choice.sum() == 2
     both = torch.stack([student(images) for student in students])
     torch.testing.assert_close(logits, both[choice, torch.arange(4)], rtol=1e-3, atol=1e-4)
+
+
+# ------------------------------------------------------------------ one student after the other
+
+
+class Saying(nn.Module):
+    """A stand-in for a student whose logits lie in the image; it notes how many it was given."""
+
+    def __init__(self, channel):
+        super().__init__()
+        self.channel, self.given = channel, 0
+
+    def forward(self, images):
+        self.given += len(images)
+        return images[:, self.channel]
+
+
+SURE, TORN = [4.0, 0.0], [0.1, 0.0]  # the largest probability is 0.982, 0.525
+OTHER = [0.0, 3.0]
+
+
+def said(*answers):
+    """Images (N, students, 2) of which student k reads the answer of its channel."""
+    return torch.tensor(answers).reshape(len(answers), -1, 2)
+
+
+def test_confidence_is_the_largest_probability():
+    assert confidence(said(SURE, TORN)[:, 0]).tolist() == pytest.approx(
+        [0.98201, 0.52498], abs=1e-5
+    )
+
+
+def test_only_an_unsure_student_is_helped_and_both_answer_together():
+    first, second = Saying(0), Saying(1)
+    images = said([SURE, OTHER], [TORN, OTHER], [SURE, SURE], [TORN, SURE])
+    logits, last = Cascade([first, second], 0.9)(images)
+    assert last.tolist() == [0, 1, 0, 1]
+    assert logits.flatten().tolist() == pytest.approx([4, 0, 0.05, 1.5, 4, 0, 2.05, 0])
+    assert (first.given, second.given) == (4, 2)
+
+
+@pytest.mark.parametrize("threshold, given", [(0.0, 0), (1.01, 2)])
+def test_a_threshold_at_either_end_runs_one_student_or_all(threshold, given):
+    second = Saying(1)
+    logits, last = Cascade([Saying(0), second], threshold)(said([SURE, SURE], [TORN, TORN]))
+    assert second.given == given and last.tolist() == [given // 2] * 2
+
+
+def test_three_students_stop_where_they_are_sure_together():
+    students = [Saying(k) for k in range(3)]
+    images = said([SURE, TORN, TORN], [TORN, SURE, TORN], [TORN, OTHER, SURE])
+    logits, last = Cascade(students, 0.85)(images)
+    # After two: (4.1, 0) / 2 is sure with 0.886; (0.1, 3) / 2 is not, with 0.810.
+    assert last.tolist() == [0, 1, 2]
+    assert logits[2].tolist() == pytest.approx([4.1 / 3, 1.0])
+    assert [student.given for student in students] == [3, 2, 1]
+
+
+def test_a_cascade_takes_no_image():
+    logits, last = Cascade([Saying(0), Saying(1)], 0.9)(torch.zeros(0, 2, 2))
+    assert logits.shape == (0, 2) and last.shape == (0,)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import inference
 import StudentTrain
@@ -196,6 +197,7 @@ def test_the_metrics_are_those_of_the_networks_in_the_checkpoints(pipeline, smal
     work = metrics["macs_per_image"]
     assert work["googlenet"] < work["routed"] - 9e6 + 1e6 <= work["densenet121"] + 1e6
     assert work["ensemble"] == work["densenet121"] + work["googlenet"]
+    assert work["googlenet"] <= work["cascade"] <= work["ensemble"]
     assert all(speed > 0 for speed in metrics["images_per_second"].values())
     assert f"{100 * accuracy['routed']:.2f}" in printed["inference"].stdout
 
@@ -244,6 +246,53 @@ def test_inference_asks_the_selector_in_the_checkpoint(pipeline, small_npz, tmp_
         metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
         assert metrics["route_share"]["densenet121"] == share
         assert "teacher" not in metrics["accuracy"]
+
+
+def test_a_policy_needs_no_more_than_the_networks_that_it_runs(pipeline, small_npz, tmp_path, call):
+    image = tmp_path / "image.png"
+    Image.fromarray(np.full((32, 32, 3), 90, np.uint8)).save(image)
+    for policy, needs, names in (
+        ("googlenet", ["googlenet"], ["googlenet"]),
+        ("densenet121", ["densenet121"], ["densenet121"]),
+        ("ensemble", ["densenet121", "googlenet"], ["both"]),
+        ("cascade", ["densenet121", "googlenet", "selector"], ["googlenet", "both"]),
+        ("selector", ["densenet121", "googlenet", "selector"], STUDENTS),
+    ):
+        folder = tmp_path / policy
+        folder.mkdir()
+        for arch in needs:
+            (folder / FILES[arch]).symlink_to(pipeline[0] / FILES[arch])
+        out, _ = call("inference.py", folder, small_npz, image, "--policy", policy)
+        assert any(f" {name} " in out.splitlines()[1] for name in names), out
+    out, _ = call("inference.py", folder, small_npz, image, "--policy=cascade", "--threshold=0")
+    assert " googlenet " in out
+    out, _ = call("inference.py", folder, small_npz, image, "--policy=cascade", "--threshold=1.01")
+    assert " both " in out
+
+
+def test_the_threshold_moves_the_cascade_from_one_student_to_the_mean_of_both(
+    pipeline, small_npz, tmp_path, call
+):
+    for threshold, same_as in ((0, "googlenet"), (1.01, "ensemble")):
+        flags = ["--policy", "cascade", "--threshold", threshold, "--out", tmp_path, *SMALL]
+        call("inference.py", pipeline[0], small_npz, *flags)
+        metrics = json.loads((tmp_path / "metrics.json").read_text())
+        assert metrics["accuracy"]["cascade"] == pytest.approx(
+            metrics["accuracy"][same_as], abs=0.006
+        )
+        assert metrics["macs_per_image"]["cascade"] == metrics["macs_per_image"][same_as]
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--policy=googlenet", "--threshold=0.5"], "--threshold: --policy googlenet has none"),
+        (["--policy=coin"], "--policy: invalid choice: 'coin'"),
+        *((["--threshold", value], "--threshold") for value in ("1.5", "nan", "-0.1", "x")),
+    ],
+)
+def test_a_nonsense_policy_or_threshold_is_named(flags, message, monkeypatch, capsys, tmp_path):
+    assert message in refused("inference", flags, monkeypatch, capsys, tmp_path)
 
 
 @pytest.mark.parametrize(

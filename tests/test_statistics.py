@@ -1,8 +1,13 @@
-"""Intervals against published ones."""
+"""Intervals, tests and areas against published ones, other libraries' and ones by hand."""
+
+import math
 
 import pytest
+import scipy.stats
+import sklearn.metrics
+import torch
 
-from utils.statistics import wilson_interval
+from utils.statistics import auroc, mcnemar_p, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -34,3 +39,65 @@ def test_an_interval_holds_its_accuracy_and_stays_within_0_and_1(share, images):
 def test_what_is_right_mirrors_what_is_wrong():
     low, high = wilson_interval(0.8, 50)
     assert wilson_interval(0.2, 50) == pytest.approx((1 - high, 1 - low))
+
+
+# ------------------------------------------------------------------ two classifiers
+
+
+def bools(text):
+    return torch.tensor([each == "1" for each in text])
+
+
+@pytest.mark.parametrize(
+    "a, b, p",
+    [
+        ("1111", "1111", 1.0),  # never apart
+        ("1100", "0011", 1.0),  # apart as often this way as that
+        ("11111", "00000", 2 / 32),  # five heads in five throws, or five tails
+        ("1111110", "0000001", 16 / 128),  # one of seven or fewer, on either side: 2 (1 + 7) / 128
+        ("111000", "111111", 2 / 8),  # where both are right tells nothing
+    ],
+)
+def test_mcnemar_by_hand(a, b, p):
+    assert mcnemar_p(bools(a), bools(b)) == pytest.approx(p)
+    assert mcnemar_p(bools(b), bools(a)) == pytest.approx(p)
+
+
+def test_mcnemar_is_scipys_binomial_test():
+    generator = torch.Generator().manual_seed(0)
+    for bias in (0.5, 0.55, 0.7):
+        a = torch.rand(5000, generator=generator) < bias
+        b = torch.rand(5000, generator=generator) < 0.5
+        alone = int((a & ~b).sum()), int((b & ~a).sum())
+        expected = scipy.stats.binomtest(alone[0], sum(alone)).pvalue
+        assert mcnemar_p(a, b) == pytest.approx(expected, rel=1e-6)
+
+
+# ------------------------------------------------------------------ a score
+
+
+@pytest.mark.parametrize(
+    "scores, positive, area",
+    [
+        ([0.1, 0.2, 0.8, 0.9], "0011", 1.0),
+        ([0.1, 0.2, 0.8, 0.9], "1100", 0.0),
+        ([5.0, 5.0, 5.0], "011", 0.5),  # equal scores tell nothing
+        ([1.0, 2.0, 3.0, 4.0], "0101", 3 / 4),  # 2 beats 1; 4 beats 1 and 3; 2 loses to 3
+        ([1.0, 1.0, 2.0], "010", 1 / 4),  # half a win over 1, none over 2
+    ],
+)
+def test_auroc_by_hand(scores, positive, area):
+    assert auroc(torch.tensor(scores), bools(positive)) == pytest.approx(area)
+
+
+def test_auroc_is_scikit_learns():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(0, 50, (3000,), generator=generator) / 50  # many are equal
+    positive = torch.rand(3000, generator=generator) < scores
+    expected = sklearn.metrics.roc_auc_score(positive.numpy(), scores.numpy())
+    assert auroc(scores, positive) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("positive", ["000", "111"])
+def test_auroc_needs_both_kinds(positive):
+    assert math.isnan(auroc(torch.tensor([1.0, 2, 3]), bools(positive)))

@@ -435,9 +435,9 @@ def test_the_test_images_have_no_say_in_what_is_learned_or_kept(tmp_path, small_
 def test_the_threshold_is_the_best_on_the_images_it_is_given():
     scores = torch.tensor([0.1, 0.4, 0.6, 0.9])
     first, second = torch.tensor([0, 1, 1, 1]).bool(), torch.tensor([1, 0, 0, 0]).bool()
-    threshold = trainSelector.best_threshold(scores, [first, second])
+    threshold = trainSelector.best_threshold(scores, first, second)
     assert 0.1 < threshold <= 0.4
-    assert trainSelector.routed_accuracy(scores, [first, second], threshold) == 1
-    assert trainSelector.best_threshold(scores, [first, first]) == 0.5
-    everything_to_2 = trainSelector.best_threshold(scores, [first & False, first | True])
+    assert trainSelector.routed_accuracy(threshold, scores, first, second) == 1
+    assert trainSelector.best_threshold(scores, first, first) == 0.5
+    everything_to_2 = trainSelector.best_threshold(scores, first & False, first | True)
     assert everything_to_2 > 0.9

@@ -72,7 +72,7 @@ def _check_block(block: Mapping[str, Any]) -> None:
             )
 
 
-def _flag(name: str, kind: type) -> Callable[[str], Any]:
+def flag(name: str, kind: type) -> Callable[[str], Any]:
     """An argparse type: `kind`, under the rule of `name`."""
     allowed, wanted = RULES[name]
 
@@ -96,15 +96,15 @@ def training_parser(doc: str, block: Mapping[str, Any]) -> argparse.ArgumentPars
     parser = common_parser(doc, block)
     training = parser.add_argument_group("training")
     training.add_argument(
-        "--epochs", type=_flag("EPOCHS", int), default=block["EPOCHS"], metavar="N",
+        "--epochs", type=flag("EPOCHS", int), default=block["EPOCHS"], metavar="N",
         help="passes over the training images (default: %(default)s)",
     )  # fmt: skip
     training.add_argument(
-        "--lr", type=_flag("LEARNING_RATE", float), default=block["LEARNING_RATE"], metavar="RATE",
+        "--lr", type=flag("LEARNING_RATE", float), default=block["LEARNING_RATE"], metavar="RATE",
         help="highest learning rate (default: %(default)s)",
     )  # fmt: skip
     training.add_argument(
-        "--seed", type=_flag("SEED", int), default=block["SEED"], metavar="N",
+        "--seed", type=flag("SEED", int), default=block["SEED"], metavar="N",
         help="of the initial weights, order and augmentation (default: %(default)s)",
     )  # fmt: skip
     training.add_argument(
@@ -125,7 +125,7 @@ def common_parser(doc: str, block: Mapping[str, Any]) -> argparse.ArgumentParser
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--batch-size", type=_flag("BATCH_SIZE", int), default=block["BATCH_SIZE"], metavar="N",
+        "--batch-size", type=flag("BATCH_SIZE", int), default=block["BATCH_SIZE"], metavar="N",
         help="images a step (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
@@ -142,7 +142,7 @@ def common_parser(doc: str, block: Mapping[str, Any]) -> argparse.ArgumentParser
         help="folder of the .pth files, read and written (default: checkpoints)",
     )  # fmt: skip
     parser.add_argument(
-        "--subset", type=_flag("SUBSET", int), metavar="N",
+        "--subset", type=flag("SUBSET", int), metavar="N",
         help="use only N images of each split, for a quick try",
     )  # fmt: skip
     return parser

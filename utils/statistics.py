@@ -1,7 +1,9 @@
-"""How sure a measured accuracy is."""
+"""How sure a measured accuracy is, and how well a score tells two kinds of image apart."""
 
 import math
 from statistics import NormalDist
+
+import torch
 
 Z = NormalDist().inv_cdf(0.975)  # 1.96: 95 % of a normal distribution lie within Z deviations
 
@@ -17,3 +19,31 @@ def wilson_interval(accuracy: float, images: int) -> tuple[float, float]:
     center = (accuracy + Z**2 / (2 * images)) / shrink
     half = Z / shrink * math.sqrt(accuracy * (1 - accuracy) / images + (Z / (2 * images)) ** 2)
     return max(0.0, center - half), min(1.0, center + half)  # against rounding
+
+
+def mcnemar_p(right_a: torch.Tensor, right_b: torch.Tensor) -> float:
+    """Two-sided p of the hypothesis that two classifiers, right as told (bool (N,)), are as good.
+
+    Exact: of the images on which one alone is right, each would be as likely to be of the one as of
+    the other. Q. McNemar, Psychometrika 12 (1947), 153-157. 1.0 where there are no such images.
+    """
+    only_a = int((right_a & ~right_b).sum())
+    only_b = int((right_b & ~right_a).sum())
+    count = only_a + only_b
+    tail = sum(math.comb(count, k) for k in range(min(only_a, only_b) + 1))
+    return min(1.0, 2 * tail / 2**count)
+
+
+def auroc(scores: torch.Tensor, positive: torch.Tensor) -> float:
+    """How likely a positive has the higher score than a negative, a tie counting half.
+
+    The area under the ROC curve by the rank sum of J. A. Hanley and B. J. McNeil, Radiology 143
+    (1982), 29-36: scores (N,), positive bool (N,). 0.5 is a coin. NaN where one kind is missing.
+    """
+    _, place, counts = torch.unique(scores, return_inverse=True, return_counts=True)
+    middle = counts.cumsum(0).double() - (counts.double() - 1) / 2  # the mean rank of equal scores
+    positives, negatives = int(positive.sum()), int((~positive).sum())
+    if not positives or not negatives:
+        return math.nan
+    rank_sum = middle[place][positive].sum().item()
+    return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)

@@ -27,6 +27,7 @@ ROWS = {  # what it is, top-1 in % as published, and as others report of the sam
     "googlenet": ("student 2, GoogLeNet", "73.21", f"[92.85]({HUYVNPHAN})"),
     "googlenet_alone": ("the same, without the teacher", "", ""),
     "routed": ("**routed by the selector**", "79.67", ""),
+    "cascade": ("**cascade**: GoogLeNet, and both where it is not sure", "", ""),
     "better_student": ("*yardsticks:* the better student", "", ""),
     "random": ("a student at random", "", ""),
     "ensemble": ("mean of both students' logits", "", ""),
