@@ -1,4 +1,4 @@
-"""The figures of inference.py: each a function that draws one PNG."""
+"""The figures of inference.py and of the routing study: each a function that draws one."""
 
 import csv
 from pathlib import Path
@@ -60,10 +60,15 @@ def draw_all(
     if histories := {name: path for name, path in paths.items() if path.exists()}:
         figures["accuracy_per_epoch.png"] = accuracy_per_epoch(histories)
     for name, figure in figures.items():
-        with replacing(out / name) as file:
-            figure.savefig(file, format="png", dpi=150)
-        plt.close(figure)
+        save(figure, out / name)
     return [out / name for name in figures]
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure as a PNG, which is replaced whole, and close it."""
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=150)
+    plt.close(figure)
 
 
 def per_class_accuracy(metrics: dict) -> Figure:
@@ -148,3 +153,35 @@ def samples(test: Split, predictions: np.ndarray, choice: np.ndarray, count: int
         "Above each image its class; below it the answer, red where wrong, and who gave it"
     )
     return figure
+
+
+def accuracy_against_work(routing: dict) -> Figure:
+    """Top-1 accuracy against MACs: the policies' thresholds as curves, what has none as a point."""
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for name, color, label in (
+        ("cascade", "#1d6fa5", "cascade, at every threshold"),
+        ("selector", COLORS["routed"], "selector, at every threshold"),
+    ):
+        curve, chosen = routing["study"]["curves"][name], routing["policies"][name]
+        axes.plot(*_point(curve["macs"], curve["accuracy"]), color=color, label=label)
+        axes.plot(*_point(chosen["macs"], chosen["accuracy"]), "o", color=color)
+    points = {
+        "teacher, ResNet-50": (routing["teacher"], "#555555"),
+        **{NAMES[arch]: (routing["students"][arch], COLORS[arch]) for arch in STUDENTS},
+        "mean of both": (routing["policies"]["ensemble"], "black"),
+        "oracle": (routing["policies"]["oracle"], "black"),
+        "a student at random": (routing["policies"]["random"], "black"),
+    }
+    for name, (facts, color) in points.items():
+        place = _point(facts["macs"], facts["accuracy"])
+        axes.plot(*place, "s", ms=5, color=color)
+        axes.annotate(name, place, (0, 7), textcoords="offset points", ha="center", fontsize=9)
+    axes.margins(x=0.1, y=0.12)
+    axes.set_xlabel("multiply-accumulates for one image, on average, in millions")
+    axes.set_ylabel("top-1 accuracy, %")
+    axes.legend(loc="lower right", title="dots: thresholds chosen on validation")
+    return figure
+
+
+def _point(macs, accuracy):
+    return np.asarray(macs) / 1e6, 100 * np.asarray(accuracy)

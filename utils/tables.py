@@ -1,6 +1,6 @@
 """Write the tables of README.md and checkpoints/README.md anew, each between its two markers.
 
-python -m utils.tables     from results/metrics.json, checkpoints/*.pth and utils.compression
+python -m utils.tables     from results/*.json, checkpoints/*.pth and utils.compression
 """
 
 import hashlib
@@ -33,6 +33,14 @@ ROWS = {  # what it is, top-1 in % as published, and as others report of the sam
     "ensemble": ("mean of both students' logits", "", ""),
     "oracle": ("oracle, right if either student is", "", ""),
 }  # fmt: skip
+POLICIES = {
+    "better_student": "the better student",
+    "selector": "selector: the student that it chooses",
+    "cascade": "cascade: GoogLeNet, and both where it is not sure",
+    "ensemble": "ensemble: both",
+    "random": "a student at random",
+    "oracle": "oracle: a student that is right",
+}
 SYSTEMS = {
     "densenet121": "DenseNet-121",
     "googlenet": "GoogLeNet",
@@ -63,6 +71,24 @@ def results(metrics: dict) -> str:
             others,
         ])  # fmt: skip
     return markdown(["", "published", "ours, %", "95 % interval", "MMACs", "others"], rows)
+
+
+def routing(study: dict) -> str:
+    """The policies of `study`, as utils.routing_study writes it, against both networks' work."""
+    rows = []
+    for name, label in POLICIES.items():
+        facts = study["policies"].get(name) or study[name]
+        share, area, p = (facts.get(key) for key in ("share_densenet121", "auroc", "mcnemar_p"))
+        rows.append([
+            label,
+            f"{100 * facts['accuracy']:.2f}",
+            f"{100 * facts['macs'] / study['teacher']['macs']:.0f} %",
+            "" if share is None else f"{100 * share:.1f} %",
+            "" if area is None else f"{area:.2f}",
+            "" if p is None else f"{p:.2g}",
+        ])  # fmt: skip
+    heads = ["", "top-1, %", "MACs of the teacher's", "DenseNet-121 runs on", "AUROC", "p"]
+    return markdown(heads, rows)
 
 
 def compression(metrics: dict, stem: str) -> str:
@@ -133,7 +159,10 @@ def fill(path: Path, tables: dict[str, str]) -> str:
 
 def texts() -> dict[Path, str]:
     """The two files as they are to be."""
-    metrics = json.loads((ROOT / "results" / "metrics.json").read_text(encoding="utf-8"))
+    metrics, study = (
+        json.loads((ROOT / "results" / name).read_text(encoding="utf-8"))
+        for name in ("metrics.json", "routing.json")
+    )
     folder = ROOT / "checkpoints"
     stem = read_checkpoint(folder / FILES["densenet121"])["stem"]
     # A teacher may lie beside the shipped weights: listed are those that .gitignore lets through.
@@ -142,7 +171,12 @@ def texts() -> dict[Path, str]:
     readme, listing = ROOT / "README.md", folder / "README.md"
     return {
         readme: fill(
-            readme, {"results": results(metrics), "compression": compression(metrics, stem)}
+            readme,
+            {
+                "results": results(metrics),
+                "routing": routing(study),
+                "compression": compression(metrics, stem),
+            },
         ),
         listing: fill(listing, {"checkpoints": checkpoints(paths)}),
     }
