@@ -274,19 +274,9 @@ class Trainer:
         ) as bar:  # fmt: skip
             for images, targets in self.batches.epoch(now.epoch, start=now.step):
                 size = self.batches.size(now.step)
-                with autocast(self.device):
-                    outputs = self.model(images)
-                    loss = self.loss(images, outputs, targets)
-                # Processes are averaged alike, though one may have an image more than another.
-                (loss * (ranks() * len(targets) / size)).backward()
-                self.optimizer.step()
-                self.scheduler.step()
-                self.optimizer.zero_grad(set_to_none=True)
+                waiting.append(self.step(images, targets, size))
                 now.step += 1
                 now.images += size
-                waiting.append(
-                    (loss.detach() * len(targets), self.correct(outputs.detach(), targets).sum())
-                )
                 stopping = stop.agreed() and now.step < self.batches.steps
                 if len(waiting) == CHECK_EVERY or now.step == self.batches.steps or stopping:
                     self._collect(waiting)
@@ -300,6 +290,25 @@ class Trainer:
                     bar.close()
                     self._save_state()
                     stop.leave(f"epoch {now.epoch + 1}, step {now.step} of {self.batches.steps}")
+
+    def step(
+        self, images: torch.Tensor, targets: torch.Tensor, size: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step of the optimizer; the sum of the losses and the number of hits, as tensors.
+
+        Args:
+            images, targets: this process's share of a batch, as `Batches` yields it.
+            size: images in the batch of all processes.
+        """
+        with autocast(self.device):
+            outputs = self.model(images)
+            loss = self.loss(images, outputs, targets)
+        # Processes are averaged alike, though one may have an image more than another.
+        (loss * (ranks() * len(targets) / size)).backward()
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach() * len(targets), self.correct(outputs.detach(), targets).sum()
 
     def _collect(self, waiting: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Add the losses and hits of the last steps to the sums, unless one is not finite."""
