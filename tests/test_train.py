@@ -130,22 +130,28 @@ def test_only_weights_decay(tmp_path, sample):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    "number, status, optimizer", [(signal.SIGINT, 130, "adamw"), (signal.SIGTERM, 143, "sgd")]
+)
 @pytest.mark.parametrize("step", [1, 3, 5, 9])
 def test_a_stopped_run_resumes_to_the_very_same_weights(
-    tmp_path, sample, capsys, monkeypatch, number, status, step
+    tmp_path, sample, capsys, monkeypatch, number, status, optimizer, step
 ):
     monkeypatch.setattr(sys, "argv", ["teacherTrain.py", "--epochs", "3"])
     whole, stopped = tmp_path / "whole.pth", tmp_path / "stopped.pth"
-    reference = trainer(whole, sample)
+    reference = trainer(whole, sample, optimizer=optimizer)
     reference.fit()
 
-    run = trainer(stopped, sample, lambda k: os.kill(os.getpid(), number) if k == step else None)
+    def stop_at(k):
+        if k == step:
+            os.kill(os.getpid(), number)
+
+    run = trainer(stopped, sample, stop_at, optimizer=optimizer)
     with pytest.raises(SystemExit) as stop:
         run.fit()
     assert stop.value.code == status
     assert "python teacherTrain.py --epochs 3 --resume" in capsys.readouterr().err
-    resumed = trainer(stopped, sample)
+    resumed = trainer(stopped, sample, optimizer=optimizer)
     torch.rand(7)  # whatever else drew random numbers in the meantime
     resumed.fit(resume=True)
 
