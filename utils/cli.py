@@ -1,6 +1,7 @@
 """What the scripts share on the command line: flags, the device, and how errors are told."""
 
 import argparse
+import contextlib
 import math
 import os
 import sys
@@ -77,13 +78,10 @@ def flag(name: str, kind: type) -> Callable[[str], Any]:
     allowed, wanted = RULES[name]
 
     def parse(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if not allowed(value):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
-        return value
+        with contextlib.suppress(ValueError):
+            if allowed(value := kind(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted.removeprefix('None or ')}")
 
     return parse
 
