@@ -1,0 +1,218 @@
+"""How fast ours is beside the plain way, measured in turn on this machine.
+
+    python -m benchmarks                              every subject, about ten minutes
+    python -m benchmarks data "step googlenet"        some of them
+    python -m benchmarks --json results/benchmarks.json
+    python -m benchmarks "epoch googlenet" --batch-size 32 128 512 --threads 1 2
+    python -m benchmarks data --images 1000 10000 45000
+
+Each side of a subject is a process of its own. After a warm-up they take turns, ours, plain, ours,
+plain, so that both meet the same machine; a ratio is of two neighboring pieces of work, and shown
+are the medians, the smallest and the largest ratio, and the most memory that either side held.
+Plain is the common practice (benchmarks/plain.py): torchvision's dataset, a transform an image, a
+DataLoader with two workers, float32. For inference both sides are ours: the routed system beside
+the teacher, and beside the published way, which runs the selector and both students. Last comes
+where the time goes until the first answer of inference.py.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torchvision
+
+from benchmarks.subjects import BATCH_SIZE, SUBJECTS
+from utils import cli
+from utils.device import pick_device, precision
+from utils.files import UserError, replacing, shown
+
+ROUNDS = 5  # pairs of pieces a subject
+SETTING = ("batch_size", "threads", "images")
+
+
+class Side:
+    """A process that does a piece of work when told to."""
+
+    def __init__(self, subject: str, side: str, options: dict[str, object]) -> None:
+        words = [sys.executable, "-m", "benchmarks.side", subject, side]
+        for flag, value in options.items():
+            if value is not None:
+                words += [f"--{flag.replace('_', '-')}", str(value)]
+        self.process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=cli.ROOT
+        )
+
+    def piece(self) -> float:
+        """Images a second over one piece."""
+        done = self._ask("go\n")
+        return done["images"] / done["seconds"]
+
+    def end(self) -> int:
+        """The most memory that the process held, in MB."""
+        self.process.stdin.close()
+        answer = json.loads(self.process.stdout.readline())
+        self.process.wait()
+        return answer["peak_mb"]
+
+    def _ask(self, line: str) -> dict:
+        try:
+            self.process.stdin.write(line)
+            self.process.stdin.flush()
+            return json.loads(self.process.stdout.readline())
+        except (BrokenPipeError, json.JSONDecodeError) as error:
+            raise UserError("a side of the benchmark ended: see its error above") from error
+
+
+def compare(subject: str, setting: dict[str, int | None], args: argparse.Namespace) -> dict:
+    """Both sides of a subject in turn: what results/benchmarks.json holds of it."""
+    where = {name: getattr(args, name) for name in ("device", "data_dir", "checkpoint_dir")}
+    ours, plain = (Side(subject, side, where | setting) for side in ("ours", "plain"))
+    try:
+        ours.piece(), plain.piece()  # warm up
+        pairs = [(ours.piece(), plain.piece()) for _ in range(args.rounds)]
+        ratios = sorted(mine / theirs for mine, theirs in pairs)
+        return {
+            "subject": subject,
+            "device": args.device,
+            **setting,
+            "ours": statistics.median(mine for mine, _ in pairs),
+            "plain": statistics.median(theirs for _, theirs in pairs),
+            "unit": "images/s",
+            "ratio": statistics.median(ratios),
+            "ratio_min": ratios[0],
+            "ratio_max": ratios[-1],
+            "ours_peak_mb": ours.end(),
+            "plain_peak_mb": plain.end(),
+        }
+    finally:
+        for side in (ours, plain):
+            side.process.kill()
+            side.process.wait()
+
+
+def start(args: argparse.Namespace) -> dict[str, float]:
+    """Seconds of each stage from the start of inference.py to its first answer, of three runs."""
+    words = [sys.executable, "-m", "benchmarks.start", args.device, str(args.checkpoint_dir)]
+    runs = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run(words, cwd=cli.ROOT, stdout=subprocess.PIPE, check=False)
+        if done.returncode:
+            raise UserError("inference.py did not start: see its error above")
+        stages = json.loads(done.stdout)
+        whole = time.perf_counter() - started
+        runs.append({**stages, "Python itself": whole - sum(stages.values()), "all": whole})
+    return {name: round(statistics.median(run[name] for run in runs), 2) for name in runs[0]}
+
+
+def limits(device: torch.device) -> dict[str, float]:
+    """What the machine itself can do: matrix rates in GFLOP/s, memory bandwidth in GB/s."""
+
+    def best(work, repeats: int = 5) -> float:
+        times = []
+        for _ in range(repeats + 1):
+            started = time.perf_counter()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - started)
+        return min(times[1:])
+
+    side = 8192 if device.type == "cuda" else 3072
+    rates = {}
+    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        matrix = torch.randn(side, side, device=device, dtype=dtype)
+        rates[f"{name}_gflops"] = round(2e-9 * side**3 / best(lambda m=matrix: m @ m), 1)
+    source = torch.zeros(64 * 2**20, device=device)
+    target = torch.empty_like(source)
+    bandwidth = 2e-9 * source.nbytes / best(lambda: target.copy_(source))
+    return {**rates, "copy_gb_per_s": round(bandwidth, 1)}
+
+
+def machine(device: torch.device) -> dict:
+    """The processor or card, its precision and its limits."""
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(": ")[1] for line in lines if line.startswith("model name")), name)
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    return {
+        "name": name,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "precision": precision(device),
+        **limits(device),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=", ".join(SUBJECTS))
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the numbers there")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="default: %(default)s")
+    parser.add_argument("--device", default="auto", help="default: %(default)s")
+    for flag, default, what in (
+        ("--batch-size", BATCH_SIZE, "images a step (default: %(default)s)"),
+        ("--threads", None, "of PyTorch, on the CPU"),
+        ("--images", None, "of a piece of data, epoch and inference"),
+    ):
+        parser.add_argument(
+            flag, type=cli.flag("BATCH_SIZE", int), nargs="+", default=[default], metavar="N",
+            help=f"{what}; of several each is measured",
+        )  # fmt: skip
+    parser.add_argument("--data-dir", type=Path, default=cli.ROOT / "data", metavar="PATH")
+    parser.add_argument(
+        "--checkpoint-dir", type=Path, default=cli.ROOT / "checkpoints", metavar="PATH"
+    )
+    args = parser.parse_args()
+    if unknown := [name for name in args.subjects if name not in SUBJECTS]:
+        parser.error(f"no subject {unknown[0]!r}: choose from {', '.join(SUBJECTS)}")
+    device = pick_device(args.device)
+    args.device = str(device)
+    about = machine(device)
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    print(f"\n{'images/s':<42}{'ours':>9}{'plain':>9}{'ratio':>8}{'spread':>14}{'MB':>13}")
+    runs = []
+    for subject, *setting in itertools.product(
+        args.subjects or SUBJECTS, args.batch_size, args.threads, args.images
+    ):
+        row = compare(subject, dict(zip(SETTING, setting, strict=True)), args)
+        runs.append(row)
+        told = [f"{name} {row[name]}" for name in SETTING if len(getattr(args, name)) > 1]
+        print(
+            f"{', '.join([subject, *told]):<42}{row['ours']:>9.0f}{row['plain']:>9.0f}"
+            f"{row['ratio']:>8.2f}{row['ratio_min']:>7.2f}-{row['ratio_max']:<6.2f}"
+            f"{row['ours_peak_mb']:>6},{row['plain_peak_mb']:>6}",
+            flush=True,
+        )
+    stages = None if args.subjects else start(args)
+    if stages:
+        print(f"start, seconds: {', '.join(f'{name} {each}' for name, each in stages.items())}")
+    if args.json:
+        versions = {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        }
+        with replacing(args.json, binary=False) as file:
+            json.dump(
+                {"machine": about, "versions": versions, "start": stages, "runs": runs},
+                file,
+                indent=1,
+            )
+        print(f"wrote {shown(args.json)}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,51 @@
+"""One side of a subject, in a process of its own: a piece of work for each line that it reads.
+
+Started by `python -m benchmarks`. Prints a JSON object a line: {"images", "seconds"} of a piece,
+at the end of its input {"peak_mb"}, the most memory that the process has held.
+"""
+
+import argparse
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.subjects import SUBJECTS, Place
+from utils.device import pick_device
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("subject", choices=SUBJECTS)
+    parser.add_argument("side", choices=("ours", "plain"))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--checkpoint-dir", type=Path, required=True)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--batch-size", type=int, required=True)
+    parser.add_argument("--images", type=int)
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    # Where both sides are ours, both get what pick_device does to the process.
+    ours = args.side == "ours" or "," in args.subject or args.subject == "one image"
+    device = pick_device(args.device) if ours else torch.device(args.device)
+    place = Place(device, args.data_dir, args.checkpoint_dir, args.batch_size, args.images)
+    torch.manual_seed(0)
+    piece = SUBJECTS[args.subject][args.side == "plain"](place)
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        images = piece()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+        print(json.dumps({"images": images, "seconds": seconds}), flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"peak_mb": round(peak)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

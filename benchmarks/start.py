@@ -1,0 +1,44 @@
+"""Where the time goes from the start of `inference.py` to its first answer, as a JSON object.
+
+Started by `python -m benchmarks`, in a process of its own: {stage: seconds}.
+"""
+
+import json
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+stages = {}
+last = time.perf_counter()
+
+
+def passed(stage: str) -> None:
+    global last
+    now = time.perf_counter()
+    stages[stage], last = round(now - last, 3), now
+
+
+def main(device: str, checkpoint_dir: str) -> None:
+    import torch
+
+    passed("import torch")
+    import torchvision  # noqa: F401
+
+    passed("import torchvision")
+    import inference
+    from utils.device import pick_device, to_device
+    from utils.train import predict
+
+    passed("import the rest")
+    place = pick_device(device)
+    args = Namespace(policy="selector", threshold=None, checkpoint_dir=Path(checkpoint_dir))
+    system = to_device(inference.load_policy("selector", args)[0], place)
+    passed("load the weights")
+    predict(system, torch.zeros(1, 32, 32, 3, dtype=torch.uint8, device=place))
+    passed("first answer")
+    print(json.dumps(stages))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,95 @@
+"""The fast ways compute what the plain ones do, and the benchmarks measure what they say."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks import plain
+from benchmarks.subjects import SUBJECTS, Place
+from models import STUDENTS, network
+from utils.checkpoint import FILES, load_network
+from utils.data import Augmentation, normalize
+from utils.device import to_device
+from utils.train import Recipe, _optimizer, predict
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("arch", STUDENTS)
+def test_autocast_and_channels_last_answer_as_float32_does(arch, sample):
+    """Within bf16's eight bits: logits of about 10 differ by less than 0.3, answers hardly."""
+    net, _ = load_network(ROOT / "checkpoints" / FILES[arch])
+    images = sample.images[:100]
+    expected = net(normalize(images).contiguous())
+    logits = predict(to_device(net, torch.device("cpu")), images)
+    assert (logits - expected).abs().max() < 0.03 * expected.abs().max()
+    assert (logits.argmax(dim=1) == expected.argmax(dim=1)).float().mean() >= 0.98
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_fused_step_is_that_of_the_plain_optimizer(name, sample):
+    recipe = Recipe(1, 8, 0.01, name, 0.9, 0.05, 0.2, 0, Augmentation())
+    after = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10))
+        optimizer = _optimizer(net, recipe)
+        for group in optimizer.param_groups:
+            assert group["fused"]
+            group["fused"] = fused
+        for _ in range(3):
+            F.cross_entropy(net(normalize(sample.images[:8])), sample.labels[:8]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        after.append(net[1].weight)
+    assert torch.allclose(*after, atol=1e-6)
+
+
+def test_both_sides_of_a_subject_take_the_images_that_they_count(small_npz):
+    place = Place(torch.device("cpu"), small_npz, ROOT / "checkpoints", batch_size=8, images=20)
+    for subject in ("data", "step googlenet", "epoch googlenet", "routed, all", "one image"):
+        ours, theirs = (side(place) for side in SUBJECTS[subject])
+        expected = {"data": 20, "epoch googlenet": 20, "step googlenet": 4 * 8, "routed, all": 20}
+        assert ours() == theirs()
+        assert subject not in expected or ours() == expected[subject]
+
+
+def test_the_plain_loop_learns(sample):
+    loader = plain.loader(sample, batch_size=16)
+    images, labels = next(iter(loader))
+    assert images.shape == (16, 3, 32, 32) and images.dtype == torch.float32
+    torch.manual_seed(0)
+    loop = plain.Loop(network("googlenet"), torch.device("cpu"))
+    before = F.cross_entropy(loop.net(images), labels).item()
+    for _ in range(4):
+        loop.step(images, labels)
+    assert F.cross_entropy(loop.net(images), labels).item() < before
+
+
+def test_the_numbers_are_saved_with_the_machine(small_npz, tmp_path):
+    path = tmp_path / "benchmarks.json"
+    words = ["data", "--images", "20", "40", "--rounds", "3", "--json", path, "--device", "cpu"]
+    subprocess.run(
+        [sys.executable, "-m", "benchmarks", *words, "--data-dir", small_npz, "--threads", "1"],
+        cwd=ROOT, check=True, timeout=250,
+    )  # fmt: skip
+    saved = json.loads(path.read_text())
+    assert saved["machine"]["bf16_gflops"] > 0 and saved["versions"]["torch"] == torch.__version__
+    assert [run["images"] for run in saved["runs"]] == [20, 40]
+    for run in saved["runs"]:
+        assert run["subject"] == "data" and run["unit"] == "images/s" and run["device"] == "cpu"
+        assert 0 < run["ratio_min"] <= run["ratio"] <= run["ratio_max"]
+        assert run["ours"] > 0 and run["plain"] > 0 and run["ours_peak_mb"] > 50
+
+
+def test_an_unknown_subject_is_named():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "quickness"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "no subject 'quickness': choose from data" in done.stderr
