@@ -42,13 +42,22 @@ def test_the_tables_are_those_of_the_files():
         assert path.read_text() == text, f"{path} is out of date: run python -m utils.tables"
 
 
-def test_a_percentage_in_the_prose_of_the_results_is_a_measured_one(metrics):
+@pytest.mark.parametrize(
+    "title, table, file",
+    [
+        ("Results", "results", "metrics.json"),
+        ("Does the selector earn its place?", "routing", "routing.json"),
+    ],
+)
+def test_a_percentage_in_the_prose_beside_a_table_is_a_measured_one(title, table, file):
+    measured = json.loads((ROOT / "results" / file).read_text())
     text = (ROOT / "README.md").read_text()
-    section = re.search(r"\n## Results\n(.*?)\n## ", text, re.DOTALL)[1]
-    before, after = re.split(r"<!-- results.*<!-- end of results -->", section, flags=re.DOTALL)
-    assert not_measured(before + after, metrics) == []
-    wrong = after.replace("**The selector", "It has 79.20 %, once 79.21 %. **The selector")
-    assert not_measured(wrong, metrics) == ["79.21"]
+    section = text.split(f"\n## {title}\n")[1].split("\n## ")[0]
+    before, after = re.split(rf"<!-- {table}.*<!-- end of {table} -->", section, flags=re.DOTALL)
+    assert "%" in after and not_measured(before + after, measured) == []
+    number = re.search(r"\d+\.\d+(?= %)", after)[0]
+    wrong = after.replace(f"{number} %", f"{number}, once {float(number) + 7.003:.3f} %", 1)
+    assert not_measured(wrong, measured) == [f"{float(number) + 7.003:.3f}"]
 
 
 def test_what_was_not_measured_is_left_blank(metrics):
