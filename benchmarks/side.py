@@ -30,9 +30,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    # Where both sides are ours, both get what pick_device does to the process.
-    ours = args.side == "ours" or "," in args.subject or args.subject == "one image"
-    device = pick_device(args.device) if ours else torch.device(args.device)
+    device = pick_device(args.device)
     place = Place(device, args.data_dir, args.checkpoint_dir, args.batch_size, args.images)
     torch.manual_seed(0)
     piece = SUBJECTS[args.subject][args.side == "plain"](place)

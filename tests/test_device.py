@@ -1,4 +1,4 @@
-"""What picking the CPU does to the process."""
+"""In which precision a processor computes, and what keeping freed memory does to a process."""
 
 import platform
 import subprocess
@@ -6,14 +6,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from utils import device
 
 ROOT = Path(__file__).resolve().parent.parent
 FAULTS = """
 import resource, sys
 import torch
-from utils.device import pick_device
+from utils.device import keep_freed_memory
 if sys.argv[1] == "kept":
-    pick_device("cpu")
+    keep_freed_memory()
 for round in range(40):
     if round == 30:  # the C library has found places for all
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -31,3 +34,26 @@ def test_memory_that_is_freed_is_not_cleared_by_the_kernel_again():
     }
     assert faults["given back"] > 100  # ten times 64 MB, in pages of 4 kB or 2 MB
     assert faults["kept"] < faults["given back"] / 10
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "bf16"),
+    [
+        ("vendor_id : AuthenticAMD\nflags : avx512f avx512_bf16", True),
+        ("vendor_id : GenuineIntel\nflags : avx512f avx512_bf16 amx_bf16", True),
+        ("vendor_id : GenuineIntel\nflags : avx512f avx512_bf16", False),
+        ("vendor_id : AuthenticAMD\nflags : avx512f", False),
+        (None, False),
+    ],
+)
+def test_bf16_is_used_where_it_is_faster(tmp_path, monkeypatch, cpuinfo, bf16):
+    file = tmp_path / "cpuinfo"
+    if cpuinfo:
+        file.write_text(cpuinfo)
+    monkeypatch.setattr(device, "CPUINFO", file)
+    cpu = torch.device("cpu")
+    assert device.has_bf16(cpu) is bf16
+    assert device.precision(cpu) == ("bf16 autocast" if bf16 else "float32")
+    with device.autocast(cpu):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.bfloat16 if bf16 else torch.float32)

@@ -14,6 +14,7 @@ import torch
 from models import STUDENTS
 from utils.checkpoint import FILES
 from utils.data import load_sample, load_splits
+from utils.device import precision
 from utils.train import predict, top1
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -126,8 +127,9 @@ def test_a_script_stopped_under_torchrun_resumes_with_another_number_of_processe
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=100)
     assert process.returncode != 0
-    assert err.count("continue with: torchrun ... trainSelector.py") == 1
-    assert out.count("Training the selector") == 1 and "cpu, float32, 2 processes" in out
+    assert err.count("continue with: torchrun ... trainSelector.py") == 1, err
+    assert out.count("Training the selector") == 1
+    assert f"cpu, {precision(torch.device('cpu'))}, 2 processes" in out
     state = torch.load(students / "selector.state.pth", weights_only=True)
     done = state["progress"]["epoch"]
     assert 1 <= done < 2000

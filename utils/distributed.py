@@ -6,6 +6,7 @@ Every process holds the whole network and all images and computes its share of e
 one, of rank 0, alone prints and writes.
 """
 
+import atexit
 import contextlib
 import os
 import sys
@@ -38,6 +39,8 @@ def join_group(device: torch.device) -> None:
         torch.cuda.set_device(device)
     # gloo beside NCCL: what is agreed on at every step must not make the GPU wait.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    # Threads of a group that is still there when Python has gone abort the process.
+    atexit.register(dist.destroy_process_group)
     if rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, open until the process ends
 

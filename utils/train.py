@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from utils.checkpoint import amend_checkpoint, load_network, save_checkpoint, write_dict
 from utils.data import Augmentation, Batches, Split, fingerprint, normalize
-from utils.device import autocast, enough_memory, precision, to_device
+from utils.device import autocast, enough_memory, keep_freed_memory, precision, to_device
 from utils.distributed import from_first, gather, gather_objects, rank, ranks, total
 from utils.files import UserError, replacing, shown
 from utils.safe_load import brief, read_dict
@@ -190,6 +190,8 @@ class Trainer:
         data = f"{len(images)} images, SHA-256 {fingerprint([images, targets])}"
         self.hyperparameters = {**asdict(recipe), "data": data, **extra}
         self.device = images.device
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.batches = Batches(
             images, targets, recipe.batch_size, recipe.seed, recipe.augmentation, (rank(), ranks())
         )
