@@ -15,9 +15,9 @@ With both students made, trainSelector.py comes next.
 
 import torch
 
-from models import STUDENTS, network
+from models import STUDENTS
 from utils import cli
-from utils.checkpoint import ALONE, FILES, load_network
+from utils.checkpoint import ALONE, FILES, load_network, starting_network
 from utils.data import Augmentation, fingerprint, load_splits
 from utils.device import autocast, pick_device, seed_everything, to_device
 from utils.distillation import LOSSES, distillation_loss
@@ -56,6 +56,7 @@ def main() -> None:
         "--distill-loss", choices=LOSSES, default=DISTILL_LOSS,
         help="what makes the student learn; none is the cross-entropy alone (default: %(default)s)",
     )  # fmt: skip
+    cli.add_init(parser)
     args = parser.parse_args()
     arch, alone = STUDENTS[args.model - 1], args.distill_loss == "none"
     device = pick_device(args.device)
@@ -69,7 +70,8 @@ def main() -> None:
         teacher = to_device(teacher, device)
     train, val, test = load_splits(args.data_dir, args.subset, device)
     seed_everything(args.seed)
-    student = to_device(network(arch, STEM), device)
+    student, init = from_first(lambda: starting_network(arch, STEM, args.init, path))
+    student = to_device(student, device)
     cli.announce(
         f"Training student {args.model}, {arch} with the {STEM} stem",
         **cli.training_facts(args, device, student, len(train), len(val), path),
@@ -93,6 +95,7 @@ def main() -> None:
         student, path, arch, STEM, recipe,
         {
             "distill_loss": args.distill_loss, "alpha": ALPHA, "temperature": TEMPERATURE,
+            "init": init,
             "teacher": teacher and fingerprint(teacher.state_dict().values()),
         },
         train.images, train.labels, loss=loss, **classification(val),

@@ -11,9 +11,8 @@ epoch). The students learn from it: StudentTrain.py.
 
 import torch.nn.functional as F
 
-from models import network
 from utils import cli
-from utils.checkpoint import FILES
+from utils.checkpoint import FILES, starting_network
 from utils.data import Augmentation, load_splits
 from utils.device import pick_device, seed_everything, to_device
 from utils.distributed import from_first, join_group
@@ -33,21 +32,24 @@ WEIGHT_DECAY = 0.05  # on weights, not on biases and norms
 WARMUP = 0.2  # share of all steps; a cosine down to 0 follows
 CROP = 4  # pixels of reflection around the image that a random crop may reach
 FLIP = True  # mirror every other image, at random
-CUTOUT = 0  # side of the square cut out of each image, in pixels
+CUTOUT = 8  # side of the square cut out of each image, in pixels
 SEED = 0
 
 # ------------------------------------------------------------------ the story
 
 
 def main() -> None:
-    args = cli.training_parser(__doc__, globals()).parse_args()
+    parser = cli.training_parser(__doc__, globals())
+    cli.add_init(parser)
+    args = parser.parse_args()
     device = pick_device(args.device)
     join_group(device)
     path = args.checkpoint_dir / FILES[ARCH]
     from_first(lambda: claim(path))
     train, val, test = load_splits(args.data_dir, args.subset, device)
     seed_everything(args.seed)
-    teacher = to_device(network(ARCH, STEM), device)
+    teacher, init = from_first(lambda: starting_network(ARCH, STEM, args.init, path))
+    teacher = to_device(teacher, device)
     cli.announce(
         f"Training the teacher, {ARCH} with the {STEM} stem",
         **cli.training_facts(args, device, teacher, len(train), len(val), path),
@@ -58,7 +60,7 @@ def main() -> None:
         args.seed, Augmentation(CROP, FLIP, CUTOUT),
     )  # fmt: skip
     trainer = Trainer(
-        teacher, path, ARCH, STEM, recipe, {}, train.images, train.labels,
+        teacher, path, ARCH, STEM, recipe, {"init": init}, train.images, train.labels,
         loss=lambda images, logits, labels: F.cross_entropy(logits.float(), labels),
         **classification(val),
     )  # fmt: skip

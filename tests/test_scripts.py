@@ -167,6 +167,40 @@ def test_a_run_is_not_resumed_with_other_students(pipeline, small_npz, tmp_path,
     assert "same hyperparameters only:" in err and "students was ['" in err
 
 
+def test_a_run_starts_from_the_weights_that_init_names(pipeline, small_npz, tmp_path, call):
+    folder = copy_of(pipeline[0], tmp_path)
+    init = folder / "first.pth"
+    shutil.copy(folder / "googlenet.pth", init)
+    flags = ["--model", 2, "--lr", "1e-12", "--epochs", 1, *QUICK[2:]]
+    run("StudentTrain.py", folder, small_npz, *map(str, flags), "--init", str(init))
+    before, after = load_network(init)[0], load_network(folder / "googlenet.pth")[0]
+    for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
+        assert torch.equal(old, new), name
+    _, err = call("StudentTrain.py", folder, small_npz, *flags, "--resume", status=2)
+    assert re.search("same hyperparameters only: init was '[0-9a-f]{12}', is None", err)
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "message"),
+    [
+        ("teacher.pth", "cifar-pool", "teacher.pth is what this run writes: copy it to another"),
+        ("googlenet.pth", "cifar-pool", "googlenet.pth holds 'googlenet', expected 'resnet50'"),
+        ("other.pth", "cifar", "other.pth has the cifar-pool stem, STEM is 'cifar'"),
+        ("none.pth", "cifar-pool", "none.pth"),
+    ],
+)
+def test_weights_that_cannot_be_started_from_are_refused(
+    name, stem, message, pipeline, small_npz, tmp_path, call, monkeypatch
+):
+    folder = copy_of(pipeline[0], tmp_path)
+    shutil.copy(folder / "teacher.pth", folder / "other.pth")
+    before = (folder / "teacher.pth").read_bytes()
+    monkeypatch.setattr(teacherTrain, "STEM", stem)
+    _, err = call("teacherTrain.py", folder, small_npz, *QUICK, "--init", folder / name, status=2)
+    assert message in err and len(err.splitlines()) == 1
+    assert (folder / "teacher.pth").read_bytes() == before
+
+
 def test_the_metrics_are_those_of_the_networks_in_the_checkpoints(pipeline, small_npz):
     folder, printed = pipeline
     metrics = json.loads((folder / "out" / "metrics.json").read_text())

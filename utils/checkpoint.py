@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from models import STEMS, Selector, network
-from utils.data import CLASSES, MEAN, STD
+from utils.data import CLASSES, MEAN, STD, fingerprint
 from utils.files import UserError, replacing
 from utils.safe_load import brief, read_dict
 
@@ -191,6 +191,24 @@ def load_network(path: str | Path, arch: str | None = None) -> tuple[nn.Module, 
             raise UserError(f"{path}: its weights {name} are not all finite")
     net.load_state_dict(weights)
     return net.eval(), checkpoint
+
+
+def starting_network(
+    arch: str, stem: str, init: Path | None, path: Path
+) -> tuple[nn.Module, str | None]:
+    """The network that a run to `path` starts from, and the fingerprint of its weights.
+
+    Without `init` it is randomly initialized, and the fingerprint None. Raises UserError as
+    `load_network` does, where `init` has another stem, or where the run would overwrite it.
+    """
+    if init is None:
+        return network(arch, stem), None
+    if init.resolve() == path.resolve():
+        raise UserError(f"--init {init} is what this run writes: copy it to another name first")
+    net, checkpoint = load_network(init, arch)
+    if checkpoint["stem"] != stem:
+        raise UserError(f"--init {init} has the {checkpoint['stem']} stem, STEM is {stem!r}")
+    return net, fingerprint(net.state_dict().values())
 
 
 def _fits(tensor: Any, expected: torch.Tensor) -> bool:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from models import STEMS, parameters
@@ -113,6 +112,14 @@ def training_parser(doc: str, block: Mapping[str, Any]) -> argparse.ArgumentPars
     return parser
 
 
+def add_init(parser: argparse.ArgumentParser) -> None:
+    """The flag of the scripts that train a classifier."""
+    parser.add_argument(
+        "--init", type=Path, metavar="PATH",
+        help="start from the weights in this .pth, of the same network, not from random ones",
+    )  # fmt: skip
+
+
 def common_parser(doc: str, block: Mapping[str, Any]) -> argparse.ArgumentParser:
     """The flags of every script, with defaults from `block`, the upper-case names at its head.
 
@@ -196,6 +203,4 @@ def run(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    if dist.is_initialized():
-        dist.destroy_process_group()
     sys.exit(status)
