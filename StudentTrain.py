@@ -19,7 +19,7 @@ from models import STUDENTS
 from utils import cli
 from utils.checkpoint import ALONE, FILES, load_network, starting_network
 from utils.data import Augmentation, fingerprint, load_splits
-from utils.device import autocast, pick_device, seed_everything, to_device
+from utils.device import autocast, for_inference, pick_device, seed_everything, to_device
 from utils.distillation import LOSSES, distillation_loss
 from utils.distributed import from_first, join_group
 from utils.files import claim
@@ -63,11 +63,12 @@ def main() -> None:
     join_group(device)
     path = args.checkpoint_dir / (ALONE if alone else FILES)[arch]
     from_first(lambda: claim(path))
-    teacher = None
+    teacher, taught_by = None, None
     if not alone:
         teacher_path = args.checkpoint_dir / FILES["resnet50"]
         teacher, _ = from_first(lambda: load_network(teacher_path, "resnet50"))
-        teacher = to_device(teacher, device)
+        taught_by = fingerprint(teacher.state_dict().values())
+        teacher = for_inference(teacher, device)
     train, val, test = load_splits(args.data_dir, args.subset, device)
     seed_everything(args.seed)
     student, init = from_first(lambda: starting_network(arch, STEM, args.init, path))
@@ -96,7 +97,7 @@ def main() -> None:
         {
             "distill_loss": args.distill_loss, "alpha": ALPHA, "temperature": TEMPERATURE,
             "init": init,
-            "teacher": teacher and fingerprint(teacher.state_dict().values()),
+            "teacher": taught_by,
         },
         train.images, train.labels, loss=loss, **classification(val),
     )  # fmt: skip

@@ -30,7 +30,7 @@ from models import STUDENTS, Cascade, MultiStudent, macs
 from utils import cli
 from utils.checkpoint import ALONE, FILES, load_network
 from utils.data import CLASSES, Split, load_sample, load_splits
-from utils.device import pick_device, precision, to_device
+from utils.device import for_inference, pick_device, precision
 from utils.files import UserError, replacing, shown
 from utils.photos import image_files, one_line, read_image
 from utils.predictions import Answer, Predictions
@@ -100,14 +100,13 @@ def main() -> int:
         parser.error("--csv is for your own images: name them, or a folder of them")
     device = pick_device(args.device)
     if args.images:
-        system, names = load_policy(args.policy, args)
-        to_device(system, device)
+        system, names = load_policy(args.policy, args, device)
         if args.csv:
             return write_answers(system, names, args, device)
         return print_answers(system, names, args.images, args.batch_size, device)
 
-    system, _ = load_policy("selector", args)
-    cascade, _ = load_policy("cascade", args)
+    system, _ = load_policy("selector", args, device)
+    cascade, _ = load_policy("cascade", args, device)
     networks = dict(zip(STUDENTS, system.students, strict=True))
     teacher = args.checkpoint_dir / FILES["resnet50"]
     if not teacher.exists():
@@ -117,9 +116,7 @@ def main() -> int:
         *((f"{arch}_alone", arch, args.checkpoint_dir / file) for arch, file in ALONE.items()),
     ):
         if path.exists():
-            networks[name] = load_network(path, arch)[0]
-    for net in (system, cascade, *networks.values()):
-        to_device(net, device)
+            networks[name] = for_inference(load_network(path, arch)[0], device)
     dataset, test = test_images(args.data_dir, args.subset, device)
     cli.announce(
         f"Classifying {len(test):,} images: {dataset}",
@@ -142,8 +139,10 @@ def main() -> int:
     return 0
 
 
-def load_policy(policy: str, args: argparse.Namespace) -> tuple[nn.Module, tuple[str, ...]]:
-    """What answers under `policy`, and the names of its choices.
+def load_policy(
+    policy: str, args: argparse.Namespace, device: torch.device
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """What answers under `policy`, on the device, and the names of its choices.
 
     Only the networks that run are loaded. --threshold is that of --policy; other thresholds are
     those in the selector's checkpoint.
@@ -151,7 +150,9 @@ def load_policy(policy: str, args: argparse.Namespace) -> tuple[nn.Module, tuple
     folder = args.checkpoint_dir
     threshold = args.threshold if policy == args.policy else None
     archs = (policy,) if policy in STUDENTS else STUDENTS
-    students = [load_network(folder / FILES[arch], arch)[0] for arch in archs]
+    students = [
+        for_inference(load_network(folder / FILES[arch], arch)[0], device) for arch in archs
+    ]
     if policy in STUDENTS:
         return Cascade(students, 0).eval(), (policy,)
     if policy == "ensemble":
@@ -159,7 +160,7 @@ def load_policy(policy: str, args: argparse.Namespace) -> tuple[nn.Module, tuple
     selector, facts = load_network(folder / FILES["selector"], "selector")
     if policy == "selector":
         threshold = facts.get("threshold", 0.5) if threshold is None else threshold
-        return MultiStudent(students, selector, threshold).eval(), STUDENTS
+        return MultiStudent(students, for_inference(selector, device), threshold).eval(), STUDENTS
     threshold = facts.get("cascade_threshold", 0.9) if threshold is None else threshold
     return Cascade(students[::-1], threshold).eval(), (STUDENTS[1], "both")
 

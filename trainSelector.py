@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models import STUDENTS, MultiStudent, Selector, confidence
+from models import STUDENTS, MultiStudent, Selector, confidence, macs
 from utils import cli
 from utils.checkpoint import FILES, amend_checkpoint, load_network
 from utils.data import Augmentation, Split, fingerprint, load_splits
-from utils.device import pick_device, seed_everything, to_device
+from utils.device import for_inference, pick_device, seed_everything, to_device
 from utils.distillation import absolute_error, selector_labels
 from utils.distributed import from_first, join_group, rank
 from utils.files import claim, replacing, shown
@@ -33,6 +33,7 @@ from utils.train import Recipe, Trainer, predict, top1
 
 DEPTH = 3  # convolution blocks, 1 to 4
 BATCH_NORM = True  # in each block
+COST_WEIGHT = 0.0  # absolute error that the dearest student's MACs weigh; 0: the published labels
 THRESHOLD = None  # student 1 answers from this probability on; None: chosen on validation
 EPOCHS = 10
 BATCH_SIZE = 128  # images a step
@@ -58,7 +59,6 @@ def main() -> None:
     students = from_first(
         lambda: [load_network(args.checkpoint_dir / FILES[arch], arch)[0] for arch in STUDENTS]
     )
-    students = [to_device(student, device) for student in students]
     train, val, test = load_splits(args.data_dir, args.subset, device)
     seed_everything(args.seed)
     selector = to_device(Selector(DEPTH, BATCH_NORM), device)
@@ -68,9 +68,13 @@ def main() -> None:
     )
 
     trained = [fingerprint(student.state_dict().values()) for student in students]
-    targets = better_student(students, trained, train, path.with_name("selector_labels.npz"))
+    work = [macs(student) for student in students]
+    handicap = COST_WEIGHT * (work[0] - work[1]) / max(work)
+    students = [for_inference(student, device) for student in students]
+    labels_path = path.with_name("selector_labels.npz")
+    targets = better_student(students, trained, handicap, train, labels_path)
     val_logits = [predict(student, val.images) for student in students]
-    val_targets = selector_labels(*val_logits, val.labels)
+    val_targets = selector_labels(*val_logits, val.labels, handicap)
     right = [logits.argmax(dim=1) == val.labels for logits in val_logits]
 
     def validate(outputs: torch.Tensor) -> tuple[float, float]:
@@ -83,7 +87,10 @@ def main() -> None:
     )  # fmt: skip
     trainer = Trainer(
         selector, path, "selector", None, recipe,
-        {"depth": DEPTH, "batch_norm": BATCH_NORM, "students": trained},
+        {
+            "depth": DEPTH, "batch_norm": BATCH_NORM, "cost_weight": COST_WEIGHT,
+            "students": trained,
+        },
         train.images, targets,
         loss=lambda images, outputs, labels: F.binary_cross_entropy_with_logits(
             outputs.float(), labels
@@ -94,14 +101,16 @@ def main() -> None:
     )  # fmt: skip
     trainer.fit(args.resume)
 
-    selector = to_device(from_first(lambda: load_network(path))[0], device)
+    selector = for_inference(from_first(lambda: load_network(path))[0], device)
     scores = predict(selector, val.images).sigmoid()
-    threshold = best_threshold(scores, *right) if THRESHOLD is None else THRESHOLD
+    threshold = best_threshold(scores, *right, handicap) if THRESHOLD is None else THRESHOLD
     both = sum(val_logits).argmax(dim=1) == val.labels
     logits, choice = predict(MultiStudent(students, selector, threshold), test.images, "test")
     facts = {
         "threshold": threshold,
-        "cascade_threshold": best_threshold(confidence(val_logits[1]), right[1], both),
+        "cascade_threshold": best_threshold(
+            confidence(val_logits[1]), right[1], both, -COST_WEIGHT * work[0] / max(work)
+        ),
         "val_accuracy": routed_accuracy(threshold, scores, *right),
         "test_accuracy": top1(logits, test.labels),
     }
@@ -116,20 +125,20 @@ def main() -> None:
 
 
 def better_student(
-    students: list[nn.Module], trained: list[str], train: Split, path: Path
+    students: list[nn.Module], trained: list[str], handicap: float, train: Split, path: Path
 ) -> torch.Tensor:
     """The selector's labels for the training images, float32 (N,), saved with their indices.
 
-    Labels that lie at `path` are taken where they come from these very images and students, whose
-    fingerprints are `trained`.
+    Labels that lie at `path` are taken where they come from this rule, these very images and
+    students, whose fingerprints are `trained`.
     """
-    made_of = [fingerprint([train.images, train.labels]), *trained]
+    made_of = [fingerprint([train.images, train.labels]), *trained, str(handicap)]
     labels = from_first(lambda: saved_labels(path, made_of))
     if labels is None:
         logits = [
             predict(student, train.images, f"student {k}") for k, student in enumerate(students, 1)
         ]
-        labels = selector_labels(*logits, train.labels)
+        labels = selector_labels(*logits, train.labels, handicap)
         errors = torch.stack([absolute_error(each, train.labels) for each in logits], dim=1)
         if rank() == 0:
             with replacing(path) as file:
@@ -160,14 +169,24 @@ def routed_accuracy(
 
 
 def best_threshold(
-    scores: torch.Tensor, right_from: torch.Tensor, right_below: torch.Tensor
+    scores: torch.Tensor,
+    right_from: torch.Tensor,
+    right_below: torch.Tensor,
+    handicap: float = 0.0,
 ) -> float:
     """The threshold of the highest routed accuracy, in hundredths; of equals the nearest to 0.5.
 
     0.0 sends every image to the one that answers from the threshold on, 1.01 to the one below it.
+    Each image that goes to the former must gain `handicap`, in absolute error: an image that is
+    wrong errs by 2.
     """
+
+    def gain(threshold: float) -> float:
+        share = (scores >= threshold).double().mean().item()
+        return routed_accuracy(threshold, scores, right_from, right_below) - handicap / 2 * share
+
     candidates = sorted((k / 100 for k in range(102)), key=lambda threshold: abs(threshold - 0.5))
-    return max(candidates, key=lambda each: routed_accuracy(each, scores, right_from, right_below))
+    return max(candidates, key=gain)
 
 
 if __name__ == "__main__":

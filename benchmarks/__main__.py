@@ -7,8 +7,10 @@
     python -m benchmarks data --images 1000 10000 45000
 
 Each side of a subject is a process of its own. After a warm-up they take turns, ours, plain, ours,
-plain, so that both meet the same machine; a ratio is of two neighboring pieces of work, and shown
-are the medians, the smallest and the largest ratio, and the most memory that either side held.
+plain, so that both meet the same machine; a ratio is of two neighboring pieces of work. Shown are
+the medians, the smallest and the largest ratio, the most memory that either side held, and for a
+training step the share of the machine's own matrix rate that ours reaches.
+
 Plain is the common practice (benchmarks/plain.py): torchvision's dataset, a transform an image, a
 DataLoader with two workers, float32. For inference both sides are ours: the routed system beside
 the teacher, and beside the published way, which runs the selector and both students. Last comes
@@ -29,9 +31,10 @@ from pathlib import Path
 import torch
 import torchvision
 
-from benchmarks.subjects import BATCH_SIZE, SUBJECTS
+from benchmarks.subjects import BATCH_SIZE, STEM, SUBJECTS
+from models import macs, network
 from utils import cli
-from utils.device import pick_device, precision
+from utils.device import has_bf16, pick_device, precision
 from utils.files import UserError, replacing, shown
 
 ROUNDS = 5  # pairs of pieces a subject
@@ -71,15 +74,20 @@ class Side:
             raise UserError("a side of the benchmark ended: see its error above") from error
 
 
-def compare(subject: str, setting: dict[str, int | None], args: argparse.Namespace) -> dict:
-    """Both sides of a subject in turn: what results/benchmarks.json holds of it."""
+def compare(
+    subject: str, setting: dict[str, int | None], args: argparse.Namespace, gflops: float
+) -> dict:
+    """Both sides of a subject in turn: what results/benchmarks.json holds of it.
+
+    `gflops` is the machine's matrix rate in the precision that ours computes in.
+    """
     where = {name: getattr(args, name) for name in ("device", "data_dir", "checkpoint_dir")}
     ours, plain = (Side(subject, side, where | setting) for side in ("ours", "plain"))
     try:
         ours.piece(), plain.piece()  # warm up
         pairs = [(ours.piece(), plain.piece()) for _ in range(args.rounds)]
         ratios = sorted(mine / theirs for mine, theirs in pairs)
-        return {
+        row = {
             "subject": subject,
             "device": args.device,
             **setting,
@@ -92,6 +100,10 @@ def compare(subject: str, setting: dict[str, int | None], args: argparse.Namespa
             "ours_peak_mb": ours.end(),
             "plain_peak_mb": plain.end(),
         }
+        if subject.startswith("step "):  # forward once, backward twice, two operations a MAC
+            work = 3 * 2e6 * macs(network(subject.removeprefix("step "), STEM))
+            row["share_of_matrix_rate"] = round(1e-9 * work * row["ours"] / gflops, 3)
+        return row
     finally:
         for side in (ours, plain):
             side.process.kill()
@@ -181,19 +193,23 @@ def main() -> None:
     device = pick_device(args.device)
     args.device = str(device)
     about = machine(device)
+    gflops = about["bf16_gflops" if has_bf16(device) else "fp32_gflops"]
     print(", ".join(f"{key} {value}" for key, value in about.items()))
-    print(f"\n{'images/s':<42}{'ours':>9}{'plain':>9}{'ratio':>8}{'spread':>14}{'MB':>13}")
+    print(
+        f"\n{'images/s':<42}{'ours':>9}{'plain':>9}{'ratio':>8}{'spread':>14}{'MB':>13}{'limit':>8}"
+    )
     runs = []
     for subject, *setting in itertools.product(
         args.subjects or SUBJECTS, args.batch_size, args.threads, args.images
     ):
-        row = compare(subject, dict(zip(SETTING, setting, strict=True)), args)
+        row = compare(subject, dict(zip(SETTING, setting, strict=True)), args, gflops)
         runs.append(row)
         told = [f"{name} {row[name]}" for name in SETTING if len(getattr(args, name)) > 1]
         print(
             f"{', '.join([subject, *told]):<42}{row['ours']:>9.0f}{row['plain']:>9.0f}"
             f"{row['ratio']:>8.2f}{row['ratio_min']:>7.2f}-{row['ratio_max']:<6.2f}"
-            f"{row['ours_peak_mb']:>6},{row['plain_peak_mb']:>6}",
+            f"{row['ours_peak_mb']:>6},{row['plain_peak_mb']:>6}"
+            f"{row.get('share_of_matrix_rate', '')!s:>8}",
             flush=True,
         )
     stages = None if args.subjects else start(args)

@@ -27,13 +27,13 @@ def main(device: str, checkpoint_dir: str) -> None:
 
     passed("import torchvision")
     import inference
-    from utils.device import pick_device, to_device
+    from utils.device import pick_device
     from utils.train import predict
 
     passed("import the rest")
     place = pick_device(device)
     args = Namespace(policy="selector", threshold=None, checkpoint_dir=Path(checkpoint_dir))
-    system = to_device(inference.load_policy("selector", args)[0], place)
+    system = inference.load_policy("selector", args, place)[0]
     passed("load the weights")
     predict(system, torch.zeros(1, 32, 32, 3, dtype=torch.uint8, device=place))
     passed("first answer")

@@ -1,6 +1,5 @@
 """What is measured: a subject has two sides, each a function that sets up and returns its work.
 
-
 The work, a piece, is called again and again, and returns how many images it took.
 """
 
@@ -16,7 +15,7 @@ from benchmarks import plain
 from models import STUDENTS, MultiStudent, network
 from utils.checkpoint import FILES, load_network
 from utils.data import Augmentation, Batches, Split, load_splits
-from utils.device import autocast, to_device
+from utils.device import autocast, for_inference, to_device
 from utils.distillation import distillation_loss
 from utils.train import Recipe, Trainer, classification, predict
 
@@ -44,7 +43,9 @@ class Place:
         return Split(whole.images[:count], whole.labels[:count], whole.indices[:count])
 
     def load(self, arch: str) -> torch.nn.Module:
-        return load_network(self.checkpoint_dir / FILES[arch], arch)[0]
+        """The network as shipped, made ready to answer."""
+        net = load_network(self.checkpoint_dir / FILES[arch], arch)[0]
+        return for_inference(net, self.device)
 
 
 # ------------------------------------------------------------------ training
@@ -67,7 +68,7 @@ def plain_data(place: Place) -> Piece:
 def our_trainer(place: Place, arch: str, count: int, distilled: bool) -> Trainer:
     split, teacher = place.split(0, count), None
     if distilled:
-        teacher = to_device(place.load("resnet50"), place.device)
+        teacher = place.load("resnet50")
 
     def loss(images: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if teacher is None:
@@ -88,7 +89,7 @@ def our_trainer(place: Place, arch: str, count: int, distilled: bool) -> Trainer
 
 
 def our_epoch(place: Place, arch: str, distilled: bool = False) -> Piece:
-    trainer = our_trainer(place, arch, place.images or 8 * place.batch_size, distilled)
+    trainer = our_trainer(place, arch, place.images or 4 * place.batch_size, distilled)
     epochs = iter(range(10**9))
 
     def piece() -> int:
@@ -100,8 +101,10 @@ def our_epoch(place: Place, arch: str, distilled: bool = False) -> Piece:
 
 
 def plain_epoch(place: Place, arch: str, distilled: bool = False) -> Piece:
-    loader = plain.loader(place.split(0, place.images or 8 * place.batch_size), place.batch_size)
-    teacher = place.load("resnet50") if distilled else None
+    loader = plain.loader(place.split(0, place.images or 4 * place.batch_size), place.batch_size)
+    teacher = None
+    if distilled:
+        teacher, _ = load_network(place.checkpoint_dir / FILES["resnet50"], "resnet50")
     loop = plain.Loop(network(arch, STEM), place.device, teacher)
 
     def piece() -> int:
@@ -142,18 +145,19 @@ def plain_step(place: Place, arch: str) -> Piece:
 def routed(place: Place, count: int) -> Piece:
     selector, facts = load_network(place.checkpoint_dir / FILES["selector"], "selector")
     students = [place.load(arch) for arch in STUDENTS]
-    system = to_device(MultiStudent(students, selector, facts["threshold"]), place.device)
-    return _predicting([system.eval()], place, count)
+    selector = for_inference(selector, place.device)
+    system = MultiStudent(students, selector, facts["threshold"]).eval()
+    return _predicting([system], place, count)
 
 
 def teacher(place: Place, count: int) -> Piece:
-    return _predicting([to_device(place.load("resnet50"), place.device)], place, count)
+    return _predicting([place.load("resnet50")], place, count)
 
 
 def everything(place: Place, count: int) -> Piece:
     """The published way: the selector and both students run on every image."""
     names = ("selector", *STUDENTS)
-    nets = [to_device(place.load(arch), place.device) for arch in names]
+    nets = [place.load(arch) for arch in names]
     return _predicting(nets, place, count)
 
 

@@ -16,7 +16,7 @@ def macs(net: nn.Module) -> float:
 
     torch's counter gives two floating-point operations for each.
     """
-    device = next(net.parameters()).device
+    weights = next(net.parameters())
     with FlopCounterMode(display=False) as counter:
-        net.eval()(torch.zeros(1, 3, 32, 32, device=device))
+        net.eval()(torch.zeros(1, 3, 32, 32, device=weights.device, dtype=weights.dtype))
     return counter.get_total_flops() / 2e6

@@ -11,25 +11,45 @@ import torch.nn.functional as F
 
 from benchmarks import plain
 from benchmarks.subjects import SUBJECTS, Place
-from models import STUDENTS, network
+from models import network
 from utils.checkpoint import FILES, load_network
 from utils.data import Augmentation, normalize
-from utils.device import to_device
+from utils.device import for_inference
 from utils.train import Recipe, _optimizer, predict
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("arch", STUDENTS)
-def test_autocast_and_channels_last_answer_as_float32_does(arch, sample):
+@pytest.mark.parametrize("arch", FILES)
+def test_folded_batch_norm_and_autocast_answer_as_float32_does(arch, sample):
     """Within bf16's eight bits: logits of about 10 differ by less than 0.3, answers hardly."""
     net, _ = load_network(ROOT / "checkpoints" / FILES[arch])
     images = sample.images[:100]
     expected = net(normalize(images).contiguous())
-    logits = predict(to_device(net, torch.device("cpu")), images)
+    logits = predict(for_inference(net, torch.device("cpu")), images)
     assert (logits - expected).abs().max() < 0.03 * expected.abs().max()
-    assert (logits.argmax(dim=1) == expected.argmax(dim=1)).float().mean() >= 0.98
+    if arch != "selector":
+        assert (logits.argmax(dim=1) == expected.argmax(dim=1)).float().mean() >= 0.98
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("arch", FILES)
+def test_a_folded_network_is_the_same_function_in_float32(arch, sample, monkeypatch):
+    """Logits within 1e-4, the same top-1 on every image; and what it was made of is untouched."""
+    monkeypatch.setattr("utils.device.has_bf16", lambda device: False)
+    net, _ = load_network(ROOT / "checkpoints" / FILES[arch])
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    images = sample.images[:100]
+    expected = net(normalize(images).contiguous())
+    folded = for_inference(net, torch.device("cpu"))
+    logits = predict(folded, images)
+    assert (logits - expected).abs().max() < 1e-4
+    if arch != "selector":
+        assert torch.equal(logits.argmax(dim=1), expected.argmax(dim=1))
+    norms = [sum(isinstance(m, torch.nn.BatchNorm2d) for m in it.modules()) for it in (net, folded)]
+    assert norms[1] == (62 if arch == "densenet121" else 0) < norms[0]  # 62 stand before theirs
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])

@@ -79,3 +79,13 @@ def test_selector_label_is_1_only_where_student_1_is_strictly_better():
     result = selector_labels(student_1, student_2, torch.tensor([0, 0, 0, 1]))
     assert result.dtype == torch.float32
     assert result.tolist() == [1, 0, 0, 0]  # a tie is student 2's; the last is surely wrong
+
+
+def test_a_handicap_is_added_to_the_absolute_error_of_student_1():
+    student_1 = torch.tensor([[100.0, -100.0], [LN3, 0.0], [0.0, 0.0]])  # errors 0, 0.5 and 1
+    student_2 = torch.tensor([[LN3, 0.0], [100.0, -100.0], [0.0, 0.0]])  # errors 0.5, 0 and 1
+    labels = torch.tensor([0, 0, 0])
+    for handicap, expected in ((0, [1, 0, 0]), (0.4, [1, 0, 0]), (0.6, [0, 0, 0]),
+                               (-0.1, [1, 0, 1]), (-0.6, [1, 1, 1])):  # fmt: skip
+        result = selector_labels(student_1, student_2, labels, handicap)
+        assert result.tolist() == expected, handicap

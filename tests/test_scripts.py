@@ -451,6 +451,7 @@ CONSTANTS = {
     "TEMPERATURE": (0, -4, math.inf),
     "DEPTH": (0, 5, 3.0),
     "BATCH_NORM": (1, "False"),
+    "COST_WEIGHT": (-0.1, math.nan, None),
     "THRESHOLD": (math.nan, -0.1, 1.5, "0.5"),
 }
 

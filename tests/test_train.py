@@ -445,5 +445,9 @@ def test_the_threshold_is_the_best_on_the_images_it_is_given():
     assert 0.1 < threshold <= 0.4
     assert trainSelector.routed_accuracy(threshold, scores, first, second) == 1
     assert trainSelector.best_threshold(scores, first, first) == 0.5
+    # A miss is an absolute error of 2: with a handicap above it no gain is worth student 1.
+    assert trainSelector.best_threshold(scores, first, second, 1.9) == threshold
+    assert trainSelector.best_threshold(scores, first, second, 2.1) > 0.9
+    assert trainSelector.best_threshold(scores, first, second, -2.1) <= 0.1
     everything_to_2 = trainSelector.best_threshold(scores, first & False, first | True)
     assert everything_to_2 > 0.9

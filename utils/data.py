@@ -266,7 +266,8 @@ def crop_and_flip(images: torch.Tensor, shift: torch.Tensor, flip: torch.Tensor)
     columns = torch.where(flip[:, None], columns.flip(1), columns)
     first = torch.arange(count, device=images.device) * height * width
     pixels = first[:, None, None] + rows[:, :, None] * width + columns[:, None, :]
-    return images.reshape(-1, channels)[pixels]
+    chosen = images.reshape(-1, channels).index_select(0, pixels.flatten())  # indexing takes thrice
+    return chosen.view(images.shape)
 
 
 def _reflect(positions: torch.Tensor, size: int) -> torch.Tensor:

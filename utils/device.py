@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.fx.experimental.optimization import fuse
 
 from utils.files import UserError
 
@@ -92,6 +93,20 @@ def enough_memory(device: torch.device, batch_size: int) -> Iterator[None]:
 def to_device(net: nn.Module, device: torch.device) -> nn.Module:
     """`net` on the device, its weights laid out channels last."""
     return net.to(device, memory_format=torch.channels_last)
+
+
+def for_inference(net: nn.Module, device: torch.device) -> nn.Module:
+    """A copy of `net` in eval mode on the device that answers faster, and cannot be trained.
+
+    A batch norm behind a convolution becomes part of it, and where `autocast` computes in bf16 the
+    weights are bf16 already, not cast at each call. The logits are those of `net` but for rounding.
+    """
+    copy = to_device(fuse(net.eval()), device)
+    if has_bf16(device):
+        for module in copy.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                module.to(torch.bfloat16)
+    return copy.requires_grad_(False)
 
 
 def seed_everything(seed: int) -> None:

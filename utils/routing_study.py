@@ -16,7 +16,7 @@ from models import STUDENTS, confidence, macs
 from utils import cli
 from utils.checkpoint import FILES, load_network
 from utils.data import load_splits
-from utils.device import pick_device, to_device
+from utils.device import for_inference, pick_device
 from utils.files import replacing, shown
 from utils.statistics import auroc, mcnemar_p, wilson_interval
 from utils.train import predict
@@ -201,8 +201,8 @@ def main() -> None:
     logits, work, thresholds = {}, {}, (0.5, 0.9)
     for arch, file in FILES.items():
         net, facts = load_network(args.checkpoint_dir / file, arch)
-        logits[arch] = predict(to_device(net, device), test.images, arch, args.batch_size)
         work[arch] = round(1e6 * macs(net))
+        logits[arch] = predict(for_inference(net, device), test.images, arch, args.batch_size)
         if arch == "selector":
             thresholds = facts.get("threshold", 0.5), facts.get("cascade_threshold", 0.9)
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from utils.checkpoint import amend_checkpoint, load_network, save_checkpoint, write_dict
 from utils.data import Augmentation, Batches, Split, fingerprint, normalize
-from utils.device import autocast, enough_memory, keep_freed_memory, precision, to_device
+from utils.device import autocast, enough_memory, for_inference, keep_freed_memory, precision
 from utils.distributed import from_first, gather, gather_objects, rank, ranks, total
 from utils.files import UserError, replacing, shown
 from utils.safe_load import brief, read_dict
@@ -115,7 +115,7 @@ def classification(val: Split) -> dict[str, Any]:
 def report_test_accuracy(path: Path, test: Split) -> None:
     """Measure the weights in `path`, as saved, on the test images, and note it in the file."""
     net, checkpoint = from_first(lambda: load_network(path))
-    logits = predict(to_device(net, test.images.device), test.images, "test")
+    logits = predict(for_inference(net, test.images.device), test.images, "test")
     accuracy = top1(logits, test.labels)
     if rank() == 0:
         amend_checkpoint(path, test_accuracy=accuracy)
