@@ -404,7 +404,8 @@ def test_the_teacher_sees_the_very_batch_that_the_student_sees(tmp_path, small_n
 
     teacher = Spy("teacher").eval()
     monkeypatch.setattr(StudentTrain, "load_network", lambda path, arch: (teacher, {}))
-    monkeypatch.setattr(StudentTrain, "network", lambda arch, stem: Spy("student"))
+    monkeypatch.setattr(StudentTrain, "for_inference", lambda net, device: net)
+    monkeypatch.setattr(StudentTrain, "starting_network", lambda *_: (Spy("student"), None))
     monkeypatch.setattr(StudentTrain, "report_test_accuracy", lambda path, test: None)
     monkeypatch.setattr(
         sys, "argv",
@@ -420,7 +421,7 @@ def test_the_teacher_sees_the_very_batch_that_the_student_sees(tmp_path, small_n
 
 def test_the_test_images_have_no_say_in_what_is_learned_or_kept(tmp_path, small_npz, monkeypatch):
     """The published code chose its best epoch on the test images."""
-    monkeypatch.setattr(teacherTrain, "network", lambda arch, stem: Tiny())
+    monkeypatch.setattr(teacherTrain, "starting_network", lambda *_: (Tiny(), None))
     monkeypatch.setattr(teacherTrain, "report_test_accuracy", lambda path, test: None)
     arrays = dict(np.load(small_npz))
     kept = []

@@ -102,6 +102,7 @@ def for_inference(net: nn.Module, device: torch.device) -> nn.Module:
     weights are bf16 already, not cast at each call. The logits are those of `net` but for rounding.
     """
     copy = to_device(fuse(net.eval()), device)
+    type(copy).__name__ = type(net).__name__  # a class of this copy's own, for messages
     if has_bf16(device):
         for module in copy.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
