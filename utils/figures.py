@@ -185,3 +185,23 @@ def accuracy_against_work(routing: dict) -> Figure:
 
 def _point(macs, accuracy):
     return np.asarray(macs) / 1e6, 100 * np.asarray(accuracy)
+
+
+def selectors(result: dict) -> Figure:
+    """The AUROC of every trained selector, a row a variant."""
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    names = []
+    for place, row in enumerate(result["variants"]):
+        values = [run["auroc"] for run in row["runs"]]
+        axes.plot(values, [place] * len(values), "o", color=COLORS["routed"], alpha=0.6)
+        axes.plot(row["auroc"]["mean"], place, "|", ms=16, mew=2, color="black")
+        norm = "" if row["batch_norm"] else ", no batch norm"
+        weighted = ", weighted" if row["weighted"] else ""
+        names.append(f"{row['labels']}{weighted}, depth {row['depth']}{norm}")
+    axes.axvline(0.5, color="black", lw=1, ls="--")
+    axes.text(0.5, -0.8, "a coin", ha="center", fontsize=9)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlabel("AUROC on the test images where exactly one student is right, a dot a seed")
+    return figure
