@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.subjects import SUBJECTS
 from models import Selector
 from utils import tables
 from utils.checkpoint import save_checkpoint
@@ -93,3 +94,39 @@ def test_a_table_goes_between_its_markers_and_nowhere_else(tmp_path):
     )
     with pytest.raises(UserError, match="README.md lacks <!-- two -->"):
         tables.fill(path, {"two": "new"})
+
+
+def test_the_gain_of_the_teacher_is_the_difference_to_the_student_alone():
+    metrics = {
+        "accuracy": {"densenet121": 0.9, "googlenet": 0.88, "googlenet_alone": 0.865},
+        "accuracy_interval": {"googlenet": [0.87, 0.89], "googlenet_alone": [0.855, 0.875]},
+    }
+    assert tables.distillation(metrics).splitlines()[2:] == [
+        "| GoogLeNet | 86.50 (85.5 to 87.5) | 88.00 (87.0 to 89.0) | +1.50 |"
+    ]
+
+
+def test_the_speed_is_shown_as_measured():
+    run = {
+        "ours": 1234.5, "plain": 100.4, "ratio": 12.34, "ratio_min": 9.876, "ratio_max": 14.0,
+        "ours_peak_mb": 1250, "plain_peak_mb": 900,
+    }  # fmt: skip
+    runs = [{"subject": subject, **run} for subject in tables.SUBJECTS]
+    first = tables.speed({"runs": runs}).splitlines()[2]
+    assert [cell.strip() for cell in first.split("|")][2:7] == [
+        "1,234", "100", "**12.3**", "9.88 to 14.00", "1,250 / 900",
+    ]  # fmt: skip
+
+
+def test_every_subject_of_the_benchmarks_has_a_row():
+    assert set(tables.SUBJECTS) == set(SUBJECTS)
+
+
+def test_the_command_of_a_checkpoint_tells_what_it_started_from():
+    recipe = {"init": None, "epochs": 12, "lr": 0.002, "seed": 1}
+    info = {"arch": "googlenet", "hyperparameters": recipe}
+    assert tables.command(info) == "python StudentTrain.py --model 2"
+    recipe["init"] = "0123456789ab"
+    assert tables.command(info) == (
+        "python StudentTrain.py --model 2 --init FIRST.pth --epochs 12 --lr 0.002 --seed 1"
+    )

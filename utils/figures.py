@@ -175,7 +175,9 @@ def accuracy_against_work(routing: dict) -> Figure:
     for name, (facts, color) in points.items():
         place = _point(facts["macs"], facts["accuracy"])
         axes.plot(*place, "s", ms=5, color=color)
-        axes.annotate(name, place, (0, 7), textcoords="offset points", ha="center", fontsize=9)
+        above = name not in ("a student at random", NAMES[STUDENTS[1]])  # where curves begin
+        offset = (0, 7 if above else -14)
+        axes.annotate(name, place, offset, textcoords="offset points", ha="center", fontsize=9)
     axes.margins(x=0.1, y=0.12)
     axes.set_xlabel("multiply-accumulates for one image, on average, in millions")
     axes.set_ylabel("top-1 accuracy, %")

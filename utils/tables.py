@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from models import parameters
+from models import STUDENTS, parameters
 from utils import cli
 from utils.checkpoint import COMMANDS, FILES, load_network, read_checkpoint
 from utils.compression import PUBLISHED, all_costs
@@ -41,6 +41,20 @@ POLICIES = {
     "random": "a student at random",
     "oracle": "oracle: a student that is right",
 }
+SUBJECTS = {
+    "data": "data: crop, flip, cutout, normalize",
+    "step resnet50": "training step, ResNet-50",
+    "step densenet121": "training step, DenseNet-121",
+    "step googlenet": "training step, GoogLeNet",
+    "epoch resnet50": "epoch with its data, ResNet-50",
+    "epoch densenet121": "epoch with its data, DenseNet-121",
+    "epoch googlenet": "epoch with its data, GoogLeNet",
+    "distillation densenet121": "distillation, DenseNet-121",
+    "distillation googlenet": "distillation, GoogLeNet",
+    "routed, teacher": "routed beside the teacher",
+    "routed, all": "routed beside selector and both students on every image",
+    "one image": "routed beside the teacher, one image at a time",
+}
 SYSTEMS = {
     "densenet121": "DenseNet-121",
     "googlenet": "GoogLeNet",
@@ -59,14 +73,13 @@ def results(metrics: dict) -> str:
     rows = []
     for name, (label, published, others) in ROWS.items():
         accuracy, work = metrics["accuracy"].get(name), metrics["macs_per_image"].get(name)
-        interval = metrics["accuracy_interval"].get(name, ())
         if accuracy is None and not published:
             continue
         rows.append([
             label,
             published,
             "" if accuracy is None else f"{100 * accuracy:.2f}",
-            " to ".join(f"{100 * end:.1f}" for end in interval),
+            _interval(metrics, name),
             "" if work is None else f"{work / 1e6:.1f}",
             others,
         ])  # fmt: skip
@@ -89,6 +102,41 @@ def routing(study: dict) -> str:
         ])  # fmt: skip
     heads = ["", "top-1, %", "MACs of the teacher's", "DenseNet-121 runs on", "AUROC", "p"]
     return markdown(heads, rows)
+
+
+def distillation(metrics: dict) -> str:
+    """Each student of `metrics` that was also trained alone: top-1 with the teacher and without."""
+    rows = []
+    for arch, label in list(SYSTEMS.items())[: len(STUDENTS)]:
+        if (alone := f"{arch}_alone") not in metrics["accuracy"]:
+            continue
+        ends = [metrics["accuracy"][name] for name in (alone, arch)]
+        cells = [
+            f"{100 * metrics['accuracy'][name]:.2f} ({_interval(metrics, name)})"
+            for name in (alone, arch)
+        ]
+        rows.append([label, *cells, f"{100 * (ends[1] - ends[0]):+.2f}"])
+    return markdown(["top-1, % (95 % interval)", "alone", "distilled", "gain"], rows)
+
+
+def _interval(metrics: dict, name: str) -> str:
+    return " to ".join(f"{100 * end:.1f}" for end in metrics["accuracy_interval"].get(name, ()))
+
+
+def speed(benchmarks: dict) -> str:
+    """Images/s of both sides and their ratio, as python -m benchmarks measured them."""
+    runs = {run["subject"]: run for run in benchmarks["runs"]}
+    rows = [
+        [
+            label,
+            *(f"{runs[subject][side]:,.0f}" for side in ("ours", "plain")),
+            f"**{runs[subject]['ratio']:.1f}**",
+            " to ".join(f"{runs[subject][end]:.2f}" for end in ("ratio_min", "ratio_max")),
+            " / ".join(f"{runs[subject][f'{side}_peak_mb']:,}" for side in ("ours", "plain")),
+        ]
+        for subject, label in SUBJECTS.items()
+    ]
+    return markdown(["images/s", "ours", "plain", "ratio", "spread", "memory, MB"], rows)
 
 
 def compression(metrics: dict, stem: str) -> str:
@@ -128,11 +176,20 @@ def _facts(path: Path) -> dict[str, str]:
         "validation top-1, %": f"{100 * info['val_accuracy']:.2f}",
         "test top-1, %": "" if test is None else f"{100 * test:.2f}",
         "PyTorch": info["torch_version"],
-        "made by": f"`{COMMANDS[info['arch']]}`",
+        "made by": f"`{command(info)}`",
         "epoch of the weights": str(info["epoch"]),
         **{f"`{name}`": _plain(value) for name, value in info["hyperparameters"].items()},
         **({"`threshold`": _plain(info["threshold"])} if "threshold" in info else {}),
     }
+
+
+def command(info: dict) -> str:
+    """The command that made a checkpoint; the weights it started from are called FIRST.pth."""
+    words, recipe = COMMANDS[info["arch"]], info["hyperparameters"]
+    if recipe.get("init"):
+        flags = {"init": "FIRST.pth", **{name: recipe[name] for name in ("epochs", "lr", "seed")}}
+        words += "".join(f" --{name} {value}" for name, value in flags.items())
+    return words
 
 
 def _plain(value: object) -> str:
@@ -159,9 +216,9 @@ def fill(path: Path, tables: dict[str, str]) -> str:
 
 def texts() -> dict[Path, str]:
     """The two files as they are to be."""
-    metrics, study = (
+    metrics, eight_epochs, study, benchmarks = (
         json.loads((ROOT / "results" / name).read_text(encoding="utf-8"))
-        for name in ("metrics.json", "routing.json")
+        for name in ("metrics.json", "distillation.json", "routing.json", "benchmarks.json")
     )
     folder = ROOT / "checkpoints"
     stem = read_checkpoint(folder / FILES["densenet121"])["stem"]
@@ -174,7 +231,9 @@ def texts() -> dict[Path, str]:
             readme,
             {
                 "results": results(metrics),
+                "distillation": distillation(eight_epochs),
                 "routing": routing(study),
+                "speed": speed(benchmarks),
                 "compression": compression(metrics, stem),
             },
         ),
