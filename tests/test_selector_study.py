@@ -67,17 +67,33 @@ def test_shifted_images_are_others_of_the_same_kind(images):
     assert not torch.equal(moved, images) and torch.equal(moved, shifted(images))
 
 
-def test_the_command_writes_numbers_and_a_figure(small_npz, tmp_path, monkeypatch, capsys):
-    variants = Variant("train"), Variant("augmented"), Variant("held out", weighted=True)
-    for name, value in {"VARIANTS": variants, "SEEDS": 2, "STEPS": 2}.items():
-        monkeypatch.setattr(selector_study, name, value)
-    words = ["--data-dir", small_npz, "--out", tmp_path, "--device", "cpu", "--subset", 60]
-    monkeypatch.setattr(sys, "argv", ["selector_study.py", *map(str, words)])
-    with pytest.raises(SystemExit) as stop:
-        cli.run(selector_study.main)
-    out, _ = capsys.readouterr()
-    assert not stop.value.code and "held out" in out
+@pytest.fixture
+def command(small_npz, tmp_path, monkeypatch, capsys):
+    """The study of three small variants on so many images: its exit status and what it told."""
+
+    def command(subset):
+        variants = Variant("train"), Variant("augmented"), Variant("held out", weighted=True)
+        for name, value in {"VARIANTS": variants, "SEEDS": 2, "STEPS": 2}.items():
+            monkeypatch.setattr(selector_study, name, value)
+        words = ["--data-dir", small_npz, "--out", tmp_path, "--device", "cpu", "--subset", subset]
+        monkeypatch.setattr(sys, "argv", ["selector_study.py", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            cli.run(selector_study.main)
+        return stop.value.code or 0, capsys.readouterr()
+
+    return command
+
+
+def test_too_few_images_to_tell_the_students_apart_are_refused(command, tmp_path):
+    status, told = command(4)
+    assert status == 2 and "is one student alone right: take more" in told.err
+    assert not (tmp_path / "selectors.json").exists()
+
+
+def test_the_command_writes_numbers_and_a_figure(command, tmp_path):
+    status, told = command(400)
+    assert status == 0 and "held out" in told.out
     result = json.loads((tmp_path / "selectors.json").read_text())
     assert [row["labels"] for row in result["variants"]] == ["train", "augmented", "held out"]
-    assert result["told"]["held out"]["images"] == 30 and result["images"] == 60
+    assert result["told"]["held out"]["images"] == 30 and result["images"] == 400
     assert (tmp_path / "selectors.png").stat().st_size > 10_000

@@ -201,6 +201,11 @@ def main() -> None:
         "held out": held_out.part(0, half),
     }
     tested = answers(students, test.images, test.labels)
+    alone = [(one & ~other).sum() for one, other in (tested.right(), tested.right()[::-1])]
+    if not all(alone):
+        raise UserError(
+            f"on none of the {len(test)} test images is one student alone right: take more"
+        )
     rows = list(study(VARIANTS, told, held_out.part(half), tested, SEEDS, STEPS))
     first, second = tested.right()
     result = {
