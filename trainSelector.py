@@ -24,7 +24,7 @@ from utils import cli
 from utils.checkpoint import FILES, amend_checkpoint, load_network
 from utils.data import Augmentation, Split, fingerprint, load_splits
 from utils.device import for_inference, pick_device, seed_everything, to_device
-from utils.distillation import absolute_error, selector_labels
+from utils.distillation import absolute_error, best_threshold, routed_accuracy, selector_labels
 from utils.distributed import from_first, join_group, rank
 from utils.files import claim, replacing, shown
 from utils.train import Recipe, Trainer, predict, top1
@@ -159,34 +159,6 @@ def saved_labels(path: Path, made_of: list[str]) -> torch.Tensor | None:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # there are none, or they are damaged: they are made anew
     return None
-
-
-def routed_accuracy(
-    threshold: float, scores: torch.Tensor, right_from: torch.Tensor, right_below: torch.Tensor
-) -> float:
-    """Top-1 accuracy where one answers from `threshold` on, and another below it; each (N,)."""
-    return torch.where(scores >= threshold, right_from, right_below).double().mean().item()
-
-
-def best_threshold(
-    scores: torch.Tensor,
-    right_from: torch.Tensor,
-    right_below: torch.Tensor,
-    handicap: float = 0.0,
-) -> float:
-    """The threshold of the highest routed accuracy, in hundredths; of equals the nearest to 0.5.
-
-    0.0 sends every image to the one that answers from the threshold on, 1.01 to the one below it.
-    Each image that goes to the former must gain `handicap`, in absolute error: an image that is
-    wrong errs by 2.
-    """
-
-    def gain(threshold: float) -> float:
-        share = (scores >= threshold).double().mean().item()
-        return routed_accuracy(threshold, scores, right_from, right_below) - handicap / 2 * share
-
-    candidates = sorted((k / 100 for k in range(102)), key=lambda threshold: abs(threshold - 0.5))
-    return max(candidates, key=gain)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The method in three functions: distillation loss, a student's error, selector labels."""
+"""The method: distillation loss, a student's error, selector labels, a selector's threshold."""
 
 import torch
 import torch.nn.functional as F
@@ -63,3 +63,31 @@ def selector_labels(
     """
     error_1, error_2 = (absolute_error(logits, labels) for logits in (logits_1, logits_2))
     return (error_1 + handicap < error_2).float()
+
+
+def routed_accuracy(
+    threshold: float, scores: torch.Tensor, right_from: torch.Tensor, right_below: torch.Tensor
+) -> float:
+    """Top-1 accuracy where one answers from `threshold` on, and another below it; each (N,)."""
+    return torch.where(scores >= threshold, right_from, right_below).double().mean().item()
+
+
+def best_threshold(
+    scores: torch.Tensor,
+    right_from: torch.Tensor,
+    right_below: torch.Tensor,
+    handicap: float = 0.0,
+) -> float:
+    """The threshold of the highest routed accuracy, in hundredths; of equals the nearest to 0.5.
+
+    0.0 sends every image to the one that answers from the threshold on, 1.01 to the one below it.
+    Each image that goes to the former must gain `handicap`, in absolute error: an image that is
+    wrong errs by 2.
+    """
+
+    def gain(threshold: float) -> float:
+        share = (scores >= threshold).double().mean().item()
+        return routed_accuracy(threshold, scores, right_from, right_below) - handicap / 2 * share
+
+    candidates = sorted((k / 100 for k in range(102)), key=lambda threshold: abs(threshold - 0.5))
+    return max(candidates, key=gain)

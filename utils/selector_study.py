@@ -25,7 +25,7 @@ from utils import cli
 from utils.checkpoint import FILES, load_network
 from utils.data import Augmentation, Split, crop_and_flip, load_splits
 from utils.device import for_inference, pick_device, seed_everything, to_device
-from utils.distillation import absolute_error, selector_labels
+from utils.distillation import absolute_error, best_threshold, selector_labels
 from utils.files import UserError, replacing, shown
 from utils.statistics import auroc, mcnemar_p
 from utils.train import Recipe, Trainer, predict
@@ -137,16 +137,10 @@ def train_selector(variant: Variant, told: Answers, seed: int, steps: int) -> Se
 
 def measure(selector: Selector, choosing: Answers, test: Answers) -> dict[str, float]:
     """What routing by `selector` gives on `test`, its threshold chosen on `choosing`."""
-    thresholds = torch.linspace(0, 1.01, 102)
-    scores = predict(selector, choosing.images).sigmoid()
-    first, second = choosing.right()
-    routed = [
-        torch.where(scores >= each, first, second).double().mean().item() for each in thresholds
-    ]
-    best = max(range(102), key=lambda k: (routed[k], -abs(thresholds[k] - 0.5)))
+    threshold = best_threshold(predict(selector, choosing.images).sigmoid(), *choosing.right())
     scores = predict(selector, test.images).sigmoid()
     first, second = test.right()
-    to_first = scores >= thresholds[best]
+    to_first = scores >= threshold
     right, apart = torch.where(to_first, first, second), first != second
     better = first if first.sum() >= second.sum() else second
     return {
