@@ -69,10 +69,7 @@ LABELS = {
 def main() -> int:
     parser = cli.common_parser(__doc__, globals())
     parser.add_argument("images", nargs="*", type=Path, help="your own images, or folders of them")
-    parser.add_argument(
-        "--out", type=Path, default=OUT, metavar="PATH",
-        help="folder for metrics.json and the figures (default: %(default)s)",
-    )  # fmt: skip
+    cli.add_out(parser, OUT, "metrics.json and the figures")
     parser.add_argument(
         "--csv", type=Path, metavar="PATH",
         help="write the answers for your own images to this file, a row an image",

@@ -121,6 +121,14 @@ def add_init(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_out(parser: argparse.ArgumentParser, default: Path, files: str) -> None:
+    """The flag of the programs that write results."""
+    parser.add_argument(
+        "--out", type=Path, default=default, metavar="PATH",
+        help=f"folder for {files} (default: %(default)s)",
+    )  # fmt: skip
+
+
 def common_parser(doc: str, block: Mapping[str, Any]) -> argparse.ArgumentParser:
     """The flags of every script, with defaults from `block`, the upper-case names at its head.
 

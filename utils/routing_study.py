@@ -191,10 +191,7 @@ def print_report(routing: dict) -> None:
 
 def main() -> None:
     parser = cli.common_parser(__doc__, globals())
-    parser.add_argument(
-        "--out", type=Path, default=OUT, metavar="PATH",
-        help="folder for routing.json and routing.png (default: %(default)s)",
-    )  # fmt: skip
+    cli.add_out(parser, OUT, "routing.json and routing.png")
     args = parser.parse_args()
     device = pick_device(args.device)
     test = load_splits(args.data_dir, args.subset, device)[2]

@@ -173,10 +173,7 @@ def study(
 
 def main() -> None:
     parser = cli.common_parser(__doc__, globals())
-    parser.add_argument(
-        "--out", type=Path, default=OUT, metavar="PATH",
-        help="folder for selectors.json and selectors.png (default: %(default)s)",
-    )  # fmt: skip
+    cli.add_out(parser, OUT, "selectors.json and selectors.png")
     args = parser.parse_args()
     device = pick_device(args.device)
     train, val, test = load_splits(args.data_dir, args.subset, device)
