@@ -18,7 +18,7 @@ import torch
 from models import STUDENTS
 from utils import cli
 from utils.checkpoint import ALONE, FILES, load_network, starting_network
-from utils.data import Augmentation, fingerprint, load_splits
+from utils.data import Augmentation, fingerprint, load_splits, named_images
 from utils.device import autocast, for_inference, pick_device, seed_everything, to_device
 from utils.distillation import LOSSES, distillation_loss
 from utils.distributed import from_first, join_group
@@ -57,6 +57,7 @@ def main() -> None:
         help="what makes the student learn; none is the cross-entropy alone (default: %(default)s)",
     )  # fmt: skip
     cli.add_init(parser)
+    cli.add_indices(parser)
     args = parser.parse_args()
     arch, alone = STUDENTS[args.model - 1], args.distill_loss == "none"
     device = pick_device(args.device)
@@ -70,6 +71,8 @@ def main() -> None:
         taught_by = fingerprint(teacher.state_dict().values())
         teacher = for_inference(teacher, device)
     train, val, test = load_splits(args.data_dir, args.subset, device)
+    if args.indices:
+        train = named_images(train, args.indices)
     seed_everything(args.seed)
     student, init = from_first(lambda: starting_network(arch, STEM, args.init, path))
     student = to_device(student, device)

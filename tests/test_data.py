@@ -8,7 +8,16 @@ import torch
 from torchvision import transforms
 
 from utils import data
-from utils.data import Augmentation, Batches, crop_and_flip, cut_out, load_splits, normalize
+from utils.data import (
+    Augmentation,
+    Batches,
+    Split,
+    crop_and_flip,
+    cut_out,
+    load_splits,
+    named_images,
+    normalize,
+)
 from utils.files import UserError
 
 PLAIN = Augmentation(crop=0, flip=False, cutout=0)
@@ -44,6 +53,53 @@ def test_split_does_not_leave_the_classes_in_order():
     train, val = data.stratified_split(np.repeat(np.arange(10), 100))
     assert len(set(train[:90] // 100)) == 10
     assert len(set(val[:30] // 100)) > 5
+
+
+# ------------------------------------------------------------------ images by their indices
+
+
+@pytest.fixture
+def split():
+    return Split(torch.from_numpy(random_images(4)), torch.arange(4), np.array([7, 2, 9, 4]))
+
+
+def save(path, indices):
+    np.save(path, indices)
+    return path
+
+
+def test_images_are_taken_by_their_index_as_often_as_it_is_named(split, tmp_path):
+    part = named_images(split, save(tmp_path / "a.npy", np.array([9, 7, 9])))
+    assert part.labels.tolist() == [2, 0, 2] and part.indices.tolist() == [9, 7, 9]
+    assert torch.equal(part.images, split.images[[2, 0, 2]])
+
+
+@pytest.mark.parametrize(
+    "indices, message",
+    [
+        ([7, 3], "3 is no image to train on"),
+        ([10], "10 is no image to train on"),
+        ([-1], "-1 is no image to train on"),
+        ([[7]], "whole numbers in one row"),
+        ([7.0], "whole numbers in one row"),
+        (np.array([], int), "names no image"),
+        (np.array([{}]), "is no .npy file of numbers"),
+    ],
+)
+def test_indices_that_name_no_images_are_refused(split, tmp_path, indices, message):
+    path = save(tmp_path / "a.npy", np.array(indices))
+    with pytest.raises(UserError, match=f"--indices {path}.*{message}"):
+        named_images(split, path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no numbers", b"PK\x03\x04"])
+def test_a_file_that_holds_no_indices_is_refused(split, tmp_path, content):
+    path = tmp_path / "a.npy"
+    with pytest.raises(UserError, match="no such file"):
+        named_images(split, path)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="is no .npy file of numbers"):
+        named_images(split, path)
 
 
 # ------------------------------------------------------------------ files

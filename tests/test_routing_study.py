@@ -1,16 +1,19 @@
 """The policies on eight images by hand, and on the real networks those of inference.py."""
 
+import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from models import Cascade, MultiStudent
-from utils import figures, routing_study
+from utils import cli, figures, routing_study, selector_study
 from utils.checkpoint import FILES, load_network
 from utils.data import load_sample
 from utils.routing_study import Networks, cascade, curve, oracle, report, selector
+from utils.selector_study import Variant
 from utils.train import predict
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,3 +115,39 @@ def test_policies_on_logits_are_those_of_the_systems_that_run():
         assert (right != outcome.right).sum() <= 1  # rounded otherwise in another batch
         ran = choice == (0 if isinstance(system, MultiStudent) else 1)
         assert (ran != outcome.first_ran).sum() <= 1
+
+
+@pytest.fixture
+def command(small_npz, tmp_path, monkeypatch, capsys):
+    """The study with three small variants on so many images: its exit status and what it told."""
+
+    def command(subset):
+        variants = Variant("train"), Variant("out of fold"), Variant("held out", weighted=True)
+        monkeypatch.setattr(selector_study, "VARIANTS", variants)
+        monkeypatch.setattr(selector_study, "STEPS", 2)
+        words = ["--data-dir", small_npz, "--out", tmp_path, "--device", "cpu", "--seeds", "2"]
+        monkeypatch.setattr(sys, "argv", ["study.py", *map(str, words), "--subset", subset])
+        with pytest.raises(SystemExit) as stop:
+            cli.run(routing_study.main)
+        return stop.value.code or 0, capsys.readouterr()
+
+    return command
+
+
+def test_too_few_images_to_tell_the_students_apart_are_refused(command, tmp_path):
+    status, told = command("4")
+    assert status == 2 and "is one student alone right: take more" in told.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_writes_numbers_and_figures(command, tmp_path):
+    status, told = command("400")
+    assert status == 0 and "no answers out of fold" in told.out
+    routing = json.loads((tmp_path / "routing.json").read_text())
+    assert routing["images"] == 400
+    trained = routing["study"]["selectors"]
+    assert [row["labels"] for row in trained["variants"]] == ["train", "held out"]
+    assert [len(row["runs"]) for row in trained["variants"]] == [2, 2]
+    assert trained["told"]["held out"]["images"] == 30
+    for name in ("routing.png", "selectors.png"):
+        assert (tmp_path / name).stat().st_size > 10_000

@@ -1,15 +1,16 @@
 """The study finds what there is to be found, and nothing where there is nothing."""
 
-import json
-import sys
-
+import numpy as np
 import pytest
 import torch
 
-from utils import cli, selector_study
-from utils.data import load_sample
-from utils.selector_study import Answers, Variant, shifted, study, train_selector
-from utils.train import predict
+from models import STUDENTS, network
+from utils.checkpoint import ALONE, load_network, save_checkpoint
+from utils.data import Split, load_sample, load_splits
+from utils.files import UserError
+from utils.selector_study import Answers, Variant, out_of_fold, shifted, study, train_selector
+from utils.specialize import halves
+from utils.train import data_facts, predict
 
 
 def told(images, first_right, labels=None):
@@ -37,6 +38,8 @@ def test_a_student_that_is_right_in_the_dark_is_found_by_the_image(variant, imag
     (row,) = study((variant,), {variant.labels: data}, data, data, seeds=2, steps=60)
     assert row["auroc"]["mean"] > 0.95 and row["accuracy"]["mean"] > 0.9
     assert [run["seed"] for run in row["runs"]] == [0, 1]
+    for measured in (row["auroc"], row["accuracy"]):
+        assert measured["interval"][0] <= measured["mean"] <= measured["interval"][1]
     assert row["auroc"]["mean"] == pytest.approx(sum(run["auroc"] for run in row["runs"]) / 2)
     assert all(run["mcnemar_p"] < 1e-6 for run in row["runs"])
 
@@ -67,33 +70,54 @@ def test_shifted_images_are_others_of_the_same_kind(images):
     assert not torch.equal(moved, images) and torch.equal(moved, shifted(images))
 
 
+def test_images_that_tell_the_students_never_apart_are_refused(images):
+    data = told(images, torch.ones(len(images), dtype=torch.bool))
+    with pytest.raises(UserError, match="is one student alone right: take more"):
+        next(study((Variant("train"),), {"train": data}, data, data, seeds=1, steps=1))
+
+
 @pytest.fixture
-def command(small_npz, tmp_path, monkeypatch, capsys):
-    """The study of three small variants on so many images: its exit status and what it told."""
-
-    def command(subset):
-        variants = Variant("train"), Variant("augmented"), Variant("held out", weighted=True)
-        for name, value in {"VARIANTS": variants, "SEEDS": 2, "STEPS": 2}.items():
-            monkeypatch.setattr(selector_study, name, value)
-        words = ["--data-dir", small_npz, "--out", tmp_path, "--device", "cpu", "--subset", subset]
-        monkeypatch.setattr(sys, "argv", ["selector_study.py", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            cli.run(selector_study.main)
-        return stop.value.code or 0, capsys.readouterr()
-
-    return command
+def fold(small_npz, tmp_path):
+    """The training images and a folder of students that say to have learned from a half of them."""
+    train = load_splits(small_npz)[0]
+    half = halves(train)[1]
+    facts = {"data": data_facts(half.images, half.labels)}
+    for arch, file in ALONE.items():
+        save_checkpoint(tmp_path / file, network(arch), arch, "cifar-pool", facts, 1, 0.1)
+    return train, tmp_path
 
 
-def test_too_few_images_to_tell_the_students_apart_are_refused(command, tmp_path):
-    status, told = command(4)
-    assert status == 2 and "is one student alone right: take more" in told.err
-    assert not (tmp_path / "selectors.json").exists()
+def test_students_answer_for_the_half_that_they_never_saw(fold):
+    train, folder = fold
+    saved = folder / "out_of_fold.npz"
+    assert out_of_fold(None, saved, train) is None
+    made = out_of_fold(folder, saved, train)
+    first = halves(train)[0]
+    for arch, logits in zip(STUDENTS, made, strict=True):
+        student = load_network(folder / ALONE[arch])[0]
+        expected = predict(student, first.images)
+        assert (logits - expected).abs().max() < 0.03 * expected.abs().max()
+    again = out_of_fold(None, saved, train)
+    assert all(torch.equal(one.half().float(), two) for one, two in zip(made, again, strict=True))
 
 
-def test_the_command_writes_numbers_and_a_figure(command, tmp_path):
-    status, told = command(400)
-    assert status == 0 and "held out" in told.out
-    result = json.loads((tmp_path / "selectors.json").read_text())
-    assert [row["labels"] for row in result["variants"]] == ["train", "augmented", "held out"]
-    assert result["told"]["held out"]["images"] == 30 and result["images"] == 400
-    assert (tmp_path / "selectors.png").stat().st_size > 10_000
+def test_answers_for_other_images_are_not_taken(fold, capsys):
+    train, folder = fold
+    saved = folder / "out_of_fold.npz"
+    out_of_fold(folder, saved, train)
+    train.labels[0] = (train.labels[0] + 1) % 10
+    assert out_of_fold(None, saved, train) is None
+    assert "no answers out of fold" in capsys.readouterr().out
+    saved.write_bytes(saved.read_bytes()[:100])
+    assert out_of_fold(None, saved, train) is None
+
+
+def test_students_that_saw_the_images_are_refused(fold):
+    train, folder = fold
+    with pytest.raises(UserError, match="densenet121_alone.pth was not trained on the second half"):
+        out_of_fold(folder, folder / "out_of_fold.npz", Split(*map(reverse, vars(train).values())))
+    assert not (folder / "out_of_fold.npz").exists()
+
+
+def reverse(array):
+    return array[::-1].copy() if isinstance(array, np.ndarray) else array.flip(0)

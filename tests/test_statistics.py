@@ -7,7 +7,7 @@ import scipy.stats
 import sklearn.metrics
 import torch
 
-from utils.statistics import auroc, mcnemar_p, wilson_interval
+from utils.statistics import auroc, auroc_interval, mcnemar_p, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -101,3 +101,22 @@ def test_auroc_is_scikit_learns():
 @pytest.mark.parametrize("positive", ["000", "111"])
 def test_auroc_needs_both_kinds(positive):
     assert math.isnan(auroc(torch.tensor([1.0, 2, 3]), bools(positive)))
+
+
+def test_the_interval_of_an_area_by_hand():
+    # A = 0.5: Q1 = 1/3, Q2 = 1/3; (0.25 + 2 (1/3 - 1/4) 9) / 100 = 0.0175, its root 0.132288.
+    half = 1.959964 * 0.132288
+    assert auroc_interval(0.5, 10, 10) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
+    assert auroc_interval(1.0, 10, 10) == (1.0, 1.0)
+
+
+def test_the_interval_of_an_area_holds_the_true_one_of_most_draws():
+    generator = torch.Generator().manual_seed(0)
+    true = 0.5 * math.erfc(-0.5)  # that a normal score of mean 1 is above one of mean 0
+    held = 0
+    for _ in range(400):
+        positive = torch.arange(200) < 80
+        scores = torch.randn(200, generator=generator) + positive
+        low, high = auroc_interval(auroc(scores, positive), 80, 120)
+        held += low <= true <= high
+    assert 0.92 < held / 400 < 0.98

@@ -49,6 +49,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "CROP": (_whole(0, 31), "a whole number from 0 to 31"),
     "FLIP": (lambda value: type(value) is bool, "True or False"),
     "CUTOUT": (_whole(0, 64), "a whole number from 0 to 64"),
+    "SEEDS": (_whole(1), "a whole number above 0"),
     "SEED": (_whole(0, 2**31 - 1), "a whole number from 0 to 2147483647"),
     "STEM": (lambda value: value in STEMS, " or ".join(map(repr, STEMS))),
     "DISTILL_LOSS": (lambda value: value in LOSSES, " or ".join(map(repr, LOSSES))),
@@ -118,6 +119,15 @@ def add_init(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--init", type=Path, metavar="PATH",
         help="start from the weights in this .pth, of the same network, not from random ones",
+    )  # fmt: skip
+
+
+def add_indices(parser: argparse.ArgumentParser) -> None:
+    """The flag that chooses the training images one by one."""
+    parser.add_argument(
+        "--indices", type=Path, metavar="PATH",
+        help="learn only from the training images whose indices this .npy names, from one that it "
+        "names twice as from two",
     )  # fmt: skip
 
 

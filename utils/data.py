@@ -83,6 +83,34 @@ def load_splits(
     )
 
 
+def named_images(split: Split, path: Path) -> Split:
+    """The images of `split` whose indices, as in `Split.indices`, lie at `path`, as often as there.
+
+    Args:
+        path: a .npy file, integers (M,).
+
+    Raises:
+        UserError: it cannot be read, has another shape or type, or names an image that is not in
+            the split, such as one held out for validation.
+    """
+    if not path.exists():
+        raise UserError(f"--indices {path}: no such file")
+    try:
+        indices = np.load(path)
+    # A damaged file can fail in any of the ways of NumPy and zipfile.
+    except Exception as error:
+        raise UserError(f"--indices {path} is no .npy file of numbers: {error}") from error
+    if not isinstance(indices, np.ndarray) or indices.ndim != 1 or indices.dtype.kind not in "iu":
+        raise UserError(f"--indices {path} must hold whole numbers in one row, one an image")
+    order = np.argsort(split.indices)
+    places = order[np.searchsorted(split.indices, indices, sorter=order) % len(order)]
+    if strangers := indices[split.indices[places] != indices][:1].tolist():
+        raise UserError(f"--indices {path}: {strangers[0]} is no image to train on")
+    if not len(indices):
+        raise UserError(f"--indices {path} names no image")
+    return Split(split.images[places], split.labels[places], indices)
+
+
 def load_sample(subset: int | None = None, device: torch.device | str = "cpu") -> Split:
     """The 1,000 test images, 100 a class, that come with the repository, or `subset` of them."""
     with np.load(SAMPLE) as file:

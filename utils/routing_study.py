@@ -1,9 +1,20 @@
 """What routing between the two students gives: every policy's accuracy against its work.
 
-    python -m utils.routing_study     writes routing.json and routing.png into results/
+    python -m utils.routing_study     writes routing.json and two figures into results/, in minutes
+    python -m utils.routing_study --out-of-fold runs/half    takes the students' answers anew
 
 Needs the four checkpoints and CIFAR-10. All is measured on the test images; the thresholds of the
-policies are those in the selector's checkpoint, chosen on the validation images.
+policies are those in the selector's checkpoint, chosen on the validation images. Then come the
+selectors that are trained on other labels and at other depths: see utils/selector_study.py.
+
+Labels out of fold need students trained on one half of the training images to answer for the
+other. Their answers lie in out_of_fold.npz among the results; `--out-of-fold` makes them anew, with
+the students in the folder that it names, which are made by
+
+    python -m utils.specialize halves
+    python StudentTrain.py --model 1 --distill-loss none --epochs 6 \\
+        --indices runs/special/halves-2.npy --checkpoint-dir runs/half
+    and the same with --model 2
 """
 
 import json
@@ -18,11 +29,13 @@ from utils.checkpoint import FILES, load_network
 from utils.data import load_splits
 from utils.device import for_inference, pick_device
 from utils.files import replacing, shown
+from utils.selector_study import out_of_fold, selectors
 from utils.statistics import auroc, mcnemar_p, wilson_interval
 from utils.train import predict
 
 BATCH_SIZE = 500  # images a step
-OUT = Path("results")  # for routing.json and routing.png
+SEEDS = 5  # of each selector that the study trains
+OUT = Path("results")  # for routing.json, routing.png and selectors.png
 THRESHOLDS = [k / 100 for k in range(102)]
 
 
@@ -189,28 +202,54 @@ def print_report(routing: dict) -> None:
     print(f"right: {', '.join(shares)}; p against {routing['better_student']['name']}, McNemar's")
 
 
+def print_selectors(told: dict) -> None:
+    """The trained selectors as a table."""
+    print(f"\n{'labels':<13}{'weighted':<10}{'depth':<7}{'norm':<7}{'top-1 %':>8}{'AUROC':>15}")
+    for row in told["variants"]:
+        print(
+            f"{row['labels']:<13}{row['weighted']!s:<10}{row['depth']:<7}{row['batch_norm']!s:<7}"
+            f"{100 * row['accuracy']['mean']:>8.2f}"
+            f"{row['auroc']['mean']:>8.3f} +- {row['auroc']['std']:.3f}"
+        )
+
+
 def main() -> None:
     parser = cli.common_parser(__doc__, globals())
-    cli.add_out(parser, OUT, "routing.json and routing.png")
+    parser.add_argument(
+        "--seeds", type=cli.flag("SEEDS", int), default=SEEDS, metavar="N",
+        help="trainings of each selector of the study (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out-of-fold", type=Path, metavar="PATH",
+        help="folder of students that were trained on the second half of the training images",
+    )  # fmt: skip
+    cli.add_out(parser, OUT, "routing.json, routing.png and selectors.png")
     args = parser.parse_args()
     device = pick_device(args.device)
-    test = load_splits(args.data_dir, args.subset, device)[2]
-    logits, work, thresholds = {}, {}, (0.5, 0.9)
+    train, val, test = load_splits(args.data_dir, args.subset, device)
+    folds = out_of_fold(args.out_of_fold, args.out / "out_of_fold.npz", train)
+    nets, thresholds = {}, (0.5, 0.9)
     for arch, file in FILES.items():
-        net, facts = load_network(args.checkpoint_dir / file, arch)
-        work[arch] = round(1e6 * macs(net))
-        logits[arch] = predict(for_inference(net, device), test.images, arch, args.batch_size)
+        nets[arch], facts = load_network(args.checkpoint_dir / file, arch)
         if arch == "selector":
             thresholds = facts.get("threshold", 0.5), facts.get("cascade_threshold", 0.9)
-
+    work = {arch: round(1e6 * macs(net)) for arch, net in nets.items()}
+    nets = {arch: for_inference(net, device) for arch, net in nets.items()}
+    logits = {arch: predict(net, test.images, arch, args.batch_size) for arch, net in nets.items()}
     routing = report(Networks(logits, work, test.labels), *thresholds)
     print_report(routing)
-    with replacing(args.out / "routing.json", binary=False) as file:
-        json.dump(routing, file, indent=1)
+    students = [nets[arch] for arch in STUDENTS]
+    routing["study"]["selectors"] = selectors(students, train, val, test, args.seeds, folds)
+    print_selectors(routing["study"]["selectors"])
+
     from utils import figures
 
-    figures.save(figures.accuracy_against_work(routing), args.out / "routing.png")
-    print(f"wrote {shown(args.out / 'routing.json')}, {shown(args.out / 'routing.png')}")
+    written = [args.out / name for name in ("routing.json", "routing.png", "selectors.png")]
+    with replacing(written[0], binary=False) as file:
+        json.dump(routing, file, indent=1)
+    figures.save(figures.accuracy_against_work(routing), written[1])
+    figures.save(figures.selectors(routing["study"]["selectors"]), written[2])
+    print(f"wrote {', '.join(map(shown, written))}")
 
 
 if __name__ == "__main__":

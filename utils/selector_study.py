@@ -1,47 +1,45 @@
-"""Whether a selector can tell from the image alone which student is right, whatever its labels.
-
-    python -m utils.selector_study     writes selectors.json and selectors.png into results/
+"""What a selector can tell from the image alone of which student is right, whatever its labels.
 
 Trains many small selectors, each with several seeds: on labels made in different ways, and at each
 depth. A variant's threshold is chosen on images that are used for nothing else; all that is told is
-measured on the test images. Needs both students' checkpoints and CIFAR-10, and ten minutes.
+measured on the test images. It is a part of `python -m utils.routing_study`.
 """
 
 import itertools
-import json
 import statistics
+import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
 from models import STUDENTS, Selector
-from utils import cli
-from utils.checkpoint import FILES, load_network
-from utils.data import Augmentation, Split, crop_and_flip, load_splits
-from utils.device import for_inference, pick_device, seed_everything, to_device
+from utils.checkpoint import ALONE, load_network
+from utils.data import Augmentation, Split, crop_and_flip, fingerprint
+from utils.device import for_inference, seed_everything, to_device
 from utils.distillation import absolute_error, best_threshold, selector_labels
 from utils.files import UserError, replacing, shown
-from utils.statistics import auroc, mcnemar_p
-from utils.train import Recipe, Trainer, predict
+from utils.specialize import halves
+from utils.statistics import auroc, auroc_interval, mcnemar_p, wilson_interval
+from utils.train import Recipe, Trainer, data_facts, predict
 
 BATCH_SIZE = 128  # images a step
 STEPS = 240  # of each selector, whatever the number of its images
-IMAGES = 10_000  # of the training images
-SEEDS = 5
+IMAGES = 10_000  # of the training images, the first ones
 LEARNING_RATE = 0.05  # as the rest of the recipe that of trainSelector.py
 AUGMENTATION = Augmentation(crop=4, flip=True)
-OUT = Path("results")  # for selectors.json and selectors.png
 
 LABELS = {  # the images that a selector learns from
     "train": "training images, as published",
     "augmented": "the same cropped and flipped, as the students were trained",
-    "held out": "images that no student was trained on",
+    "held out": "images that neither student was trained on",
+    "out of fold": "training images, by students that were trained on the other half of them",
 }
 
 
@@ -92,6 +90,47 @@ class Answers:
 def answers(students: list[nn.Module], images: torch.Tensor, labels: torch.Tensor) -> Answers:
     """What the students say of the images."""
     return Answers(images, labels, tuple(predict(student, images) for student in students))
+
+
+def out_of_fold(
+    folder: Path | None, saved: Path, train: Split
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Logits for the first IMAGES training images of students that never saw them, or None.
+
+    Args:
+        folder: where such students lie, trained alone on the second of `halves`; what they answer
+            is saved. None: what was saved is taken, where it is of these training images.
+        saved: an .npz file.
+
+    Raises:
+        UserError: a student in the folder is missing, or was trained on other images.
+    """
+    of = fingerprint([train.images, train.labels])
+    if folder is None:
+        try:
+            with np.load(saved) as file:
+                if file["of"] == of:
+                    return tuple(torch.from_numpy(file["logits"]).float().to(train.images.device))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            pass  # as if there were none
+        print(f"no answers out of fold in {shown(saved)} for these images: see --out-of-fold")
+        return None
+    first, second = halves(train)
+    half = data_facts(second.images, second.labels)
+    logits = []
+    for arch in STUDENTS:
+        path = folder / ALONE[arch]
+        student, facts = load_network(path, arch)
+        if facts["hyperparameters"].get("data") != half:
+            raise UserError(
+                f"{path} was not trained on the second half of these images: make it with "
+                "python -m utils.specialize halves and --indices runs/special/halves-2.npy"
+            )
+        student = for_inference(student, train.images.device)
+        logits.append(predict(student, first.images[:IMAGES], arch))
+    with replacing(saved) as file:
+        np.savez_compressed(file, of=of, logits=torch.stack(logits).half().cpu().numpy())
+    return tuple(logits)
 
 
 def shifted(images: torch.Tensor) -> torch.Tensor:
@@ -155,7 +194,16 @@ def study(
     variants: tuple[Variant, ...], told: dict[str, Answers], choosing: Answers, test: Answers,
     seeds: int, steps: int,
 ) -> Iterator[dict]:  # fmt: skip
-    """Each variant with each seed: its facts, its runs, and their mean and standard deviation."""
+    """Each variant with each seed: its facts, its runs, and their mean and standard deviation.
+
+    The intervals are of the means, as of another draw of as many test images.
+    """
+    first, second = test.right()
+    alone = int((first & ~second).sum()), int((second & ~first).sum())
+    if not all(alone):
+        raise UserError(
+            f"on none of the {len(test.labels)} test images is one student alone right: take more"
+        )
     with tqdm(total=len(variants) * seeds, unit="selector") as bar:
         for variant in variants:
             runs = []
@@ -168,63 +216,43 @@ def study(
                 values = [run[key] for run in runs]
                 spread = statistics.stdev(values) if seeds > 1 else 0.0
                 summary[key] = {"mean": statistics.mean(values), "std": spread}
+            accuracy, area = summary["accuracy"], summary["auroc"]
+            accuracy["interval"] = wilson_interval(accuracy["mean"], len(test.labels))
+            area["interval"] = auroc_interval(area["mean"], *alone)
             yield {**asdict(variant), **summary, "runs": runs}
 
 
-def main() -> None:
-    parser = cli.common_parser(__doc__, globals())
-    cli.add_out(parser, OUT, "selectors.json and selectors.png")
-    args = parser.parse_args()
-    device = pick_device(args.device)
-    train, val, test = load_splits(args.data_dir, args.subset, device)
+def selectors(
+    students: list[nn.Module], train: Split, val: Split, test: Split, seeds: int,
+    folds: tuple[torch.Tensor, torch.Tensor] | None,
+) -> dict:  # fmt: skip
+    """All variants between these students, half of the validation images choosing thresholds.
+
+    `folds` are the logits of students that were trained on other images, for the first IMAGES
+    training images; without them the variants that learn from these are left out. Raises UserError
+    where there are too few images.
+    """
     if len(val) < 4:
         raise UserError("too few validation images: half of them choose thresholds")
-    students = [
-        for_inference(load_network(args.checkpoint_dir / FILES[arch], arch)[0], device)
-        for arch in STUDENTS
-    ]
     train = Split(train.images[:IMAGES], train.labels[:IMAGES], train.indices[:IMAGES])
-    held_out = answers(students, val.images, val.labels)
-    half = len(val) // 2
+    held_out, half = answers(students, val.images, val.labels), len(val) // 2
     told = {
         "train": answers(students, train.images, train.labels),
         "augmented": answers(students, shifted(train.images), train.labels),
         "held out": held_out.part(0, half),
     }
+    if folds:
+        told["out of fold"] = Answers(train.images, train.labels, folds)
     tested = answers(students, test.images, test.labels)
-    alone = [(one & ~other).sum() for one, other in (tested.right(), tested.right()[::-1])]
-    if not all(alone):
-        raise UserError(
-            f"on none of the {len(test)} test images is one student alone right: take more"
-        )
-    rows = list(study(VARIANTS, told, held_out.part(half), tested, SEEDS, STEPS))
-    first, second = tested.right()
-    result = {
-        "images": len(test),
-        "better_student": max(right.double().mean().item() for right in (first, second)),
+    variants = tuple(each for each in VARIANTS if each.labels in told)
+    return {
         "told": {
             name: {
                 "images": len(each.labels),
+                "accuracy": [right.double().mean().item() for right in each.right()],
                 "apart": (each.right()[0] != each.right()[1]).double().mean().item(),
             }
             for name, each in told.items()
         },
-        "variants": rows,
+        "variants": list(study(variants, told, held_out.part(half), tested, seeds, STEPS)),
     }
-    print(f"\n{'labels':<11}{'weighted':<10}{'depth':<7}{'norm':<7}{'top-1 %':>8}{'AUROC':>15}")
-    for row in rows:
-        print(
-            f"{row['labels']:<11}{row['weighted']!s:<10}{row['depth']:<7}{row['batch_norm']!s:<7}"
-            f"{100 * row['accuracy']['mean']:>8.2f}"
-            f"{row['auroc']['mean']:>8.3f} +- {row['auroc']['std']:.3f}"
-        )
-    with replacing(args.out / "selectors.json", binary=False) as file:
-        json.dump(result, file, indent=1)
-    from utils import figures
-
-    figures.save(figures.selectors(result), args.out / "selectors.png")
-    print(f"wrote {shown(args.out / 'selectors.json')}, {shown(args.out / 'selectors.png')}")
-
-
-if __name__ == "__main__":
-    cli.run(main)

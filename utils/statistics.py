@@ -47,3 +47,16 @@ def auroc(scores: torch.Tensor, positive: torch.Tensor) -> float:
         return math.nan
     rank_sum = middle[place][positive].sum().item()
     return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
+
+
+def auroc_interval(area: float, positives: int, negatives: int) -> tuple[float, float]:
+    """The 95 % interval of an `auroc` of so many positives and negatives, as of another draw.
+
+    By the standard error of Hanley and McNeil (1982, equations 1 and 2).
+    """
+    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+    variance = (
+        area * (1 - area) + (positives - 1) * (q1 - area**2) + (negatives - 1) * (q2 - area**2)
+    ) / (positives * negatives)
+    half = Z * math.sqrt(variance)
+    return max(0.0, area - half), min(1.0, area + half)

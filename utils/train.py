@@ -128,6 +128,11 @@ def report_test_accuracy(path: Path, test: Split) -> None:
 # ------------------------------------------------------------------ the loop
 
 
+def data_facts(images: torch.Tensor, targets: torch.Tensor) -> str:
+    """What a checkpoint says of the images that it was trained on."""
+    return f"{len(images)} images, SHA-256 {fingerprint([images, targets])}"
+
+
 @dataclass
 class Progress:
     """How far a run has come."""
@@ -187,8 +192,7 @@ class Trainer:
         self.net, self.path, self.arch, self.stem, self.recipe = net, path, arch, stem, recipe
         self.loss, self.correct = loss, correct
         self.val_images, self.validate = val_images, validate
-        data = f"{len(images)} images, SHA-256 {fingerprint([images, targets])}"
-        self.hyperparameters = {**asdict(recipe), "data": data, **extra}
+        self.hyperparameters = {**asdict(recipe), "data": data_facts(images, targets), **extra}
         self.device = images.device
         if self.device.type == "cpu":
             keep_freed_memory()
