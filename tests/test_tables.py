@@ -118,6 +118,37 @@ def test_the_speed_is_shown_as_measured():
     ]  # fmt: skip
 
 
+def test_a_sweep_has_a_row_for_each_setting():
+    run = {
+        "subject": "data", "batch_size": 1024, "threads": 2, "images": None, "ours": 1234.5,
+        "plain": 100.4, "ratio": 12.34, "ours_peak_mb": 1250, "plain_peak_mb": 900,
+    }  # fmt: skip
+    other = run | {"threads": None, "images": 45_000}
+    rows = [
+        [cell.strip() for cell in line.split("|")][2:9]
+        for line in tables.sweep({"runs": [run, other]}).splitlines()[2:]
+    ]
+    assert rows == [
+        ["1,024", "2", "", "1,234", "100", "12.3", "1,250 / 900"],
+        ["1,024", "", "45,000", "1,234", "100", "12.3", "1,250 / 900"],
+    ]
+
+
+def test_a_trained_selector_is_told_with_its_intervals():
+    row = {
+        "labels": "train", "weighted": True, "depth": 3, "batch_norm": False,
+        "accuracy": {"mean": 0.9061, "std": 0.001, "interval": [0.9002, 0.9116]},
+        "auroc": {"mean": 0.5123, "std": 0.0104, "interval": [0.461, 0.563]},
+        "share_densenet121": {"mean": 0.254, "std": 0.1},
+        "runs": [{"mcnemar_p": 0.91}, {"mcnemar_p": 0.034}],
+    }  # fmt: skip
+    line = tables.selectors({"study": {"selectors": {"variants": [row]}}}).splitlines()[2]
+    assert [cell.strip() for cell in line.split("|")][1:8] == [
+        "train, weighted", "3, no batch norm", "90.61 (90.0 to 91.2)", "0.512 (0.46 to 0.56)",
+        "0.010", "25 %", "0.034 to 0.91",
+    ]  # fmt: skip
+
+
 def test_every_subject_of_the_benchmarks_has_a_row():
     assert set(tables.SUBJECTS) == set(SUBJECTS)
 

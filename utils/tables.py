@@ -1,4 +1,4 @@
-"""Write the tables of README.md and checkpoints/README.md anew, each between its two markers.
+"""Write the tables of the README files and of recipes.md anew, each between its two markers.
 
 python -m utils.tables     from results/*.json, checkpoints/*.pth and utils.compression
 """
@@ -104,6 +104,48 @@ def routing(study: dict) -> str:
     return markdown(heads, rows)
 
 
+def selectors(study: dict) -> str:
+    """The selectors that utils.routing_study trained: means over seeds, and the range of p."""
+    rows = []
+    for row in study["study"]["selectors"]["variants"]:
+        accuracy, area, ps = (
+            row["accuracy"],
+            row["auroc"],
+            [run["mcnemar_p"] for run in row["runs"]],
+        )
+        rows.append([
+            row["labels"] + (", weighted" if row["weighted"] else ""),
+            str(row["depth"]) + ("" if row["batch_norm"] else ", no batch norm"),
+            f"{100 * accuracy['mean']:.2f} ({_ends(accuracy['interval'], 100, 1)})",
+            f"{area['mean']:.3f} ({_ends(area['interval'], 1, 2)})",
+            f"{area['std']:.3f}",
+            f"{100 * row['share_densenet121']['mean']:.0f} %",
+            f"{min(ps):.2g} to {max(ps):.2g}",
+        ])  # fmt: skip
+    heads = [
+        "labels", "blocks", "top-1, % (95 % interval)", "AUROC (95 % interval)", "its deviation",
+        "to DenseNet-121", "p",
+    ]  # fmt: skip
+    return markdown(heads, rows)
+
+
+def sweep(benchmarks: dict) -> str:
+    """Images/s of both sides at each setting that python -m benchmarks was given."""
+    settings = "batch_size", "threads", "images"
+    rows = [
+        [
+            SUBJECTS[run["subject"]],
+            *("" if run[name] is None else f"{run[name]:,}" for name in settings),
+            *(f"{run[side]:,.0f}" for side in ("ours", "plain")),
+            f"{run['ratio']:.1f}",
+            " / ".join(f"{run[f'{side}_peak_mb']:,}" for side in ("ours", "plain")),
+        ]
+        for run in benchmarks["runs"]
+    ]
+    heads = ["", "batch", "threads", "images", "ours", "plain", "ratio", "memory, MB"]
+    return markdown(heads, rows)
+
+
 def distillation(metrics: dict) -> str:
     """Each student of `metrics` that was also trained alone: top-1 with the teacher and without."""
     rows = []
@@ -120,7 +162,11 @@ def distillation(metrics: dict) -> str:
 
 
 def _interval(metrics: dict, name: str) -> str:
-    return " to ".join(f"{100 * end:.1f}" for end in metrics["accuracy_interval"].get(name, ()))
+    return _ends(metrics["accuracy_interval"].get(name, ()), 100, 1)
+
+
+def _ends(interval: Sequence[float], times: int, decimals: int) -> str:
+    return " to ".join(f"{times * end:.{decimals}f}" for end in interval)
 
 
 def speed(benchmarks: dict) -> str:
@@ -215,17 +261,20 @@ def fill(path: Path, tables: dict[str, str]) -> str:
 
 
 def texts() -> dict[Path, str]:
-    """The two files as they are to be."""
-    metrics, eight_epochs, study, benchmarks = (
-        json.loads((ROOT / "results" / name).read_text(encoding="utf-8"))
-        for name in ("metrics.json", "distillation.json", "routing.json", "benchmarks.json")
-    )
+    """The three files as they are to be."""
+    metrics, eight_epochs, study, benchmarks, batches, images = (
+        json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
+        for name in (
+            "metrics", "distillation", "routing", "benchmarks", "sweep_batches", "sweep_images",
+        )
+    )  # fmt: skip
     folder = ROOT / "checkpoints"
     stem = read_checkpoint(folder / FILES["densenet121"])["stem"]
     # A teacher may lie beside the shipped weights: listed are those that .gitignore lets through.
     kept = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
     paths = [folder / name for name in FILES.values() if f"!checkpoints/{name}" in kept]
     readme, listing = ROOT / "README.md", folder / "README.md"
+    recipes = ROOT / "results" / "recipes.md"
     return {
         readme: fill(
             readme,
@@ -238,6 +287,14 @@ def texts() -> dict[Path, str]:
             },
         ),
         listing: fill(listing, {"checkpoints": checkpoints(paths)}),
+        recipes: fill(
+            recipes,
+            {
+                "selectors": selectors(study),
+                "sweep_batches": sweep(batches),
+                "sweep_images": sweep(images),
+            },
+        ),
     }
 
 
