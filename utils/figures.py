@@ -190,11 +190,12 @@ def _point(macs, accuracy):
 
 
 def selectors(result: dict) -> Figure:
-    """The AUROC of every trained selector, a row a variant."""
+    """The AUROC of every trained selector, a row a variant, and its mean's 95 % interval."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     names = []
     for place, row in enumerate(result["variants"]):
         values = [run["auroc"] for run in row["runs"]]
+        axes.hlines(place, *row["auroc"]["interval"], color="#cccccc", lw=6)
         axes.plot(values, [place] * len(values), "o", color=COLORS["routed"], alpha=0.6)
         axes.plot(row["auroc"]["mean"], place, "|", ms=16, mew=2, color="black")
         norm = "" if row["batch_norm"] else ", no batch norm"
@@ -205,5 +206,8 @@ def selectors(result: dict) -> Figure:
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
-    axes.set_xlabel("AUROC on the test images where exactly one student is right, a dot a seed")
+    axes.set_xlabel(
+        "AUROC on the test images where exactly one student is right:\n"
+        "a dot a seed, their mean, and its 95 % interval"
+    )
     return figure
