@@ -5,13 +5,14 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from models import Cascade, MultiStudent
 from utils import cli, figures, routing_study, selector_study
 from utils.checkpoint import FILES, load_network
-from utils.data import load_sample
+from utils.data import fingerprint, load_sample, load_splits
 from utils.routing_study import Networks, cascade, curve, oracle, report, selector
 from utils.selector_study import Variant
 from utils.train import predict
@@ -138,6 +139,18 @@ def test_too_few_images_to_tell_the_students_apart_are_refused(command, tmp_path
     status, told = command("4")
     assert status == 2 and "is one student alone right: take more" in told.err
     assert not list(tmp_path.iterdir())
+
+
+def test_answers_out_of_fold_that_lie_there_are_learned_from(command, small_npz, tmp_path):
+    train = load_splits(small_npz, 400)[0]
+    logits = torch.randn(2, 200, 10, generator=torch.Generator().manual_seed(0)).half().numpy()
+    of = fingerprint([train.images, train.labels])
+    np.savez(tmp_path / "out_of_fold.npz", of=of, logits=logits)
+    status, told = command("400")
+    assert status == 0 and "no answers out of fold" not in told.out
+    trained = json.loads((tmp_path / "routing.json").read_text())["study"]["selectors"]
+    assert [row["labels"] for row in trained["variants"]] == ["train", "out of fold", "held out"]
+    assert trained["told"]["out of fold"]["images"] == 200
 
 
 def test_the_command_writes_numbers_and_figures(command, tmp_path):

@@ -180,6 +180,20 @@ def test_a_run_starts_from_the_weights_that_init_names(pipeline, small_npz, tmp_
     assert re.search("same hyperparameters only: init was '[0-9a-f]{12}', is None", err)
 
 
+def test_a_student_learns_from_the_images_that_indices_names(small_npz, tmp_path, call):
+    train, val, _ = load_splits(small_npz)
+    path = tmp_path / "indices.npy"
+    flags = ["--model", 2, "--distill-loss", "none", "--epochs", 1, "--batch-size", 20]
+    flags += ["--indices", path]
+    np.save(path, val.indices)
+    _, err = call("StudentTrain.py", tmp_path, small_npz, *flags, status=2)
+    assert f"{path}: {val.indices[0]} is no image to train on" in err
+    assert not list(tmp_path.glob("*.pth"))
+    np.save(path, np.repeat(train.indices[:20], 2))
+    out, _ = call("StudentTrain.py", tmp_path, small_npz, *flags)
+    assert "40 to train on, 60 to validate" in out
+
+
 @pytest.mark.parametrize(
     ("name", "stem", "message"),
     [

@@ -242,7 +242,7 @@ def selectors(
         "held out": held_out.part(0, half),
     }
     if folds:
-        told["out of fold"] = Answers(train.images, train.labels, folds)
+        told["out of fold"] = Answers(train.images, train.labels, folds).part(0, len(folds[0]))
     tested = answers(students, test.images, test.labels)
     variants = tuple(each for each in VARIANTS if each.labels in told)
     return {
