@@ -8,6 +8,7 @@ one, of rank 0, alone prints and writes.
 
 import atexit
 import contextlib
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -39,10 +40,18 @@ def join_group(device: torch.device) -> None:
         torch.cuda.set_device(device)
     # gloo beside NCCL: what is agreed on at every step must not make the GPU wait.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    # Threads of a group that is still there when Python has gone abort the process.
-    atexit.register(dist.destroy_process_group)
+    atexit.register(_leave_group)
     if rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, open until the process ends
+
+
+def _leave_group() -> None:
+    """End the group: threads of one that is still there when Python has gone abort the process.
+
+    A DistributedDataParallel that nobody uses any more, but that was not collected, holds on to it.
+    """
+    gc.collect()
+    dist.destroy_process_group()
 
 
 def total(tensor: torch.Tensor) -> torch.Tensor:
