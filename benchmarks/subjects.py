@@ -39,8 +39,7 @@ class Place:
         """So many images to train on (0) or to test on (2)."""
         if self._splits is None:
             self._splits = load_splits(self.data_dir, None, self.device)
-        whole = self._splits[which]
-        return Split(whole.images[:count], whole.labels[:count], whole.indices[:count])
+        return self._splits[which].take(slice(count))
 
     def load(self, arch: str) -> torch.nn.Module:
         """The network as shipped, made ready to answer."""

@@ -45,6 +45,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, places: slice | np.ndarray) -> "Split":
+        """Those at `places`, counted from 0, in that order."""
+        return Split(self.images[places], self.labels[places], self.indices[places])
+
 
 # ------------------------------------------------------------------ the arrays and their split
 
@@ -108,7 +112,7 @@ def named_images(split: Split, path: Path) -> Split:
         raise UserError(f"--indices {path}: {strangers[0]} is no image to train on")
     if not len(indices):
         raise UserError(f"--indices {path} names no image")
-    return Split(split.images[places], split.labels[places], indices)
+    return split.take(places)
 
 
 def load_sample(subset: int | None = None, device: torch.device | str = "cpu") -> Split:

@@ -29,7 +29,7 @@ from utils.checkpoint import FILES, load_network
 from utils.data import load_splits
 from utils.device import for_inference, pick_device
 from utils.files import replacing, shown
-from utils.selector_study import out_of_fold, selectors
+from utils.selector_study import Answers, out_of_fold, selectors
 from utils.statistics import auroc, mcnemar_p, wilson_interval
 from utils.train import predict
 
@@ -239,7 +239,8 @@ def main() -> None:
     routing = report(Networks(logits, work, test.labels), *thresholds)
     print_report(routing)
     students = [nets[arch] for arch in STUDENTS]
-    routing["study"]["selectors"] = selectors(students, train, val, test, args.seeds, folds)
+    tested = Answers(test.images, test.labels, tuple(logits[arch] for arch in STUDENTS))
+    routing["study"]["selectors"] = selectors(students, train, val, tested, args.seeds, folds)
     print_selectors(routing["study"]["selectors"])
 
     from utils import figures

@@ -223,18 +223,18 @@ def study(
 
 
 def selectors(
-    students: list[nn.Module], train: Split, val: Split, test: Split, seeds: int,
+    students: list[nn.Module], train: Split, val: Split, tested: Answers, seeds: int,
     folds: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> dict:  # fmt: skip
-    """All variants between these students, half of the validation images choosing thresholds.
+    """All variants between these students, measured on `tested`, their answers for the test images.
 
-    `folds` are the logits of students that were trained on other images, for the first IMAGES
-    training images; without them the variants that learn from these are left out. Raises UserError
-    where there are too few images.
+    Half of the validation images choose thresholds. `folds` are the logits of students that were
+    trained on other images, for the first IMAGES training images; without them the variants that
+    learn from these are left out. Raises UserError where there are too few images.
     """
     if len(val) < 4:
         raise UserError("too few validation images: half of them choose thresholds")
-    train = Split(train.images[:IMAGES], train.labels[:IMAGES], train.indices[:IMAGES])
+    train = train.take(slice(IMAGES))
     held_out, half = answers(students, val.images, val.labels), len(val) // 2
     told = {
         "train": answers(students, train.images, train.labels),
@@ -243,7 +243,6 @@ def selectors(
     }
     if folds:
         told["out of fold"] = Answers(train.images, train.labels, folds).part(0, len(folds[0]))
-    tested = answers(students, test.images, test.labels)
     variants = tuple(each for each in VARIANTS if each.labels in told)
     return {
         "told": {

@@ -33,10 +33,7 @@ VEHICLES = ("airplane", "automobile", "ship", "truck")
 def halves(train: Split) -> tuple[Split, Split]:
     """Two disjoint halves, in the random order of the split."""
     middle = len(train) // 2
-    return tuple(
-        Split(train.images[part], train.labels[part], train.indices[part])
-        for part in (slice(middle), slice(middle, None))
-    )
+    return train.take(slice(middle)), train.take(slice(middle, None))
 
 
 def favoring(train: Split, mine: torch.Tensor) -> np.ndarray:
