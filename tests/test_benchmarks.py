@@ -15,7 +15,7 @@ from models import network
 from utils.checkpoint import FILES, load_network
 from utils.data import Augmentation, normalize
 from utils.device import for_inference
-from utils.train import Recipe, _optimizer, predict
+from utils.train import Recipe, _optimizers, predict
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -59,7 +59,7 @@ def test_a_fused_step_is_that_of_the_plain_optimizer(name, sample):
     for fused in (True, False):
         torch.manual_seed(0)
         net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10))
-        optimizer = _optimizer(net, recipe)
+        (optimizer,) = _optimizers(net, recipe)
         for group in optimizer.param_groups:
             assert group["fused"]
             group["fused"] = fused

@@ -28,12 +28,13 @@ class Tiny(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 3, stride=4)
+        self.inner = nn.Conv2d(4, 4, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(4)
         self.dropout = nn.Dropout(0.5)
         self.fc = nn.Linear(256, 10)
 
     def forward(self, images):
-        return self.fc(self.dropout(self.norm(self.conv(images)).flatten(1)))
+        return self.fc(self.dropout(self.norm(self.inner(self.conv(images))).flatten(1)))
 
 
 def trainer(
@@ -96,7 +97,7 @@ def test_the_history_tells_losses_accuracies_rate_and_speed_of_every_epoch(tmp_p
 def test_the_learning_rate_warms_up_to_its_maximum_and_falls_along_a_cosine(tmp_path, sample):
     rates = []
     run = trainer(
-        tmp_path / "t.pth", sample, lambda _: rates.append(run.optimizer.param_groups[0]["lr"])
+        tmp_path / "t.pth", sample, lambda _: rates.append(run.optimizers[0].param_groups[0]["lr"])
     )
     run.fit()
     peak = rates.index(max(rates))
@@ -120,18 +121,19 @@ def test_only_weights_decay(tmp_path, sample):
     run = trainer(tmp_path / "t.pth", sample)
     decay = {
         id(p): group["weight_decay"]
-        for group in run.optimizer.param_groups
+        for group in run.optimizers[0].param_groups
         for p in group["params"]
     }
     named = {name: decay[id(p)] for name, p in run.net.named_parameters()}
     assert named == {
-        "conv.weight": 5e-4, "fc.weight": 5e-4,
+        "conv.weight": 5e-4, "inner.weight": 5e-4, "fc.weight": 5e-4,
         "conv.bias": 0, "fc.bias": 0, "norm.weight": 0, "norm.bias": 0,
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "number, status, optimizer", [(signal.SIGINT, 130, "adamw"), (signal.SIGTERM, 143, "sgd")]
+    "number, status, optimizer",
+    [(signal.SIGINT, 130, "adamw"), (signal.SIGTERM, 143, "sgd"), (signal.SIGINT, 130, "muon")],
 )
 @pytest.mark.parametrize("step", [1, 3, 5, 9])
 def test_a_stopped_run_resumes_to_the_very_same_weights(
@@ -247,7 +249,7 @@ def test_a_finished_run_goes_on_for_more_epochs_along_the_new_schedule(tmp_path,
     trainer(path, sample).fit()
     rates = []
     longer = trainer(
-        path, sample, lambda _: rates.append(longer.optimizer.param_groups[0]["lr"]), epochs=6
+        path, sample, lambda _: rates.append(longer.optimizers[0].param_groups[0]["lr"]), epochs=6
     )
     longer.fit(resume=True)
     assert "begun for 3 epochs, now 6" in capsys.readouterr().out
@@ -256,7 +258,7 @@ def test_a_finished_run_goes_on_for_more_epochs_along_the_new_schedule(tmp_path,
     anew = []
     whole = trainer(
         tmp_path / "whole.pth", sample,
-        lambda _: anew.append(whole.optimizer.param_groups[0]["lr"]), epochs=6,
+        lambda _: anew.append(whole.optimizers[0].param_groups[0]["lr"]), epochs=6,
     )  # fmt: skip
     whole.fit()
     assert rates == anew[len(anew) // 2 :]
@@ -301,7 +303,7 @@ def test_resuming_from_a_damaged_state_says_what_to_do(tmp_path, sample, damage)
         {"identity": None},
         {"net": {}},
         {"net": {"fc.weight": torch.zeros(3)}},
-        {"optimizer": {"state": {}}},
+        {"optimizers": [{"state": {}}]},
         {"rng": [torch.zeros(3)]},
         {"place": None, "rng": None},
     ],

@@ -23,10 +23,11 @@ from utils.data import Augmentation, Batches, Split, fingerprint, normalize
 from utils.device import autocast, enough_memory, for_inference, keep_freed_memory, precision
 from utils.distributed import from_first, gather, gather_objects, rank, ranks, total
 from utils.files import UserError, replacing, shown
+from utils.muon import Muon
 from utils.safe_load import brief, read_dict
 
 START_ANEW = "delete it, or leave --resume out"
-OPTIMIZERS = ("adamw", "sgd")
+OPTIMIZERS = ("muon", "adamw", "sgd")
 CHECK_EVERY = 20  # steps between looks at the loss: each look makes a GPU wait
 
 
@@ -37,8 +38,9 @@ class Recipe:
     epochs: passes over the training images.
     batch_size: images a step.
     lr: highest learning rate, reached after `warmup` of the steps and left along a cosine.
-    optimizer: one of OPTIMIZERS, PyTorch's.
-    momentum: Nesterov's for "sgd", the first of the betas for "adamw".
+    optimizer: one of OPTIMIZERS; "muon" is for the weights of convolutions but the first, with
+        "adamw" for all else.
+    momentum: Nesterov's for "sgd" and "muon", the first of the betas for "adamw".
     weight_decay: on the weights of convolutions and linear layers, not on biases and norms.
     warmup: share of all steps, in [0, 1).
     seed: of the initial weights, the order of the images and their augmentation.
@@ -208,21 +210,24 @@ class Trainer:
         if ranks() > 1:
             torch.manual_seed(recipe.seed + rank())  # each its own dropout, from the same weights
             self.model = DistributedDataParallel(net)
-        self.optimizer = _optimizer(net, recipe)
-        self.scheduler = self._schedule(steps_done=0)
+        self.optimizers = _optimizers(net, recipe)
+        self.schedulers = self._schedules(steps_done=0)
         self.progress = Progress()
         self.state_path = path.with_suffix(".state.pth")
 
-    def _schedule(self, steps_done: int) -> torch.optim.lr_scheduler.OneCycleLR:
+    def _schedules(self, steps_done: int) -> list[torch.optim.lr_scheduler.OneCycleLR]:
         total_steps = self.recipe.epochs * self.batches.steps + 1  # stepped after the last, too
-        return torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer,
-            max_lr=self.recipe.lr,
-            total_steps=total_steps,
-            pct_start=max(self.recipe.warmup, 1.5 / total_steps),  # not 0 steps: it divides by them
-            cycle_momentum=False,
-            last_epoch=steps_done - 1,
-        )
+        return [
+            torch.optim.lr_scheduler.OneCycleLR(
+                optimizer,
+                max_lr=self.recipe.lr,
+                total_steps=total_steps,
+                pct_start=max(self.recipe.warmup, 1.5 / total_steps),  # not 0: it divides by them
+                cycle_momentum=False,
+                last_epoch=steps_done - 1,
+            )
+            for optimizer in self.optimizers
+        ]
 
     def fit(self, resume: bool = False) -> None:
         """Run all epochs, or with `resume` those that the last run left.
@@ -311,9 +316,10 @@ class Trainer:
             loss = self.loss(images, outputs, targets)
         # Processes are averaged alike, though one may have an image more than another.
         (loss * (ranks() * len(targets) / size)).backward()
-        self.optimizer.step()
-        self.scheduler.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer, scheduler in zip(self.optimizers, self.schedulers, strict=True):
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad(set_to_none=True)
         return loss.detach() * len(targets), self.correct(outputs.detach(), targets).sum()
 
     def _collect(self, waiting: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
@@ -347,7 +353,7 @@ class Trainer:
                 "train_accuracy": now.hits / now.images,
                 "val_loss": val_loss,
                 "val_accuracy": val_accuracy,
-                "lr": self.scheduler.get_last_lr()[0],
+                "lr": self.schedulers[0].get_last_lr()[0],
                 "seconds": round(now.seconds, 1),
                 "images_per_second": round(now.images / now.seconds, 1),
             }
@@ -389,7 +395,7 @@ class Trainer:
             "identity": self._identity,
             "place": self._place,
             "net": self.net.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "rng": gather_objects(torch.get_rng_state()),  # of dropout; of each process
             "cuda_rng": gather_objects(torch.cuda.get_rng_state() if cuda else None),
         }
@@ -438,8 +444,9 @@ class Trainer:
             )
         self.progress = Progress(**state["progress"])
         self.net.load_state_dict(state["net"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler = self._schedule(
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.schedulers = self._schedules(
             self.progress.epoch * self.batches.steps + self.progress.step
         )
         if rank() < len(state["rng"]):
@@ -448,21 +455,28 @@ class Trainer:
                 torch.cuda.set_rng_state(state["cuda_rng"][rank()])
 
 
-def _optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def _optimizers(net: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    weights = [p for p in net.parameters() if p.ndim > 1]
+    others = [p for p in net.parameters() if p.ndim <= 1]  # biases and norms, which do not decay
+    optimizers: list[torch.optim.Optimizer] = []
+    if recipe.optimizer == "muon":
+        inner = [p for p in weights if p.ndim == 4][1:]
+        optimizers.append(Muon(inner, recipe.lr, recipe.momentum, recipe.weight_decay))
+        chosen = {id(p) for p in inner}
+        weights = [p for p in weights if id(p) not in chosen]
     groups = [
-        {
-            "params": [p for p in net.parameters() if p.ndim > 1],  # weights, not biases and norms
-            "weight_decay": recipe.weight_decay,
-        },
-        {"params": [p for p in net.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": weights, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
-    if recipe.optimizer == "adamw":
-        for group in groups:  # each its own betas: read_dict refuses what stands in a state twice
-            group["betas"] = (recipe.momentum, 0.999)
-        return torch.optim.AdamW(groups, recipe.lr, fused=True)
-    return torch.optim.SGD(
-        groups, recipe.lr, recipe.momentum, nesterov=recipe.momentum > 0, fused=True
-    )
+    if recipe.optimizer == "sgd":
+        return [
+            torch.optim.SGD(
+                groups, recipe.lr, recipe.momentum, nesterov=recipe.momentum > 0, fused=True
+            )
+        ]
+    for group in groups:  # each its own betas: read_dict refuses what stands in a state twice
+        group["betas"] = (recipe.momentum, 0.999)
+    return [*optimizers, torch.optim.AdamW(groups, recipe.lr, fused=True)]
 
 
 class StopRequest:
