@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from models.multistudent import refuse_tracing
+
 
 class Cascade(nn.Module):
     """The students that ran answer together, with the mean of their logits.
@@ -24,7 +26,12 @@ class Cascade(nn.Module):
         self.threshold = threshold
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (N, classes), float32, and the index of the last student that ran, int64 (N,)."""
+        """Logits (N, classes), float32, and the index of the last student that ran, int64 (N,).
+
+        RuntimeError where it is traced or exported, as `refuse_tracing` explains.
+        """
+        if not torch.jit.is_scripting():
+            refuse_tracing(self, images)
         first, *others = self.students
         logits = first(images).float()
         last = torch.zeros(len(images), dtype=torch.long, device=images.device)

@@ -6,6 +6,20 @@ import torch
 from torch import nn
 
 
+def refuse_tracing(system: nn.Module, images: torch.Tensor) -> None:
+    """Raise RuntimeError under torch.jit.trace, torch.export, torch.onnx and torch.fx.
+
+    They would record the networks that run for one batch, and for how many of its images.
+    """
+    traced = torch.jit.is_tracing() or torch.compiler.is_exporting()
+    if traced or isinstance(images, torch.fx.Proxy):
+        parts = " and ".join(name for name, _ in system.named_children())
+        raise RuntimeError(
+            f"{type(system).__name__} cannot be traced or exported, as which network runs depends "
+            f"on each image: export its {parts} one by one, and choose as its forward() does"
+        )
+
+
 class MultiStudent(nn.Module):
     """Two students behind a selector.
 
@@ -31,7 +45,12 @@ class MultiStudent(nn.Module):
         return (self.selector(images).float().sigmoid() < self.threshold).long()
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (N, classes) of the chosen students, and the choice, int64 (N,)."""
+        """Logits (N, classes) of the chosen students, and the choice, int64 (N,).
+
+        RuntimeError where it is traced or exported, as `refuse_tracing` explains.
+        """
+        if not torch.jit.is_scripting():
+            refuse_tracing(self, images)
         choice = self.choose(images)
         parts, positions = [], []
         for k, student in enumerate(self.students):

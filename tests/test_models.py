@@ -1,5 +1,7 @@
 """The networks' sizes and outputs, the selector's training, and who answers for which image."""
 
+import io
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -280,3 +282,27 @@ def test_three_students_stop_where_they_are_sure_together():
 def test_a_cascade_takes_no_image():
     logits, last = Cascade([Saying(0), Saying(1)], 0.9)(torch.zeros(0, 2, 2))
     assert logits.shape == (0, 2) and last.shape == (0,)
+
+
+# ------------------------------------------------------------------ neither can be recorded
+
+RECORDERS = {
+    "trace": lambda system, images: torch.jit.trace(system, images),
+    "export": lambda system, images: torch.export.export(system, (images,)),
+    "strict export": lambda system, images: torch.export.export(system, (images,), strict=True),
+    "onnx": lambda system, images: torch.onnx.export(system, (images,), io.BytesIO(), dynamo=False),
+    "fx": lambda system, _: torch.fx.symbolic_trace(system),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("recorder", RECORDERS)
+@pytest.mark.parametrize("name", ["MultiStudent", "Cascade"])
+def test_what_runs_depends_on_the_image_so_that_no_trace_is_made(name, recorder):
+    students, selector = [nn.Linear(3, 10), nn.Linear(3, 10)], nn.Linear(3, 1)
+    system, parts = {
+        "MultiStudent": (MultiStudent(students, selector), "students and selector"),
+        "Cascade": (Cascade(students, 0.9), "students"),
+    }[name]
+    with pytest.raises(Exception, match=f"{name} cannot be traced .*: export its {parts} one by"):
+        RECORDERS[recorder](system.eval(), torch.randn(4, 3))
