@@ -54,14 +54,16 @@ def multistudent(pretrained: bool = True, stem: str | None = None) -> nn.Module:
     """Both students behind the selector, of which one runs for each image.
 
     Images (N, 3, 32, 32) -> logits (N, 10) and the student that gave them, int64 (N,), 0 or 1.
-    The threshold between the two is that of the selector's checkpoint, 0.5 when untrained. It cannot
-    be traced or exported: export its `students` and its `selector` one by one.
+    The threshold between the two is that of the selector's checkpoint, 0.5 when untrained. A
+    selector that was made for other students is a utils.files.UserError. The whole cannot be traced
+    or exported: export its `students` and its `selector` one by one.
     """
     students = [_classifier(arch, pretrained, stem) for arch in models.STUDENTS]
     if not pretrained:
         return models.MultiStudent(students, models.Selector())
     path = _CHECKPOINTS / checkpoint.FILES["selector"]
     chooser, info = checkpoint.load_network(path, "selector")
+    checkpoint.check_students(path, info, students)
     return models.MultiStudent(students, chooser, info.get("threshold", 0.5)).eval()
 
 

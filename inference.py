@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import islice, takewhile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +29,8 @@ from tqdm import tqdm
 
 from models import STUDENTS, Cascade, MultiStudent, macs
 from utils import cli
-from utils.checkpoint import ALONE, FILES, load_network
-from utils.data import CLASSES, Split, load_sample, load_splits
+from utils.checkpoint import ALONE, FILES, check_students, load_network
+from utils.data import CLASSES, Split, fingerprint, load_sample, load_splits
 from utils.device import for_inference, pick_device, precision
 from utils.files import UserError, replacing, shown
 from utils.photos import image_files, one_line, read_image
@@ -97,13 +98,13 @@ def main() -> int:
         parser.error("--csv is for your own images: name them, or a folder of them")
     device = pick_device(args.device)
     if args.images:
-        system, names = load_policy(args.policy, args, device)
+        system, names, made_of = load_policy(args.policy, args, device)
         if args.csv:
-            return write_answers(system, names, args, device)
+            return write_answers(system, names, made_of, args, device)
         return print_answers(system, names, args.images, args.batch_size, device)
 
-    system, _ = load_policy("selector", args, device)
-    cascade, _ = load_policy("cascade", args, device)
+    system, *_ = load_policy("selector", args, device)
+    cascade, *_ = load_policy("cascade", args, device)
     networks = dict(zip(STUDENTS, system.students, strict=True))
     teacher = args.checkpoint_dir / FILES["resnet50"]
     if not teacher.exists():
@@ -138,28 +139,43 @@ def main() -> int:
 
 def load_policy(
     policy: str, args: argparse.Namespace, device: torch.device
-) -> tuple[nn.Module, tuple[str, ...]]:
-    """What answers under `policy`, on the device, and the names of its choices.
+) -> tuple[nn.Module, tuple[str, ...], dict[str, Any]]:
+    """What answers under `policy`, on the device, the names of its choices, and what it is made of.
 
     Only the networks that run are loaded. --threshold is that of --policy; other thresholds are
-    those in the selector's checkpoint.
+    those in the selector's checkpoint. What it is made of is all that an answer depends on, but for
+    the image.
     """
     folder = args.checkpoint_dir
     threshold = args.threshold if policy == args.policy else None
     archs = (policy,) if policy in STUDENTS else STUDENTS
-    students = [
-        for_inference(load_network(folder / FILES[arch], arch)[0], device) for arch in archs
-    ]
+    trained = [load_network(folder / FILES[arch], arch) for arch in archs]
+    nets = {arch: net for arch, (net, _) in zip(archs, trained, strict=True)}
+    if policy == "selector" or (policy == "cascade" and threshold is None):
+        path = folder / FILES["selector"]
+        selector, chosen = load_network(path, "selector")
+        check_students(path, chosen, list(nets.values()))
+    students = [for_inference(net, device) for net in nets.values()]
     if policy in STUDENTS:
-        return Cascade(students, 0).eval(), (policy,)
-    if policy == "ensemble":
-        return Cascade(students, 1.01).eval(), ("both", "both")
-    selector, facts = load_network(folder / FILES["selector"], "selector")
-    if policy == "selector":
-        threshold = facts.get("threshold", 0.5) if threshold is None else threshold
-        return MultiStudent(students, for_inference(selector, device), threshold).eval(), STUDENTS
-    threshold = facts.get("cascade_threshold", 0.9) if threshold is None else threshold
-    return Cascade(students[::-1], threshold).eval(), (STUDENTS[1], "both")
+        system, names = Cascade(students, 0), (policy,)
+    elif policy == "ensemble":
+        system, names = Cascade(students, 1.01), ("both", "both")
+    elif policy == "cascade":
+        threshold = chosen.get("cascade_threshold", 0.9) if threshold is None else threshold
+        system, names = Cascade(students[::-1], threshold), (STUDENTS[1], "both")
+    else:
+        threshold = chosen.get("threshold", 0.5) if threshold is None else threshold
+        system, names = MultiStudent(students, for_inference(selector, device), threshold), STUDENTS
+        nets["selector"] = selector
+    made_of = {
+        "policy": policy,
+        "threshold": threshold,
+        "batch_size": args.batch_size,
+        "device": f"{device.type}, {precision(device)}",
+        **{name: trained[0][1][name] for name in ("classes", "mean", "std")},
+        **{arch: fingerprint(net.state_dict().values()) for arch, net in nets.items()},
+    }
+    return system.eval(), names, made_of
 
 
 def test_images(data_dir: Path, subset: int | None, device: torch.device) -> tuple[str, Split]:
@@ -321,13 +337,17 @@ def print_answers(
 
 
 def write_answers(
-    system: nn.Module, names: Sequence[str], args: argparse.Namespace, device: torch.device
+    system: nn.Module,
+    names: Sequence[str],
+    made_of: dict[str, Any],
+    args: argparse.Namespace,
+    device: torch.device,
 ) -> int:
     """Write a row for each image to args.csv, a batch at a time. 2 if one is no image.
 
     Ctrl-C and SIGTERM end it with status 130 and 143, once the images read so far have their row.
     """
-    with closing(Predictions(args.csv, args.resume)) as table, StopRequest() as stop:
+    with closing(Predictions(args.csv, args.resume, made_of)) as table, StopRequest() as stop:
         files = takewhile(lambda _: not stop.signal, image_files(args.images))
         files = (file for file in files if not table.skips(file))
         with tqdm(unit="img", initial=table.answered + table.failed) as bar:

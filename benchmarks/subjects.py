@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from benchmarks import plain
 from models import STUDENTS, MultiStudent, network
-from utils.checkpoint import FILES, load_network
+from utils.checkpoint import FILES, check_students, load_network
 from utils.data import Augmentation, Batches, Split, load_splits
 from utils.device import autocast, for_inference, to_device
 from utils.distillation import distillation_loss
@@ -142,9 +142,11 @@ def plain_step(place: Place, arch: str) -> Piece:
 
 
 def routed(place: Place, count: int) -> Piece:
-    selector, facts = load_network(place.checkpoint_dir / FILES["selector"], "selector")
-    students = [place.load(arch) for arch in STUDENTS]
-    selector = for_inference(selector, place.device)
+    path = place.checkpoint_dir / FILES["selector"]
+    selector, facts = load_network(path, "selector")
+    trained = [load_network(place.checkpoint_dir / FILES[arch], arch)[0] for arch in STUDENTS]
+    check_students(path, facts, trained)
+    *students, selector = (for_inference(net, place.device) for net in (*trained, selector))
     system = MultiStudent(students, selector, facts["threshold"]).eval()
     return _predicting([system], place, count)
 

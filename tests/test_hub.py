@@ -9,8 +9,11 @@ import pytest
 import torch
 
 import hubconf
+import inference
+from benchmarks import subjects
 from models import STUDENTS
-from utils.checkpoint import FILES, load_network
+from utils import routing_study
+from utils.checkpoint import FILES, load_network, read_checkpoint, write_dict
 from utils.data import MEAN, STD, normalize
 from utils.files import UserError
 
@@ -112,3 +115,73 @@ def test_the_script_of_the_readme_loads_the_student_without_this_project(sample)
     assert float(done.stdout.rstrip(" %\n")) == pytest.approx(
         100 * right.double().mean().item(), abs=0.2
     )
+
+
+# ------------------------------------------------------------------ a selector of other students
+
+
+@pytest.fixture(scope="module")
+def retrained(tmp_path_factory):
+    """The shipped checkpoints, but for one weight of GoogLeNet."""
+    folder = tmp_path_factory.mktemp("retrained")
+    for file in FILES.values():
+        (folder / file).symlink_to(ROOT / "checkpoints" / file)
+    path = folder / FILES["googlenet"]
+    checkpoint = read_checkpoint(path)
+    checkpoint["state_dict"]["fc.bias"][0] += 1
+    path.unlink()
+    write_dict(path, checkpoint)
+    return folder
+
+
+def inference_of(*flags):
+    def run(folder, monkeypatch, data):
+        words = ["--checkpoint-dir", folder, "--data-dir", data, *flags]
+        monkeypatch.setattr("sys.argv", ["script.py", *map(str, words)])
+        return inference.main()
+
+    return run
+
+
+def study(folder, monkeypatch, data):
+    words = ["--checkpoint-dir", folder, "--data-dir", data, "--out", folder / "out"]
+    monkeypatch.setattr("sys.argv", ["script.py", *map(str, words)])
+    return routing_study.main()
+
+
+def benchmark(folder, monkeypatch, data):
+    return subjects.routed(subjects.Place(torch.device("cpu"), data, folder), 1)
+
+
+def from_the_hub(folder, monkeypatch, data):
+    monkeypatch.setattr(hubconf, "_CHECKPOINTS", folder)
+    return hubconf.multistudent()
+
+
+PHOTO = str(ROOT / "results" / "samples.png")
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        inference_of(), inference_of(PHOTO), inference_of(PHOTO, "--policy", "cascade"),
+        inference_of(PHOTO, "--threshold", "0.4"), study, benchmark, from_the_hub,
+    ],
+)  # fmt: skip
+def test_a_selector_of_other_students_is_refused(retrained, small_npz, monkeypatch, use):
+    told = "selector.pth and its thresholds are of other students .* with: python trainSelector.py"
+    with pytest.raises(UserError, match=f"{told} --checkpoint-dir {retrained}$"):
+        use(retrained, monkeypatch, small_npz)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["densenet121"], ["googlenet"], ["ensemble"],
+        ["cascade", "--threshold", "0.5"],
+    ],
+)  # fmt: skip
+def test_what_asks_no_selector_needs_none(retrained, small_npz, monkeypatch, tmp_path, flags):
+    for arch in STUDENTS:
+        (tmp_path / FILES[arch]).symlink_to(retrained / FILES[arch])
+    assert inference_of(PHOTO, "--policy", *flags)(tmp_path, monkeypatch, small_npz) == 0

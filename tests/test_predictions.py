@@ -19,12 +19,15 @@ from PIL import Image
 from torch import nn
 
 import inference
+from models import STUDENTS
+from utils.data import CLASSES, MEAN, STD, fingerprint
 from utils.files import UserError
-from utils.predictions import Answer, Predictions
+from utils.predictions import HEADER, Answer, Predictions
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ["plain.png", "new\nline.png", 'quo"te\n.png', '"\n"', "comma,.png", "cr\r.png", "\udcff"]
 ANSWERS = [Answer(Path(name), "cat", 0.5, "googlenet") for name in NAMES]
+MADE_OF = {"policy": "selector", "threshold": 0.5}
 ANSWERS.insert(3, Answer(Path("a,b"), error="a,b: not an image"))
 
 
@@ -54,13 +57,23 @@ class Selector(nn.Module):
 def run(monkeypatch):
     """inference.py with stand-ins: its exit status."""
 
-    def run(*argv, selector=None):
+    def run(*argv, selector=None, trained_anew=None):
         nets = {
             "densenet121": Student(),
             "googlenet": Student(),
             "selector": selector or Selector(),
         }
-        monkeypatch.setattr(inference, "load_network", lambda path, arch: (nets[arch], {}))
+        if trained_anew in nets:
+            nets[trained_anew].register_buffer("weight", torch.ones(1))
+        facts = {
+            "classes": CLASSES[::-1] if trained_anew == "classes" else CLASSES,
+            "mean": MEAN,
+            "std": STD,
+            "hyperparameters": {
+                "students": [fingerprint(nets[arch].state_dict().values()) for arch in STUDENTS]
+            },
+        }
+        monkeypatch.setattr(inference, "load_network", lambda path, arch: (nets[arch], facts))
         # What a stand-in does beside computing would be lost in the copy that answers faster.
         monkeypatch.setattr(inference, "for_inference", lambda net, device: net.eval())
         monkeypatch.setattr(sys, "argv", ["inference.py", "--device", "cpu", *map(str, argv)])
@@ -150,13 +163,13 @@ def test_a_killed_run_resumes_to_the_same_file(folder, tmp_path):
 
 def test_a_file_cut_off_anywhere_resumes_to_the_same_file(tmp_path):
     path = tmp_path / "table.csv"
-    with closing(Predictions(path, resume=False)) as table:
+    with closing(Predictions(path, False, MADE_OF)) as table:
         table.write(ANSWERS)
     content = path.read_bytes()
     assert [row["file"] for row in rows(path)] == [str(each.file) for each in ANSWERS]
     for end in range(len(content) + 1):
         path.write_bytes(content[:end])
-        with closing(Predictions(path, resume=True)) as table:
+        with closing(Predictions(path, True, MADE_OF)) as table:
             table.write(each for each in ANSWERS if not table.skips(each.file))
             assert (table.answered, table.failed) == (len(NAMES), 1)
         assert path.read_bytes() == content
@@ -196,25 +209,133 @@ def test_a_file_that_stands_there_is_not_lost(tmp_path, resume):
     table.write_text("epoch,loss\n1,2\n")
     told = "is another CSV" if resume else "exists: add --resume"
     with pytest.raises(UserError, match=f"table.csv {told}"):
-        Predictions(table, resume)
+        Predictions(table, resume, MADE_OF)
     assert table.read_text() == "epoch,loss\n1,2\n"
     with pytest.raises(UserError, match=re.escape(str(tmp_path))):
-        Predictions(tmp_path, resume)
+        Predictions(tmp_path, resume, MADE_OF)
+
+
+@pytest.mark.parametrize(
+    "flags, changed",
+    [
+        (["--policy", "cascade"], "policy was 'selector', is 'cascade'"),
+        (["--threshold", "0.6"], "threshold was 0.5, is 0.6"),
+        (["--batch-size", "7"], "batch_size was 6, is 7"),
+    ],
+)
+def test_rows_of_other_settings_are_not_mixed_in(folder, tmp_path, run, flags, changed):
+    table = tmp_path / "table.csv"
+    run(folder / "0", "--csv", table, "--batch-size", 6)
+    before = table.read_bytes()
+    with pytest.raises(UserError, match=f"table.csv only as it was begun: .*{changed}"):
+        run(folder, "--csv", table, "--batch-size", 6, "--resume", *flags)
+    assert table.read_bytes() == before
+    assert run(folder, "--csv", table, "--batch-size", 6, "--resume") == 2
+    assert table.read_bytes().startswith(before) and len(rows(table)) == 41
+
+
+@pytest.mark.parametrize("what", ["selector", "googlenet", "classes", "device"])
+def test_rows_of_other_networks_are_not_mixed_in(folder, tmp_path, run, monkeypatch, what):
+    table = tmp_path / "table.csv"
+    run(folder / "0", "--csv", table)
+    before = table.read_bytes()
+    if what == "device":
+        monkeypatch.setattr(inference, "precision", lambda device: "float16")
+    with pytest.raises(UserError, match=f"table.csv only as it was begun: {what} was .*, is "):
+        run(folder, "--csv", table, "--resume", trained_anew=what)
+    assert table.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[1, 2]", "[" * 100_000])
+def test_rows_of_settings_that_are_not_known_are_not_mixed_in(tmp_path, content):
+    path, facts = tmp_path / "table.csv", tmp_path / ".table.csv.json"
+    with closing(Predictions(path, False, MADE_OF)) as table:
+        table.write(ANSWERS)
+    before = path.read_bytes()
+    facts.unlink() if content is None else facts.write_text(content)
+    with pytest.raises(UserError, match="[.]table.csv.json, which says how .* missing or damaged"):
+        Predictions(path, True, MADE_OF)
+    assert path.read_bytes() == before
+
+
+def table_of(count):
+    rows = (f"photos/{k:05}.png,cat,0.{k % 10000:04},googlenet,\n" for k in range(count - 1))
+    return [HEADER.decode(), *rows, 'last.png,,,,"not an image: none of JPEG, PNG"\n']
+
+
+@pytest.fixture
+def resumed(tmp_path):
+    """What a resumed run makes of the lines of a table: its Predictions."""
+
+    def resumed(lines):
+        path = tmp_path / "table.csv"
+        Predictions(path, False, MADE_OF).close()
+        path.write_text("".join(lines), newline="")
+        return Predictions(path, True, MADE_OF)
+
+    return resumed
+
+
+@pytest.mark.parametrize("line", [5, 999])
+@pytest.mark.parametrize("place", [0, 3, 18, 20, 22, 28, 38, -1])
+def test_a_stray_quote_cuts_nothing_off(tmp_path, resumed, line, place):
+    lines = table_of(999)
+    lines[line] = f'{lines[line][:place]}"{lines[line][place:]}'
+    with pytest.raises(UserError, match=rf"table.csv: line {line + 1} is no row of this program"):
+        resumed(lines)
+    assert (tmp_path / "table.csv").read_text() == "".join(lines)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "\n", "cat\n", "a.png,cat\n", "a.png,cat,0.5,googlenet,\n", "a.png,cat,0.5000,googlenet\n",
+        "a.png,cat,0.5000,googlenet,,\n", "a\r.png,cat,0.5000,googlenet,\n", "\r\n", "\r",
+        "a.png,cat,0.5000,googlenet,\r\n", "a.png,,,,\n", "a.png,cat,0.5000,googlenet,bad\n",
+        "1,2,3,4,5\n", "a" * 200_000 + ",cat,0.5000,googlenet,\n", "a" * 200_000,
+        '"' + "\n" * 200_000,
+    ],
+)  # fmt: skip
+def test_a_row_that_is_not_ours_is_told(tmp_path, resumed, odd):
+    lines = table_of(9)
+    lines.insert(5, odd)
+    with pytest.raises(UserError, match="table.csv: line 6 is no row of this program"):
+        resumed(lines)
+    assert (tmp_path / "table.csv").read_bytes() == "".join(lines).encode()
+
+
+def test_only_what_follows_the_last_line_feed_is_cut_off(tmp_path, resumed):
+    lines = table_of(10)
+    resumed([*lines, "half,ca"]).close()
+    assert (tmp_path / "table.csv").read_text() == "".join(lines)
+
+
+@pytest.mark.parametrize("stray", ["", '"'])
+def test_a_table_of_100_000_rows_is_looked_through_at_once(resumed, stray):
+    lines = table_of(100_000)
+    lines[5] = stray + lines[5]
+    started = time.thread_time()
+    if stray:
+        with pytest.raises(UserError, match="line 6 is no row"):
+            resumed(lines)
+    else:
+        assert resumed(lines).answered == 99_999
+    assert time.thread_time() - started < 10  # 0.3 s as a rule
 
 
 def test_two_runs_do_not_write_one_file(tmp_path):
     path = tmp_path / "table.csv"
-    first = Predictions(path, resume=False)
+    first = Predictions(path, False, MADE_OF)
     with pytest.raises(UserError, match="another run is writing .*table.csv"):
-        Predictions(path, resume=True)
+        Predictions(path, True, MADE_OF)
     first.close()
-    Predictions(path, resume=True).close()
+    Predictions(path, True, MADE_OF).close()
 
 
 def test_a_full_disk_leaves_whole_rows(tmp_path):
     path = tmp_path / "table.csv"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with closing(Predictions(path, resume=False)) as table:
+    with closing(Predictions(path, False, MADE_OF)) as table:
         table.write(ANSWERS)
         content = path.read_bytes()
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) + 20, limits[1]))

@@ -2,7 +2,8 @@
 
 import io
 import os
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from torch import nn
 
 from models import STEMS, Selector, network
 from utils.data import CLASSES, MEAN, STD, fingerprint
-from utils.files import UserError, replacing
+from utils.files import UserError, replacing, shown
 from utils.safe_load import brief, read_dict
 
+CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"  # unless a flag says otherwise
 FILES = {
     "resnet50": "teacher.pth",
     "densenet121": "densenet121.pth",
@@ -191,6 +193,25 @@ def load_network(path: str | Path, arch: str | None = None) -> tuple[nn.Module, 
             raise UserError(f"{path}: its weights {name} are not all finite")
     net.load_state_dict(weights)
     return net.eval(), checkpoint
+
+
+def check_students(path: Path, selector: Mapping[str, Any], students: Sequence[nn.Module]) -> None:
+    """Raise UserError unless these are the students that the selector was made for.
+
+    Args:
+        path: of the selector, `selector` the dictionary in it. Its thresholds, the cascade's too,
+            are for the same students.
+        students: both, as `load_network` returned them.
+    """
+    weights = [fingerprint(student.state_dict().values()) for student in students]
+    if selector["hyperparameters"].get("students") != weights:
+        command = COMMANDS["selector"]
+        if (folder := shown(path.parent)) != shown(CHECKPOINTS):
+            command += f" --checkpoint-dir {shlex.quote(folder)}"
+        raise UserError(
+            f"{shown(path)} and its thresholds are of other students than those beside it; make "
+            f"them for these with: {command}"
+        )
 
 
 def starting_network(

@@ -25,7 +25,7 @@ import torch
 
 from models import STUDENTS, confidence, macs
 from utils import cli
-from utils.checkpoint import FILES, load_network
+from utils.checkpoint import FILES, check_students, load_network
 from utils.data import load_splits
 from utils.device import for_inference, pick_device
 from utils.files import replacing, shown
@@ -232,6 +232,8 @@ def main() -> None:
     for arch, file in FILES.items():
         nets[arch], facts = load_network(args.checkpoint_dir / file, arch)
         if arch == "selector":
+            path = args.checkpoint_dir / file
+            check_students(path, facts, [nets[student] for student in STUDENTS])
             thresholds = facts.get("threshold", 0.5), facts.get("cascade_threshold", 0.9)
     work = {arch: round(1e6 * macs(net)) for arch, net in nets.items()}
     nets = {arch: for_inference(net, device) for arch, net in nets.items()}
