@@ -14,6 +14,7 @@ repository take its place.
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -98,11 +99,15 @@ def main() -> int:
         parser.error("--csv is for your own images: name them, or a folder of them")
     device = pick_device(args.device)
     if args.images:
+        if all(map(os.path.isdir, image_files(args.images))):
+            read_image(next(image_files(args.images)))  # which says what is wrong with the folder
         system, names, made_of = load_policy(args.policy, args, device)
         if args.csv:
             return write_answers(system, names, made_of, args, device)
         return print_answers(system, names, args.images, args.batch_size, device)
 
+    figures = cli.figures_into(args.out)
+    histories = figures.read_histories(args.checkpoint_dir)
     system, *_ = load_policy("selector", args, device)
     cascade, *_ = load_policy("cascade", args, device)
     networks = dict(zip(STUDENTS, system.students, strict=True))
@@ -130,9 +135,7 @@ def main() -> int:
     print_tables(metrics)
     with replacing(args.out / "metrics.json", binary=False) as file:
         json.dump(metrics, file, indent=2)
-    from utils import figures  # Matplotlib takes a second to load, and is needed here alone
-
-    written = figures.draw_all(args.out, metrics, args.checkpoint_dir, test, *routed)
+    written = figures.draw_all(args.out, metrics, histories, test, *routed)
     print(f"wrote {', '.join(shown(path) for path in [args.out / 'metrics.json', *written])}")
     return 0
 
@@ -332,7 +335,7 @@ def print_answers(
                 )
         sys.stdout.flush()
     if failed:
-        print(f"inference.py: {failed:,} of the files are not images", file=sys.stderr)
+        print(f"inference.py: {failed:,} of the files could not be read", file=sys.stderr)
     return 2 if failed else 0
 
 

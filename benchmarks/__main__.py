@@ -35,7 +35,7 @@ from benchmarks.subjects import BATCH_SIZE, STEM, SUBJECTS
 from models import macs, network
 from utils import cli
 from utils.device import has_bf16, pick_device, precision
-from utils.files import UserError, replacing, shown
+from utils.files import UserError, replacing, shown, try_folder
 
 ROUNDS = 5  # pairs of pieces a subject
 SETTING = ("batch_size", "threads", "images")
@@ -191,6 +191,8 @@ def main() -> None:
     if unknown := [name for name in args.subjects if name not in SUBJECTS]:
         parser.error(f"no subject {unknown[0]!r}: choose from {', '.join(SUBJECTS)}")
     device = pick_device(args.device)
+    if args.json:
+        try_folder(args.json.parent)
     args.device = str(device)
     about = machine(device)
     gflops = about["bf16_gflops" if has_bf16(device) else "fp32_gflops"]

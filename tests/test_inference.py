@@ -347,6 +347,29 @@ def test_a_reader_that_has_had_enough_ends_it_quietly(tmp_path):
     assert running.returncode == 141
 
 
+@pytest.mark.parametrize("flags", [[], ["--csv", "table.csv"]])
+def test_a_folder_without_images_is_told_before_anything_is_loaded(
+    tmp_path, monkeypatch, flags, capsys
+):
+    (tmp_path / "empty/below").mkdir(parents=True)
+    (tmp_path / "empty/.hidden.png").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["inference.py", "empty", *flags, "--checkpoint-dir", "none"])
+    with pytest.raises(UserError, match="^empty: no images in this folder$"):
+        inference.main()
+    assert capsys.readouterr().out == "" and not (tmp_path / "table.csv").exists()
+
+
+def test_an_empty_folder_among_others_is_told_beside_their_answers(tmp_path, system, capsys):
+    (tmp_path / "empty").mkdir()
+    Image.new("RGB", (40, 40), RGB).save(tmp_path / "red.png")
+    paths = [tmp_path / "empty", tmp_path / "red.png", tmp_path / "gone.png"]
+    assert inference.print_answers(system.eval(), STUDENTS, paths, 2, torch.device("cpu")) == 2
+    out, err = capsys.readouterr()
+    assert "red.png" in out and "empty: no images in this folder" in err
+    assert "gone.png: no such file" in err and "2 of the files could not be read" in err
+
+
 def test_matplotlib_is_not_loaded_for_ones_own_images():
     code = "import sys, inference; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

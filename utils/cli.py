@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from models.selector import WIDTHS
 from utils.device import precision
 from utils.distillation import LOSSES
 from utils.distributed import rank, ranks
-from utils.files import UserError, shown
+from utils.files import UserError, shown, try_folder
 from utils.train import OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -181,6 +182,19 @@ def announce(title: str, **facts: object) -> None:
     for name, fact in facts.items():
         print(f"  {name:<14}{fact}")
     print(flush=True)
+
+
+def figures_into(out: Path) -> ModuleType:
+    """`utils.figures`, for a run that ends with figures in `out`: to be called when it starts.
+
+    Raises UserError where `out` cannot be written or Matplotlib cannot be loaded.
+    """
+    try_folder(out)
+    try:
+        from utils import figures  # takes a second, and is not needed for one's own images
+    except ImportError as error:
+        raise UserError(f"the figures need Matplotlib: pip install matplotlib ({error})") from error
+    return figures
 
 
 def training_facts(

@@ -1,11 +1,12 @@
 """The figures of inference.py and of the routing study: each a function that draws one."""
 
 import csv
+import os
 from pathlib import Path
 
+# A notebook sets its own for the programs that it starts, which cannot always load it.
+os.environ["MPLBACKEND"] = "agg"
 import matplotlib
-
-matplotlib.use("Agg")  # no display is needed, nor asked for
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from models import STUDENTS
 from utils.checkpoint import ALONE, FILES
 from utils.data import CLASSES, Split
-from utils.files import replacing
+from utils.files import UserError, replacing, shown
 
 COLORS = {"densenet121": "#d9822b", "googlenet": "#2a9d8f", "routed": "#6a4c93"}
 NAMES = {
@@ -22,6 +23,8 @@ NAMES = {
     "googlenet": "GoogLeNet",
     "routed": "routed",
 }
+matplotlib.use("agg")  # no display is needed, nor asked for
+plt.rcdefaults()  # whatever a matplotlibrc says, which may ask for LaTeX
 plt.rcParams.update(
     {
         "axes.spines.top": False,
@@ -37,31 +40,53 @@ plt.rcParams.update(
 def draw_all(
     out: Path,
     metrics: dict,
-    checkpoint_dir: Path,
+    histories: dict[str, list[dict[str, float]]],
     test: Split,
     predictions: np.ndarray,
     choice: np.ndarray,
 ) -> list[Path]:
     """Draw what can be drawn into `out`, and return the files.
 
-    The accuracy per epoch is of the .csv histories beside the checkpoints.
+    The accuracy per epoch is that of `read_histories`, if there is any.
     """
     figures = {
         "per_class_accuracy.png": per_class_accuracy(metrics),
         "route_share.png": route_share(metrics),
         "samples.png": samples(test, predictions, choice),
     }
+    if histories:
+        figures["accuracy_per_epoch.png"] = accuracy_per_epoch(histories)
+    for name, figure in figures.items():
+        save(figure, out / name)
+    return [out / name for name in figures]
+
+
+def read_histories(checkpoint_dir: Path) -> dict[str, list[dict[str, float]]]:
+    """The rows, one an epoch, of the .csv histories that lie beside the checkpoints, by run.
+
+    Raises UserError, naming the file, where one is damaged.
+    """
     runs = {
         "teacher": FILES["resnet50"],
         **{arch: FILES[arch] for arch in STUDENTS},
         **{f"{arch}_alone": file for arch, file in ALONE.items()},
     }
-    paths = {name: checkpoint_dir / file.replace(".pth", ".csv") for name, file in runs.items()}
-    if histories := {name: path for name, path in paths.items() if path.exists()}:
-        figures["accuracy_per_epoch.png"] = accuracy_per_epoch(histories)
-    for name, figure in figures.items():
-        save(figure, out / name)
-    return [out / name for name in figures]
+    histories = {}
+    for run, checkpoint in runs.items():
+        path = checkpoint_dir / checkpoint.replace(".pth", ".csv")
+        if not path.exists():
+            continue
+        try:
+            with open(path, newline="", encoding="utf-8") as file:
+                histories[run] = [
+                    {name: float(row[name]) for name in ("epoch", "val_accuracy", "train_accuracy")}
+                    for row in csv.DictReader(file)
+                ]
+        except (KeyError, ValueError, TypeError, csv.Error) as error:
+            raise UserError(
+                f"{shown(path)} is no history of a training: delete it, or put it right"
+            ) from error
+    return histories
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -88,17 +113,15 @@ def per_class_accuracy(metrics: dict) -> Figure:
     return figure
 
 
-def accuracy_per_epoch(histories: dict[str, Path]) -> Figure:
+def accuracy_per_epoch(histories: dict[str, list[dict[str, float]]]) -> Figure:
     """Top-1 accuracy after each epoch of each run, on the validation and the training images."""
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for run, path in histories.items():
+    for run, rows in histories.items():
         arch, alone, _ = run.partition("_alone")
         name = NAMES[arch] + (", without the teacher" if alone else "")
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        epochs = [int(row["epoch"]) for row in rows]
+        epochs = [row["epoch"] for row in rows]
         val, train = (
-            [100 * float(row[f"{split}_accuracy"]) for row in rows] for split in ("val", "train")
+            [100 * row[f"{split}_accuracy"] for row in rows] for split in ("val", "train")
         )
         color = COLORS.get(arch, "#555555")
         axes.plot(epochs, val, "x:" if alone else "o-", ms=4, color=color, label=name)

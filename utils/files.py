@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import glob
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +40,20 @@ def replacing(path: Path, binary: bool = True) -> Iterator:
     finally:
         with contextlib.suppress(OSError):  # the error that brought us here is the one to tell
             partial.unlink()
+
+
+def try_folder(folder: Path) -> None:
+    """Make `folder` and, for a moment, a file in it, so that no result is lost for want of it.
+
+    Raises UserError where either fails.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(
+            f"cannot write into {shown(folder)}: {error.strerror or error}; name another folder"
+        ) from error
 
 
 def _sync_folder(folder: Path) -> None:

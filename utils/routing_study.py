@@ -226,6 +226,7 @@ def main() -> None:
     cli.add_out(parser, OUT, "routing.json, routing.png and selectors.png")
     args = parser.parse_args()
     device = pick_device(args.device)
+    figures = cli.figures_into(args.out)
     train, val, test = load_splits(args.data_dir, args.subset, device)
     folds = out_of_fold(args.out_of_fold, args.out / "out_of_fold.npz", train)
     nets, thresholds = {}, (0.5, 0.9)
@@ -244,8 +245,6 @@ def main() -> None:
     tested = Answers(test.images, test.labels, tuple(logits[arch] for arch in STUDENTS))
     routing["study"]["selectors"] = selectors(students, train, val, tested, args.seeds, folds)
     print_selectors(routing["study"]["selectors"])
-
-    from utils import figures
 
     written = [args.out / name for name in ("routing.json", "routing.png", "selectors.png")]
     with replacing(written[0], binary=False) as file:

@@ -20,7 +20,7 @@ from utils.checkpoint import FILES, load_network
 from utils.data import CLASSES, Split, load_splits
 from utils.device import for_inference, pick_device
 from utils.distillation import absolute_error
-from utils.files import UserError, replacing, shown
+from utils.files import UserError, replacing, shown, try_folder
 from utils.train import predict
 
 BATCH_SIZE = 500  # images a step
@@ -64,6 +64,7 @@ def main() -> None:
     cli.add_out(parser, OUT, "KIND-1.npy and KIND-2.npy")
     args = parser.parse_args()
     device = pick_device(args.device)
+    try_folder(args.out)
     train = load_splits(args.data_dir, args.subset, device)[0]
 
     def answers(arch: str) -> torch.Tensor:
