@@ -173,7 +173,6 @@ def load_policy(
     made_of = {
         "policy": policy,
         "threshold": threshold,
-        "batch_size": args.batch_size,
         "device": f"{device.type}, {precision(device)}",
         **{name: trained[0][1][name] for name in ("classes", "mean", "std")},
         **{arch: fingerprint(net.state_dict().values()) for arch, net in nets.items()},
@@ -350,6 +349,7 @@ def write_answers(
 
     Ctrl-C and SIGTERM end it with status 130 and 143, once the images read so far have their row.
     """
+    made_of["batch_size"] = args.batch_size  # which rounding depends on
     with closing(Predictions(args.csv, args.resume, made_of)) as table, StopRequest() as stop:
         files = takewhile(lambda _: not stop.signal, image_files(args.images))
         files = (file for file in files if not table.skips(file))
