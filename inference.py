@@ -99,7 +99,10 @@ def main() -> int:
         parser.error("--csv is for your own images: name them, or a folder of them")
     device = pick_device(args.device)
     if args.images:
-        if all(map(os.path.isdir, image_files(args.images))):
+        firsts = (
+            next(image_files([path])) if os.path.isdir(path) else path for path in args.images
+        )
+        if all(map(os.path.isdir, firsts)):
             read_image(next(image_files(args.images)))  # which says what is wrong with the folder
         system, names, made_of = load_policy(args.policy, args, device)
         if args.csv:
