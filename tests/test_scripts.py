@@ -21,7 +21,7 @@ import trainSelector
 from models import STUDENTS, MultiStudent
 from utils import cli
 from utils.checkpoint import FILES, load_network
-from utils.data import load_splits
+from utils.data import fingerprint, load_splits
 from utils.train import predict, top1
 
 SCRIPTS = {
@@ -371,6 +371,11 @@ def test_a_student_whose_logits_are_not_finite_ends_inference_and_spares_its_fil
         if arch == "googlenet":
             for name, tensor in checkpoint["state_dict"].items():
                 tensor.fill_(60_000) if name.endswith("bn.weight") else None
+        if arch == "selector":
+            checkpoint["hyperparameters"]["students"] = [
+                fingerprint(load_network(tmp_path / FILES[it])[0].state_dict().values())
+                for it in STUDENTS
+            ]
         torch.save(checkpoint, tmp_path / FILES[arch])
     (tmp_path / "metrics.json").write_text("of an earlier run")
     flags = ["--subset", 20, "--out", tmp_path]
