@@ -17,13 +17,15 @@ import torch
 
 from models import STUDENTS
 from utils import cli
+from utils.answers import report_test_accuracy, score
+from utils.augment import Augmentation
 from utils.checkpoint import ALONE, FILES, load_network, starting_network
-from utils.data import Augmentation, fingerprint, load_splits, named_images
+from utils.data import fingerprint, load_splits, named_images
 from utils.device import autocast, for_inference, pick_device, seed_everything, to_device
 from utils.distillation import LOSSES, distillation_loss
 from utils.distributed import from_first, join_group
 from utils.files import claim
-from utils.train import Recipe, Trainer, classification, report_test_accuracy
+from utils.run import Run
 
 # ------------------------------------------------------------------ hyperparameters
 
@@ -82,29 +84,30 @@ def main() -> None:
         distillation="none" if alone else f"{args.distill_loss}, alpha {ALPHA}",
     )
 
-    def loss(images: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        teacher_logits = None
-        if teacher:
-            with torch.no_grad(), autocast(device):
-                teacher_logits = teacher(images)  # the very same augmented batch as the student
-        return distillation_loss(
-            logits, teacher_logits, labels, args.distill_loss, ALPHA, TEMPERATURE
-        )
-
-    recipe = Recipe(
-        args.epochs, args.batch_size, args.lr, OPTIMIZER, MOMENTUM, WEIGHT_DECAY, WARMUP,
-        args.seed, Augmentation(CROP, FLIP, CUTOUT),
-    )  # fmt: skip
-    trainer = Trainer(
-        student, path, arch, STEM, recipe,
-        {
+    run = Run(
+        student, path, train.images, train.labels,
+        arch=arch, stem=STEM, epochs=args.epochs, batch_size=args.batch_size,
+        optimizer=OPTIMIZER, lr=args.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY,
+        warmup=WARMUP, seed=args.seed, augmentation=Augmentation(CROP, FLIP, CUTOUT),
+        facts={
             "distill_loss": args.distill_loss, "alpha": ALPHA, "temperature": TEMPERATURE,
-            "init": init,
-            "teacher": taught_by,
+            "init": init, "teacher": taught_by,
         },
-        train.images, train.labels, loss=loss, **classification(val),
+        resume=args.resume,
     )  # fmt: skip
-    trainer.fit(args.resume)
+    for _ in run.epochs():
+        for images, labels in run.batches(train.labels):
+            with autocast(device):
+                teacher_logits = None
+                if teacher:
+                    with torch.no_grad():
+                        teacher_logits = teacher(images)  # the very same batch as the student's
+                logits = run.model(images)
+                loss = distillation_loss(
+                    logits, teacher_logits, labels, args.distill_loss, ALPHA, TEMPERATURE
+                )
+            run.step(loss, correct=logits.argmax(dim=1) == labels)
+        run.end_epoch(*score(student, val, args.batch_size))
 
     report_test_accuracy(path, test)
     print(f"next: python {'StudentTrain.py --model 2' if args.model == 1 else 'trainSelector.py'}")

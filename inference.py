@@ -30,14 +30,15 @@ from tqdm import tqdm
 
 from models import STUDENTS, Cascade, MultiStudent, macs
 from utils import cli
+from utils.answers import predict
 from utils.checkpoint import ALONE, FILES, check_students, load_network
 from utils.data import CLASSES, Split, fingerprint, load_sample, load_splits
 from utils.device import for_inference, pick_device, precision
 from utils.files import UserError, replacing, shown
 from utils.photos import image_files, one_line, read_image
 from utils.predictions import Answer, Predictions
+from utils.run import StopRequest
 from utils.statistics import wilson_interval
-from utils.train import StopRequest, predict
 
 # ------------------------------------------------------------------ settings
 

@@ -12,12 +12,14 @@ epoch). The students learn from it: StudentTrain.py.
 import torch.nn.functional as F
 
 from utils import cli
+from utils.answers import report_test_accuracy, score
+from utils.augment import Augmentation
 from utils.checkpoint import FILES, starting_network
-from utils.data import Augmentation, load_splits
-from utils.device import pick_device, seed_everything, to_device
+from utils.data import load_splits
+from utils.device import autocast, pick_device, seed_everything, to_device
 from utils.distributed import from_first, join_group
 from utils.files import claim
-from utils.train import Recipe, Trainer, classification, report_test_accuracy
+from utils.run import Run
 
 # ------------------------------------------------------------------ hyperparameters
 
@@ -55,16 +57,20 @@ def main() -> None:
         **cli.training_facts(args, device, teacher, len(train), len(val), path),
     )
 
-    recipe = Recipe(
-        args.epochs, args.batch_size, args.lr, OPTIMIZER, MOMENTUM, WEIGHT_DECAY, WARMUP,
-        args.seed, Augmentation(CROP, FLIP, CUTOUT),
+    run = Run(
+        teacher, path, train.images, train.labels,
+        arch=ARCH, stem=STEM, epochs=args.epochs, batch_size=args.batch_size,
+        optimizer=OPTIMIZER, lr=args.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY,
+        warmup=WARMUP, seed=args.seed, augmentation=Augmentation(CROP, FLIP, CUTOUT),
+        facts={"init": init}, resume=args.resume,
     )  # fmt: skip
-    trainer = Trainer(
-        teacher, path, ARCH, STEM, recipe, {"init": init}, train.images, train.labels,
-        loss=lambda images, logits, labels: F.cross_entropy(logits.float(), labels),
-        **classification(val),
-    )  # fmt: skip
-    trainer.fit(args.resume)
+    for _ in run.epochs():
+        for images, labels in run.batches(train.labels):
+            with autocast(device):
+                logits = run.model(images)
+                loss = F.cross_entropy(logits.float(), labels)
+            run.step(loss, correct=logits.argmax(dim=1) == labels)
+        run.end_epoch(*score(teacher, val, args.batch_size))
 
     report_test_accuracy(path, test)
     print("next: python StudentTrain.py --model 1")

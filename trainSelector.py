@@ -21,13 +21,15 @@ from torch import nn
 
 from models import STUDENTS, MultiStudent, Selector, confidence, macs
 from utils import cli
+from utils.answers import predict, top1
+from utils.augment import Augmentation
 from utils.checkpoint import FILES, amend_checkpoint, load_network
-from utils.data import Augmentation, Split, fingerprint, load_splits
-from utils.device import for_inference, pick_device, seed_everything, to_device
+from utils.data import Split, fingerprint, load_splits
+from utils.device import autocast, for_inference, pick_device, seed_everything, to_device
 from utils.distillation import absolute_error, best_threshold, routed_accuracy, selector_labels
 from utils.distributed import from_first, join_group, rank
 from utils.files import claim, replacing, shown
-from utils.train import Recipe, Trainer, predict, top1
+from utils.run import Run
 
 # ------------------------------------------------------------------ hyperparameters
 
@@ -77,29 +79,26 @@ def main() -> None:
     val_targets = selector_labels(*val_logits, val.labels, handicap)
     right = [logits.argmax(dim=1) == val.labels for logits in val_logits]
 
-    def validate(outputs: torch.Tensor) -> tuple[float, float]:
-        loss = F.binary_cross_entropy_with_logits(outputs, val_targets).item()
-        return loss, routed_accuracy(0.5, outputs.sigmoid(), *right)
-
-    recipe = Recipe(
-        args.epochs, args.batch_size, args.lr, OPTIMIZER, MOMENTUM, WEIGHT_DECAY, WARMUP,
-        args.seed, Augmentation(CROP, FLIP, CUTOUT),
-    )  # fmt: skip
-    trainer = Trainer(
-        selector, path, "selector", None, recipe,
-        {
+    run = Run(
+        selector, path, train.images, targets,
+        arch="selector", stem=None, epochs=args.epochs, batch_size=args.batch_size,
+        optimizer=OPTIMIZER, lr=args.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY,
+        warmup=WARMUP, seed=args.seed, augmentation=Augmentation(CROP, FLIP, CUTOUT),
+        facts={
             "depth": DEPTH, "batch_norm": BATCH_NORM, "cost_weight": COST_WEIGHT,
             "students": trained,
         },
-        train.images, targets,
-        loss=lambda images, outputs, labels: F.binary_cross_entropy_with_logits(
-            outputs.float(), labels
-        ),
-        correct=lambda outputs, labels: (outputs > 0) == (labels > 0.5),
-        val_images=val.images,
-        validate=validate,
+        resume=args.resume,
     )  # fmt: skip
-    trainer.fit(args.resume)
+    for _ in run.epochs():
+        for images, better in run.batches(targets):
+            with autocast(device):
+                scores = run.model(images)
+                loss = F.binary_cross_entropy_with_logits(scores.float(), better)
+            run.step(loss, correct=(scores > 0) == (better > 0.5))
+        scores = predict(selector, val.images, "validation", args.batch_size)
+        val_loss = F.binary_cross_entropy_with_logits(scores, val_targets).item()
+        run.end_epoch(val_loss, routed_accuracy(0.5, scores.sigmoid(), *right))
 
     selector = for_inference(from_first(lambda: load_network(path))[0], device)
     scores = predict(selector, val.images).sigmoid()

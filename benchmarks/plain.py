@@ -25,7 +25,7 @@ class Cifar10(torchvision.datasets.CIFAR10):
 
 
 def loader(split: Split, batch_size: int, cutout: int = 0) -> DataLoader:
-    """Shuffled batches with the very augmentation of `utils.data.Batches`."""
+    """Shuffled batches with the very augmentation of `utils.augment.Batches`."""
     steps = [
         transforms.RandomCrop(32, padding=4, padding_mode="reflect"),
         transforms.RandomHorizontalFlip(),

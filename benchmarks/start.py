@@ -27,8 +27,8 @@ def main(device: str, checkpoint_dir: str) -> None:
 
     passed("import torchvision")
     import inference
+    from utils.answers import predict
     from utils.device import pick_device
-    from utils.train import predict
 
     passed("import the rest")
     place = pick_device(device)

@@ -6,18 +6,19 @@ The work, a piece, is called again and again, and returns how many images it too
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import mkdtemp
 
 import torch
 import torch.nn.functional as F
 
 from benchmarks import plain
 from models import STUDENTS, MultiStudent, network
+from utils.answers import predict
+from utils.augment import Augmentation, Batches
 from utils.checkpoint import FILES, check_students, load_network
-from utils.data import Augmentation, Batches, Split, load_splits
+from utils.data import Split, load_splits
 from utils.device import autocast, for_inference, to_device
 from utils.distillation import distillation_loss
-from utils.train import Recipe, Trainer, classification, predict
+from utils.optim import optimizers
 
 STEM = "cifar-pool"
 BATCH_SIZE = 128
@@ -52,11 +53,9 @@ class Place:
 
 def our_data(place: Place) -> Piece:
     split = place.split(0, place.images or 10_000)
-    batches = Batches(
-        split.images, split.labels, place.batch_size, 0, Augmentation(4, True, cutout=8)
-    )
+    batches = Batches(split.images, place.batch_size, 0, Augmentation(4, True, cutout=8))
     epochs = iter(range(10**9))
-    return lambda: sum(len(labels) for _, labels in batches.epoch(next(epochs)))
+    return lambda: sum(len(labels) for _, labels in batches.epoch(next(epochs), split.labels))
 
 
 def plain_data(place: Place) -> Piece:
@@ -64,37 +63,39 @@ def plain_data(place: Place) -> Piece:
     return lambda: sum(len(labels.to(place.device)) for _, labels in loader)
 
 
-def our_trainer(place: Place, arch: str, count: int, distilled: bool) -> Trainer:
-    split, teacher = place.split(0, count), None
-    if distilled:
-        teacher = place.load("resnet50")
+class OurLoop:
+    """The learning of StudentTrain.py, without its files."""
 
-    def loss(images: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        if teacher is None:
-            return F.cross_entropy(logits.float(), labels)
-        with torch.no_grad(), autocast(place.device):
-            target = teacher(images)
-        return distillation_loss(logits, target, labels)
+    def __init__(self, place: Place, arch: str, distilled: bool = False) -> None:
+        self.device = place.device
+        self.net = to_device(network(arch, STEM), place.device).train()
+        self.teacher = place.load("resnet50") if distilled else None
+        self.optimizers = optimizers(self.net, "adamw", 1e-4, 0.9, 0.05)
 
-    recipe = Recipe(
-        10**6, place.batch_size, 1e-4, "adamw", 0.9, 0.05, 0.2, 0, Augmentation(4, True, 0)
-    )
-    net = to_device(network(arch, STEM), place.device).train()
-    path = Path(mkdtemp()) / "unused.pth"
-    return Trainer(
-        net, path, arch, STEM, recipe, {}, split.images, split.labels, loss=loss,
-        **classification(split),
-    )  # fmt: skip
+    def step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        with autocast(self.device):
+            logits = self.net(images)
+            if self.teacher is None:
+                loss = F.cross_entropy(logits.float(), labels)
+            else:
+                with torch.no_grad():
+                    target = self.teacher(images)
+                loss = distillation_loss(logits, target, labels)
+        loss.backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
 
 
 def our_epoch(place: Place, arch: str, distilled: bool = False) -> Piece:
-    trainer = our_trainer(place, arch, place.images or 4 * place.batch_size, distilled)
-    epochs = iter(range(10**9))
+    split = place.split(0, place.images or 4 * place.batch_size)
+    batches = Batches(split.images, place.batch_size, 0, Augmentation(4, True, 0))
+    loop, epochs = OurLoop(place, arch, distilled), iter(range(10**9))
 
     def piece() -> int:
-        for step, (images, labels) in enumerate(trainer.batches.epoch(next(epochs))):
-            trainer.step(images, labels, trainer.batches.size(step))
-        return len(trainer.batches.images)
+        for images, labels in batches.epoch(next(epochs), split.labels):
+            loop.step(images, labels)
+        return len(split)
 
     return piece
 
@@ -115,12 +116,14 @@ def plain_epoch(place: Place, arch: str, distilled: bool = False) -> Piece:
 
 
 def our_step(place: Place, arch: str) -> Piece:
-    trainer = our_trainer(place, arch, place.batch_size, distilled=False)
-    images, labels = next(trainer.batches.epoch(0))
+    split = place.split(0, place.batch_size)
+    batches = Batches(split.images, place.batch_size, 0, Augmentation(4, True, 0))
+    ((images, labels),) = batches.epoch(0, split.labels)
+    loop = OurLoop(place, arch)
 
     def piece() -> int:
         for _ in range(4):
-            trainer.step(images, labels, len(labels))
+            loop.step(images, labels)
         return 4 * len(labels)
 
     return piece

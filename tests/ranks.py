@@ -11,11 +11,11 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from loop import Loop
 from torch import nn
 
-from utils.data import Augmentation, fingerprint, load_sample
+from utils.data import fingerprint, load_sample
 from utils.distributed import gather, join_group, rank, ranks
-from utils.train import Recipe, Trainer
 
 COUNT, BATCH_SIZE, EPOCHS = 50, 7, 2  # batches of 7 and 6: two processes share the 7 unevenly
 
@@ -51,29 +51,24 @@ def train(net_class, path, resume=False):
     images, labels = sample.images[:COUNT], sample.labels[:COUNT]
     seen, weights = [], []
 
-    def loss(images, logits, targets):
-        seen.append(targets[:, 1].tolist())
-        return F.cross_entropy(logits, targets[:, 0])
+    def loss(logits, labels, places):
+        seen.append(places.tolist())
+        return F.cross_entropy(logits, labels)
 
     def validate(logits):
-        weights.append(fingerprint(trainer.net.state_dict().values()))
+        weights.append(fingerprint(run.net.state_dict().values()))
         hits = logits.argmax(1) == sample.labels[COUNT : 2 * COUNT + 1]
         return 1.0, hits.double().mean().item()
 
     torch.manual_seed(0)
-    trainer = Trainer(
-        net_class(), path, "resnet50", "cifar",
-        Recipe(
-            EPOCHS, BATCH_SIZE, 0.01, "sgd", 0.9, 5e-4, 0.25, 0, Augmentation(4, True, 8)
-        ), {}, images,
-        torch.stack([labels, torch.arange(COUNT)], dim=1), loss,
-        lambda logits, targets: logits.argmax(1) == targets[:, 0],
-        sample.images[COUNT : 2 * COUNT + 1], validate,
+    run = Loop(
+        net_class(), path, images, labels, loss, validate, sample.images[COUNT : 2 * COUNT + 1],
+        rows=[labels, torch.arange(COUNT)], epochs=EPOCHS, batch_size=BATCH_SIZE,
     )  # fmt: skip
     # In bf16 the shares of a batch round otherwise than the whole of it.
     with mock.patch("utils.device.has_bf16", return_value=False):
-        trainer.fit(resume)
-    return {"seen": seen, "weights": weights, "history": trainer.progress.history}
+        run.fit(resume)
+    return {"seen": seen, "weights": weights, "history": run.progress.history}
 
 
 if __name__ == "__main__":

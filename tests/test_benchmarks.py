@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from benchmarks import plain
 from benchmarks.subjects import SUBJECTS, Place
 from models import network
+from utils.answers import predict
 from utils.checkpoint import FILES, load_network
-from utils.data import Augmentation, normalize
+from utils.data import normalize
 from utils.device import for_inference
-from utils.train import Recipe, _optimizers, predict
+from utils.optim import optimizers
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -54,12 +55,11 @@ def test_a_folded_network_is_the_same_function_in_float32(arch, sample, monkeypa
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_a_fused_step_is_that_of_the_plain_optimizer(name, sample):
-    recipe = Recipe(1, 8, 0.01, name, 0.9, 0.05, 0.2, 0, Augmentation())
     after = []
     for fused in (True, False):
         torch.manual_seed(0)
         net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10))
-        (optimizer,) = _optimizers(net, recipe)
+        (optimizer,) = optimizers(net, name, 0.01, 0.9, 0.05)
         for group in optimizer.param_groups:
             assert group["fused"]
             group["fused"] = fused

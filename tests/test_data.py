@@ -8,12 +8,9 @@ import torch
 from torchvision import transforms
 
 from utils import data
+from utils.augment import Augmentation, Batches, crop_and_flip, cut_out
 from utils.data import (
-    Augmentation,
-    Batches,
     Split,
-    crop_and_flip,
-    cut_out,
     load_splits,
     named_images,
     normalize,
@@ -336,7 +333,7 @@ def test_epoch_deals_out_every_image_once_with_its_own_target(augmentation):
     images = index.to(torch.uint8)[:, None, None, None].expand(103, 32, 32, 3).contiguous()
     targets = torch.stack([index, -index], 1)
     seen = []
-    for batch, target in Batches(images, targets, 10, 0, augmentation).epoch(0):
+    for batch, target in Batches(images, 10, 0, augmentation).epoch(0, targets):
         pixels = batch[:, 0, 16, 16] * data.STD[0] + data.MEAN[0]
         shown = (pixels * 255).round().long()
         assert torch.equal(target, torch.stack([shown, -shown], 1))
@@ -350,7 +347,8 @@ def test_batches_show_crops_and_mirror_images_of_their_own_image():
     shifts = torch.cartesian_prod(torch.arange(-4, 5), torch.arange(-4, 5)).repeat(2, 1)
     flips = torch.arange(162) >= 81
     found = []
-    for batch, places in Batches(images, torch.arange(16), 5, 0, Augmentation(4, True, 0)).epoch(0):
+    batches = Batches(images, 5, 0, Augmentation(4, True, 0))
+    for batch, places in batches.epoch(0, torch.arange(16)):
         for image, place in zip(batch, places, strict=True):
             every = images[place].expand(162, 32, 32, 3)
             variants = normalize(crop_and_flip(every, shifts, flips))
@@ -362,26 +360,25 @@ def test_batches_show_crops_and_mirror_images_of_their_own_image():
 
 def test_cutout_blanks_part_of_each_image():
     images = torch.full((8, 32, 32, 3), 255, dtype=torch.uint8)
-    ((batch, _),) = Batches(images, torch.arange(8), 8, 0, Augmentation(0, False, 8)).epoch(0)
+    ((batch,),) = Batches(images, 8, 0, Augmentation(0, False, 8)).epoch(0)
     blank = (batch == 0).all(1).sum((1, 2))
     assert ((blank >= 16) & (blank <= 64)).all()  # a quarter of the square, where it is in a corner
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(103, 10), (65, 64), (5, 64), (64, 64)])
 def test_batch_sizes_differ_by_at_most_one(count, batch_size):
-    batches = Batches(torch.from_numpy(random_images(count)), torch.arange(count), batch_size, 0,
-                      PLAIN)  # fmt: skip
-    sizes = [len(targets) for _, targets in batches.epoch(0)]
+    batches = Batches(torch.from_numpy(random_images(count)), batch_size, 0, PLAIN)
+    sizes = [len(images) for (images,) in batches.epoch(0)]
     assert len(sizes) == batches.steps
     assert sum(sizes) == count
     assert max(sizes) <= batch_size
     assert max(sizes) - min(sizes) <= 1
 
 
-def epoch(epoch, seed=0, start=0):
+def epoch(epoch, seed=0, start=0, views=0):
     images = torch.from_numpy(random_images(30))
-    batches = Batches(images, torch.arange(30), 8, seed, Augmentation(4, True, 8))
-    return list(batches.epoch(epoch, start))
+    batches = Batches(images, 8, seed, Augmentation(4, True, 8), views)
+    return list(batches.epoch(epoch, torch.arange(30), start=start))
 
 
 def same(one, other):
@@ -405,3 +402,19 @@ def test_epoch_can_be_taken_up_in_its_middle(start):
     rest = epoch(2, start=start)
     assert len(rest) == 4 - start
     assert same(rest, epoch(2)[start:])
+
+
+def test_views_come_in_turn_for_each_image_whatever_the_seed_and_the_order():
+    def by_image(batches):
+        images, places = (torch.cat(column) for column in zip(*batches, strict=True))
+        return images[places.argsort()], places.tolist()
+
+    batches = Batches(torch.from_numpy(random_images(30)), 8, 0, Augmentation(4, True, 8), views=3)
+    views = [torch.cat(list(batches.view(k, batch_size=7))) for k in range(3)]
+    assert not torch.equal(views[0], views[1]) and not torch.equal(views[0], views[2])
+    orders = set()
+    for number, seed in [(0, 0), (1, 0), (2, 0), (3, 0), (5, 1), (7, 2)]:
+        images, order = by_image(epoch(number, seed, views=3))
+        assert torch.equal(images, views[number % 3])
+        orders.add(tuple(order))
+    assert len(orders) == 6

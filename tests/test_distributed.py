@@ -12,10 +12,10 @@ import ranks as one_process
 import torch
 
 from models import STUDENTS
+from utils.answers import predict, top1
 from utils.checkpoint import FILES
 from utils.data import load_sample, load_splits
 from utils.device import precision
-from utils.train import predict, top1
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

@@ -11,11 +11,11 @@ import torch
 
 from models import Cascade, MultiStudent
 from utils import cli, figures, routing_study, selector_study
+from utils.answers import predict
 from utils.checkpoint import FILES, load_network
 from utils.data import fingerprint, load_sample, load_splits
 from utils.routing_study import Networks, cascade, curve, oracle, report, selector
 from utils.selector_study import Variant
-from utils.train import predict
 
 ROOT = Path(__file__).resolve().parent.parent
 CAT, DOG, BOTH = [4.0, 0.0], [0.0, 4.0], [0.5, 0.0]  # sure of 0, sure of 1, 0 by a little: 0.62

@@ -20,9 +20,9 @@ import teacherTrain
 import trainSelector
 from models import STUDENTS, MultiStudent
 from utils import cli
+from utils.answers import predict, top1
 from utils.checkpoint import FILES, load_network
 from utils.data import fingerprint, load_splits
-from utils.train import predict, top1
 
 SCRIPTS = {
     "teacherTrain": teacherTrain,

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from models import STUDENTS, network
+from utils.answers import predict
 from utils.checkpoint import ALONE, load_network, save_checkpoint
-from utils.data import Split, load_sample, load_splits
+from utils.data import Split, data_facts, load_sample, load_splits
 from utils.files import UserError
 from utils.selector_study import Answers, Variant, out_of_fold, shifted, study, train_selector
 from utils.specialize import halves
-from utils.train import data_facts, predict
 
 
 def told(images, first_right, labels=None):

@@ -19,7 +19,7 @@ from utils.device import precision
 from utils.distillation import LOSSES
 from utils.distributed import rank, ranks
 from utils.files import UserError, shown, try_folder
-from utils.train import OPTIMIZERS
+from utils.optim import OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -1,15 +1,8 @@
-"""CIFAR-10 as arrays, its fixed split, and augmented batches made by whole-batch tensor operations.
-
-The images lie on the device as uint8 and no worker process touches them: what a batch needs
-(order, crop, flip, cutout) is drawn once an epoch from (seed, epoch), so that any batch of any
-epoch can be made again, on the CPU and on a GPU alike.
-"""
+"""CIFAR-10 as arrays on the device, and its fixed split."""
 
 import hashlib
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -207,7 +200,9 @@ def fingerprint(tensors: Iterable[torch.Tensor]) -> str:
     return digest.hexdigest()[:12]
 
 
-# ------------------------------------------------------------------ batches
+def data_facts(images: torch.Tensor, targets: torch.Tensor) -> str:
+    """What a checkpoint says of the images that it was trained on."""
+    return f"{len(images)} images, SHA-256 {fingerprint([images, targets])}"
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
@@ -215,103 +210,3 @@ def normalize(images: torch.Tensor) -> torch.Tensor:
     mean = torch.tensor(MEAN, device=images.device) * 255
     std = torch.tensor(STD, device=images.device) * 255
     return ((images - mean) / std).permute(0, 3, 1, 2)
-
-
-@dataclass
-class Augmentation:
-    """What happens to a training image: random crop, horizontal flip, cutout.
-
-    crop: pixels of reflection around the image before a 32x32 crop is taken.
-    flip: mirror every other image, at random.
-    cutout: side of the square set to the mean color, in pixels (DeVries and Taylor 2017).
-    """
-
-    crop: int = 4
-    flip: bool = True
-    cutout: int = 0
-
-
-class Batches:
-    """A split in shuffled, augmented batches; `steps` of them an epoch hold every image once.
-
-    Args:
-        images: uint8 (N, 32, 32, 3), on the device that trains.
-        targets: (N, ...), what belongs to each image, on the same device.
-        batch_size: at most so many images a batch; batches of an epoch differ by one at most, so
-            that none is too small for batch norm.
-        share: (k, n) deals each batch out to n processes and yields the k-th part of it, from 0.
-    """
-
-    def __init__(
-        self,
-        images: torch.Tensor,
-        targets: torch.Tensor,
-        batch_size: int,
-        seed: int,
-        augmentation: Augmentation,
-        share: tuple[int, int] = (0, 1),
-    ) -> None:
-        self.images, self.targets, self.seed = images, targets, seed
-        self.augmentation, self.share = augmentation, share
-        self.steps = math.ceil(len(images) / batch_size)
-
-    def size(self, step: int) -> int:
-        """Images in the batch of a step, counted from 0, over all processes."""
-        return len(self.images) // self.steps + (step < len(self.images) % self.steps)
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield normalized images (B, 3, 32, 32) and their targets (B, ...), from step `start` on.
-
-        The order and every crop, flip and cutout depend on (seed, epoch) alone, not on `share`.
-        """
-        count, augmentation, (part, parts) = len(self.images), self.augmentation, self.share
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
-        order = torch.randperm(count, generator=generator)
-        shifts = torch.randint(0, 2 * augmentation.crop + 1, (count, 2), generator=generator)
-        flips = torch.randint(0, 2, (count,), generator=generator).bool() & augmentation.flip
-        centers = torch.randint(0, 32, (count, 2), generator=generator)
-        draws = (
-            draw.to(self.images.device).tensor_split(self.steps)
-            for draw in (order, shifts - augmentation.crop, flips, centers)
-        )
-        for batch in islice(zip(*draws, strict=True), start, None):
-            places, shift, flip, center = (draw.tensor_split(parts)[part] for draw in batch)
-            images = normalize(crop_and_flip(self.images[places], shift, flip))
-            yield cut_out(images, center, augmentation.cutout), self.targets[places]
-
-
-def crop_and_flip(images: torch.Tensor, shift: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
-    """Move each image by `shift` pixels, with reflection beyond its edges, then mirror it.
-
-    Args:
-        images: uint8 (N, H, W, 3).
-        shift: int64 (N, 2), rows and columns: output pixel (r, c) is input pixel (r + shift row,
-            c + shift column).
-        flip: bool (N,), where to mirror left and right after the crop.
-
-    Returns:
-        uint8 (N, H, W, 3).
-    """
-    count, height, width, channels = images.shape
-    rows = _reflect(torch.arange(height, device=images.device) + shift[:, :1], height)
-    columns = _reflect(torch.arange(width, device=images.device) + shift[:, 1:], width)
-    columns = torch.where(flip[:, None], columns.flip(1), columns)
-    first = torch.arange(count, device=images.device) * height * width
-    pixels = first[:, None, None] + rows[:, :, None] * width + columns[:, None, :]
-    chosen = images.reshape(-1, channels).index_select(0, pixels.flatten())  # indexing takes thrice
-    return chosen.view(images.shape)
-
-
-def _reflect(positions: torch.Tensor, size: int) -> torch.Tensor:
-    positions = positions.abs()
-    return torch.where(positions >= size, 2 * (size - 1) - positions, positions)
-
-
-def cut_out(images: torch.Tensor, center: torch.Tensor, side: int) -> torch.Tensor:
-    """Set a square of `side` pixels around `center` (N, 2) to 0, the mean, in (N, 3, H, W)."""
-    if side == 0:
-        return images
-    rows = torch.arange(images.shape[2], device=images.device) - center[:, :1] + side // 2
-    columns = torch.arange(images.shape[3], device=images.device) - center[:, 1:] + side // 2
-    in_rows, in_columns = (rows >= 0) & (rows < side), (columns >= 0) & (columns < side)
-    return images.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0)

@@ -25,13 +25,13 @@ import torch
 
 from models import STUDENTS, confidence, macs
 from utils import cli
+from utils.answers import predict
 from utils.checkpoint import FILES, check_students, load_network
 from utils.data import load_splits
 from utils.device import for_inference, pick_device
 from utils.files import replacing, shown
 from utils.selector_study import Answers, out_of_fold, selectors
 from utils.statistics import auroc, mcnemar_p, wilson_interval
-from utils.train import predict
 
 BATCH_SIZE = 500  # images a step
 SEEDS = 5  # of each selector that the study trains

@@ -11,7 +11,6 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -20,14 +19,16 @@ from torch import nn
 from tqdm import tqdm
 
 from models import STUDENTS, Selector
+from utils.answers import predict
+from utils.augment import Augmentation, Batches, crop_and_flip
 from utils.checkpoint import ALONE, load_network
-from utils.data import Augmentation, Split, crop_and_flip, fingerprint
-from utils.device import for_inference, seed_everything, to_device
+from utils.data import Split, data_facts, fingerprint
+from utils.device import autocast, for_inference, seed_everything, to_device
 from utils.distillation import absolute_error, best_threshold, selector_labels
 from utils.files import UserError, replacing, shown
+from utils.optim import one_cycle, optimizers
 from utils.specialize import halves
 from utils.statistics import auroc, auroc_interval, mcnemar_p, wilson_interval
-from utils.train import Recipe, Trainer, data_facts, predict
 
 BATCH_SIZE = 128  # images a step
 STEPS = 240  # of each selector, whatever the number of its images
@@ -150,27 +151,23 @@ def train_selector(variant: Variant, told: Answers, seed: int, steps: int) -> Se
     weights = (errors[0] - errors[1]).abs() if variant.weighted else torch.ones_like(targets)
     weights = weights / weights.mean().clamp_min(1e-12)
 
-    def loss(_: torch.Tensor, outputs: torch.Tensor, goals: torch.Tensor) -> torch.Tensor:
-        target, weight = goals.unbind(dim=1)
-        return F.binary_cross_entropy_with_logits(outputs.float(), target, weight)
-
     # A label belongs to the image as the students saw it, so that a crop of a crop is none of it.
     augmentation = Augmentation(0, False) if variant.labels == "augmented" else AUGMENTATION
+    batches = Batches(told.images, BATCH_SIZE, seed, augmentation)
     epochs = -(-steps * BATCH_SIZE // len(told.labels))
-    recipe = Recipe(epochs, BATCH_SIZE, LEARNING_RATE, "sgd", 0.9, 5e-4, 0.25, seed, augmentation)
     seed_everything(seed)
-    selector = to_device(Selector(variant.depth, variant.batch_norm), told.images.device)
-    with TemporaryDirectory() as folder:  # nothing is written there: only steps are taken
-        trainer = Trainer(
-            selector, Path(folder) / "selector.pth", "selector", None, recipe, {}, told.images,
-            torch.stack([targets, weights], dim=1), loss,
-            correct=lambda outputs, goals: (outputs > 0) == (goals[:, 0] > 0.5),
-            val_images=told.images[:0], validate=lambda outputs: (0.0, 0.0),
-        )  # fmt: skip
-        selector.train()
-        for epoch in range(epochs):
-            for step, (images, goals) in enumerate(trainer.batches.epoch(epoch)):
-                trainer.step(images, goals, trainer.batches.size(step))
+    selector = to_device(Selector(variant.depth, variant.batch_norm), told.images.device).train()
+    (optimizer,) = optimizers(selector, "sgd", LEARNING_RATE, 0.9, 5e-4)
+    schedule = one_cycle(optimizer, LEARNING_RATE, 0.25, epochs * batches.steps)
+    for epoch in range(epochs):
+        for images, target, weight in batches.epoch(epoch, targets, weights):
+            with autocast(told.images.device):
+                outputs = selector(images).float()
+                loss = F.binary_cross_entropy_with_logits(outputs, target, weight)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
     return selector
 
 

@@ -16,12 +16,12 @@ import torch
 
 from models import STUDENTS
 from utils import cli
+from utils.answers import predict
 from utils.checkpoint import FILES, load_network
 from utils.data import CLASSES, Split, load_splits
 from utils.device import for_inference, pick_device
 from utils.distillation import absolute_error
 from utils.files import UserError, replacing, shown, try_folder
-from utils.train import predict
 
 BATCH_SIZE = 500  # images a step
 OUT = Path("runs/special")  # for KIND-1.npy and KIND-2.npy

@@ -1,22 +1,69 @@
-"""Muon: momentum whose update is made orthogonal, for the weights of convolutions.
-
-K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; its use on
-convolutions is that of Jordan's cifar10-airbench. `torch.optim.Muon` takes matrices only.
-"""
+"""Optimizers for a network, their one-cycle schedule, and Muon for the weights of convolutions."""
 
 from collections.abc import Callable, Iterable
 
 import torch
+from torch import nn
 
 from utils.device import has_bf16
 
+OPTIMIZERS = ("muon", "adamw", "sgd")
 ITERATIONS = 3  # of Newton-Schulz; airbench takes as many
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic, from Jordan's text
+
+
+def optimizers(
+    net: nn.Module, name: str, lr: float, momentum: float, weight_decay: float
+) -> list[torch.optim.Optimizer]:
+    """Optimizers that together hold all parameters of `net`; biases and norms do not decay.
+
+    Args:
+        name: one of OPTIMIZERS. "muon" is for the weights of convolutions but the first, with
+            "adamw" for all else.
+        momentum: Nesterov's for "sgd" and "muon", the first of the betas for "adamw".
+    """
+    weights = [p for p in net.parameters() if p.ndim > 1]
+    others = [p for p in net.parameters() if p.ndim <= 1]
+    chosen: list[torch.optim.Optimizer] = []
+    if name == "muon":
+        inner = [p for p in weights if p.ndim == 4][1:]
+        chosen.append(Muon(inner, lr, momentum, weight_decay))
+        taken = {id(p) for p in inner}
+        weights = [p for p in weights if id(p) not in taken]
+    groups = [
+        {"params": weights, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    if name == "sgd":
+        return [torch.optim.SGD(groups, lr, momentum, nesterov=momentum > 0, fused=True)]
+    for group in groups:  # each its own betas: read_dict refuses what stands in a state twice
+        group["betas"] = (momentum, 0.999)
+    return [*chosen, torch.optim.AdamW(groups, lr, fused=True)]
+
+
+def one_cycle(
+    optimizer: torch.optim.Optimizer, lr: float, warmup: float, steps: int, done: int = 0
+) -> torch.optim.lr_scheduler.OneCycleLR:
+    """The learning rate rises to `lr` over a share `warmup` of the steps and falls along a cosine.
+
+    `done` steps were taken already by an optimizer whose state was loaded.
+    """
+    steps += 1  # it is stepped after the last one, too
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=lr,
+        total_steps=steps,
+        pct_start=max(warmup, 1.5 / steps),  # not 0: it divides by the steps of the warm-up
+        cycle_momentum=False,
+        last_epoch=done - 1,
+    )
 
 
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, then the nearest orthogonal matrix as the update, and decoupled decay.
 
+    K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; for
+    convolutions as in Jordan's cifar10-airbench. `torch.optim.Muon` takes matrices only.
     A convolution's weight (out, in, height, width) counts as the matrix (out, in * height * width).
     The update is scaled to a root mean square of 0.2, as is usual for AdamW, so that the learning
     rate and the weight decay are AdamW's (Liu et al., "Muon is scalable for LLM training", 2025,

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from loop import Loop
 from torch import nn
 
 import StudentTrain
 import teacherTrain
 import trainSelector
-from utils.data import Augmentation
+from utils.answers import predict
 from utils.files import UserError
-from utils.train import Recipe, Trainer, predict
+from utils.run import Run
 
 EPOCHS, IMAGES, BATCH_SIZE = 3, 40, 8
 
@@ -54,7 +55,7 @@ def trainer(
     scripted = iter(accuracies or [])
     steps = iter(range(1, 10**6))
 
-    def loss(images, logits, labels):
+    def loss(logits, labels):
         after_step(next(steps))
         return F.cross_entropy(logits, labels)
 
@@ -62,11 +63,9 @@ def trainer(
         accuracy = (logits.argmax(1) == labels).double().mean().item()
         return F.cross_entropy(logits, labels).item(), next(scripted, accuracy)
 
-    return Trainer(
-        Tiny(), path, "resnet50", stem, Recipe(
-            epochs, BATCH_SIZE, lr, optimizer, 0.9, 5e-4, 0.25, 0, Augmentation(4, True, 8)
-        ), {}, images, labels, loss, lambda logits, labels: logits.argmax(1) == labels,
-        images, validate,
+    return Loop(
+        Tiny(), path, images, labels, loss, validate, images, epochs=epochs,
+        batch_size=BATCH_SIZE, lr=lr, stem=stem, optimizer=optimizer,
     )  # fmt: skip
 
 
@@ -203,7 +202,7 @@ def test_the_weights_of_an_earlier_run_outlive_a_kill_in_the_first_epoch(
     path = tmp_path / "teacher.pth"
     trainer(path, sample, lr=0.02).fit()
     earlier = path.read_bytes()
-    killed, save_state = trainer(path, sample), Trainer._save_state
+    killed, save_state = trainer(path, sample), Run._save_state
 
     def die(self):
         if self.progress.epoch == 1:
@@ -211,7 +210,7 @@ def test_the_weights_of_an_earlier_run_outlive_a_kill_in_the_first_epoch(
         save_state(self)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "_save_state", die)
+        patch.setattr(Run, "_save_state", die)
         killed.fit()
     assert path.read_bytes() != earlier
     trainer(path, sample).fit(resume=True)
@@ -357,11 +356,13 @@ def test_logits_that_are_not_finite_end_the_run_before_anything_is_overwritten(t
     ids=["cuda", "cpu", "python"],
 )
 def test_out_of_memory_names_the_batch_size_and_a_smaller_one(tmp_path, sample, error):
-    def fail(step):
+    def fail(*_):
         raise error
 
+    run = trainer(tmp_path / "teacher.pth", sample)
+    run.net.register_forward_hook(fail)
     with pytest.raises(UserError, match="on cpu with --batch-size 8: try --batch-size 4"):
-        trainer(tmp_path / "teacher.pth", sample, fail).fit()
+        run.fit()
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(tmp_path, sample):

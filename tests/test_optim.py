@@ -4,9 +4,7 @@ import pytest
 import torch
 
 from models import network
-from utils.data import Augmentation
-from utils.muon import Muon, orthogonal
-from utils.train import Recipe, _optimizers
+from utils.optim import Muon, optimizers, orthogonal
 
 
 @pytest.mark.parametrize("shape", [(24, 200), (200, 24), (40, 40)])
@@ -14,7 +12,7 @@ from utils.train import Recipe, _optimizers
 def test_an_update_has_the_singular_vectors_of_its_matrix_and_values_near_1(
     shape, bf16, monkeypatch
 ):
-    monkeypatch.setattr("utils.muon.has_bf16", lambda device: bf16)
+    monkeypatch.setattr("utils.optim.has_bf16", lambda device: bf16)
     u, _, v = torch.linalg.svd(
         torch.randn(shape, generator=torch.Generator().manual_seed(0)), full_matrices=False
     )
@@ -28,13 +26,13 @@ def test_an_update_has_the_singular_vectors_of_its_matrix_and_values_near_1(
 
 def test_a_step_is_that_of_pytorchs_muon_whatever_the_order_of_the_window(monkeypatch):
     """`torch.optim.Muon` computes in bf16 and takes matrices only."""
-    monkeypatch.setattr("utils.muon.has_bf16", lambda device: True)
+    monkeypatch.setattr("utils.optim.has_bf16", lambda device: True)
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(16, 8, 3, 3, generator=generator)
     ours = start.clone(memory_format=torch.channels_last).requires_grad_()
     theirs = start.flatten(1).clone().requires_grad_()
     settings = {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.5}
-    optimizers = [
+    both = [
         Muon([ours], **settings),
         torch.optim.Muon([theirs], ns_steps=3, adjust_lr_fn="match_rms_adamw", **settings),
     ]
@@ -42,7 +40,7 @@ def test_a_step_is_that_of_pytorchs_muon_whatever_the_order_of_the_window(monkey
         gradient = torch.randn(start.shape, generator=generator)
         ours.grad = gradient.to(memory_format=torch.channels_last)
         theirs.grad = gradient.flatten(1)
-        for optimizer in optimizers:
+        for optimizer in both:
             optimizer.step()
     moved = (ours - start).abs().mean()
     assert (ours.flatten(1) - theirs).abs().mean() < 0.02 * moved
@@ -52,8 +50,7 @@ def test_a_step_is_that_of_pytorchs_muon_whatever_the_order_of_the_window(monkey
 @pytest.mark.parametrize("arch", ["resnet50", "densenet121", "googlenet"])
 def test_muon_has_the_convolutions_but_the_first_and_adamw_has_the_rest(arch):
     net = network(arch)
-    recipe = Recipe(1, 8, 0.01, "muon", 0.9, 0.05, 0.2, 0, Augmentation())
-    muon, adamw = _optimizers(net, recipe)
+    muon, adamw = optimizers(net, "muon", 0.01, 0.9, 0.05)
     names = {id(p): name for name, p in net.named_parameters()}
     convolutions = [
         f"{name}.weight" for name, m in net.named_modules() if isinstance(m, torch.nn.Conv2d)

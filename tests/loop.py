@@ -1,0 +1,34 @@
+"""A run as the scripts do it, with hooks for tests."""
+
+import torch.nn.functional as F
+
+from utils.answers import predict
+from utils.augment import Augmentation
+from utils.run import Run
+
+
+class Loop(Run):
+    """Trains `net` on `rows`; `loss` and `validate` are what a test looks through."""
+
+    def __init__(self, net, path, images, targets, loss, validate, val_images, rows=None, **values):
+        values = {
+            "arch": "resnet50", "stem": "cifar", "optimizer": "sgd", "lr": 0.01, "momentum": 0.9,
+            "weight_decay": 5e-4, "warmup": 0.25, "seed": 0,
+            "augmentation": Augmentation(4, True, 8),
+        } | values  # fmt: skip
+        super().__init__(net, path, images, targets, **values)
+        self.rows = [targets] if rows is None else rows
+        self.loss, self.validate, self.val_images = loss, validate, val_images
+
+    def fit(self, resume=False):
+        self.resume = resume
+        for _ in self.epochs():
+            for images, labels, *more in self.batches(*self.rows):
+                logits = self.model(images)
+                self.step(self.loss(logits, labels, *more), logits.argmax(1) == labels)
+            outputs = predict(self.net, self.val_images, "validation", self.batch_size)
+            self.end_epoch(*self.validate(outputs))
+
+
+def cross_entropy(logits, labels):
+    return F.cross_entropy(logits.float(), labels)

@@ -1,0 +1,148 @@
+"""Shuffled, augmented batches, made by whole-batch tensor operations.
+
+The images stay on the device as uint8; there are no worker processes. Order, crops, flips and
+cutout are drawn once per epoch from (seed, epoch), so any batch of any epoch can be made again, on
+the CPU and on a GPU.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+
+from utils.data import normalize
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to a training image: random crop, horizontal flip, cutout.
+
+    crop: pixels of reflection around the image before a 32x32 crop is taken.
+    flip: mirror every other image, at random.
+    cutout: side of the square set to the mean color, in pixels (DeVries and Taylor 2017).
+    """
+
+    crop: int = 4
+    flip: bool = True
+    cutout: int = 0
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        """The random choices for `count` images: tensors (count, ...), for `__call__`."""
+        shifts = torch.randint(0, 2 * self.crop + 1, (count, 2), generator=generator) - self.crop
+        flips = torch.randint(0, 2, (count,), generator=generator).bool() & self.flip
+        centers = torch.randint(0, 32, (count, 2), generator=generator)
+        return shifts, flips, centers
+
+    def __call__(self, images: torch.Tensor, draws: Sequence[torch.Tensor]) -> torch.Tensor:
+        """uint8 images (N, 32, 32, 3) and their draws -> normalized (N, 3, 32, 32)."""
+        shifts, flips, centers = draws
+        return cut_out(normalize(crop_and_flip(images, shifts, flips)), centers, self.cutout)
+
+
+class Batches:
+    """Images in shuffled, augmented batches; `steps` of them per epoch hold every image once.
+
+    Args:
+        images: uint8 (N, 32, 32, 3), on the device that trains.
+        batch_size: at most so many images a batch; batches of an epoch differ by one at most, so
+            that none is too small for batch norm.
+        seed: with the epoch, decides the order and, without `views`, the augmentation.
+        views: number of augmented views of each image, the same for every seed: epoch e shows
+            view e % views. 0 draws a new one in every epoch.
+        share: (k, n) deals each batch out to n processes and yields the k-th part of it, from 0.
+    """
+
+    def __init__(
+        self,
+        images: torch.Tensor,
+        batch_size: int,
+        seed: int,
+        augmentation: Augmentation,
+        views: int = 0,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.images, self.seed, self.augmentation = images, seed, augmentation
+        self.views, self.share = views, share
+        self.steps = math.ceil(len(images) / batch_size)
+
+    def size(self, step: int) -> int:
+        """Images in the batch of a step, counted from 0, over all processes."""
+        return len(self.images) // self.steps + (step < len(self.images) % self.steps)
+
+    def epoch(
+        self, epoch: int, *rows: torch.Tensor, start: int = 0
+    ) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Yield normalized images (B, 3, 32, 32) and the B rows of each of `rows`, from step
+        `start` on.
+
+        Args:
+            epoch: counted from 0.
+            rows: tensors (N, ...) on the images' device, such as labels: row i is of image i.
+            start: the first step, counted from 0.
+        """
+        part, parts = self.share
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
+        order = torch.randperm(len(self.images), generator=generator)
+        if self.views:
+            draws = [draw[order] for draw in self._view(epoch % self.views)]
+        else:
+            draws = self.augmentation.draw(len(order), generator)
+        device = self.images.device
+        pieces = zip(
+            *(draw.to(device).tensor_split(self.steps) for draw in (order, *draws)), strict=True
+        )
+        for batch in islice(pieces, start, None):
+            places, *drawn = (draw.tensor_split(parts)[part] for draw in batch)
+            yield (
+                self.augmentation(self.images[places], drawn),
+                *(each[places] for each in rows),
+            )
+
+    def view(self, view: int, batch_size: int) -> Iterator[torch.Tensor]:
+        """Yield all normalized images of a view, counted from 0, in their own order."""
+        draws = (draw.to(self.images.device).split(batch_size) for draw in self._view(view))
+        for images, *drawn in zip(self.images.split(batch_size), *draws, strict=True):
+            yield self.augmentation(images, drawn)
+
+    def _view(self, view: int) -> tuple[torch.Tensor, ...]:
+        generator = torch.Generator().manual_seed(-1 - view)  # no run's seed is negative
+        return self.augmentation.draw(len(self.images), generator)
+
+
+def crop_and_flip(images: torch.Tensor, shift: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
+    """Move each image by `shift` pixels, with reflection beyond its edges, then mirror it.
+
+    Args:
+        images: uint8 (N, H, W, 3).
+        shift: int64 (N, 2), rows and columns: output pixel (r, c) is input pixel (r + shift row,
+            c + shift column).
+        flip: bool (N,), where to mirror left and right after the crop.
+
+    Returns:
+        uint8 (N, H, W, 3).
+    """
+    count, height, width, channels = images.shape
+    rows = _reflect(torch.arange(height, device=images.device) + shift[:, :1], height)
+    columns = _reflect(torch.arange(width, device=images.device) + shift[:, 1:], width)
+    columns = torch.where(flip[:, None], columns.flip(1), columns)
+    first = torch.arange(count, device=images.device) * height * width
+    pixels = first[:, None, None] + rows[:, :, None] * width + columns[:, None, :]
+    chosen = images.reshape(-1, channels).index_select(0, pixels.flatten())  # indexing takes thrice
+    return chosen.view(images.shape)
+
+
+def _reflect(positions: torch.Tensor, size: int) -> torch.Tensor:
+    positions = positions.abs()
+    return torch.where(positions >= size, 2 * (size - 1) - positions, positions)
+
+
+def cut_out(images: torch.Tensor, center: torch.Tensor, side: int) -> torch.Tensor:
+    """Set a square of `side` pixels around `center` (N, 2) to 0, the mean, in (N, 3, H, W)."""
+    if side == 0:
+        return images
+    rows = torch.arange(images.shape[2], device=images.device) - center[:, :1] + side // 2
+    columns = torch.arange(images.shape[3], device=images.device) - center[:, 1:] + side // 2
+    in_rows, in_columns = (rows >= 0) & (rows < side), (columns >= 0) & (columns < side)
+    return images.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0)
