@@ -17,7 +17,7 @@ import torch
 
 from models import STUDENTS
 from utils import cli
-from utils.answers import report_test_accuracy, score
+from utils.answers import TeacherAnswers, report_test_accuracy, score
 from utils.augment import Augmentation
 from utils.checkpoint import ALONE, FILES, load_network, starting_network
 from utils.data import fingerprint, load_splits, named_images
@@ -33,6 +33,9 @@ STEM = "cifar-pool"  # "cifar" drops the max-pool: the most accurate, 4 times th
 DISTILL_LOSS = "mse"  # between logits; "kl": Hinton's softened targets; "none": no teacher
 ALPHA = 0.0  # weight of the cross-entropy with the label; of 0, 0.1 and 1 the best on validation
 TEMPERATURE = 4.0  # of the softened targets, for "kl" only
+TEACHER_VIEWS = (
+    16  # crops of each image, for which the teacher's answers are kept; 0: none are kept
+)
 EPOCHS = 8
 BATCH_SIZE = 128  # images a step
 LEARNING_RATE = 3e-3  # the highest, at the end of the warm-up
@@ -89,22 +92,31 @@ def main() -> None:
         arch=arch, stem=STEM, epochs=args.epochs, batch_size=args.batch_size,
         optimizer=OPTIMIZER, lr=args.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY,
         warmup=WARMUP, seed=args.seed, augmentation=Augmentation(CROP, FLIP, CUTOUT),
+        views=0 if alone else TEACHER_VIEWS,
         facts={
             "distill_loss": args.distill_loss, "alpha": ALPHA, "temperature": TEMPERATURE,
             "init": init, "teacher": taught_by,
         },
         resume=args.resume,
     )  # fmt: skip
-    for _ in run.epochs():
-        for images, labels in run.batches(train.labels):
+    answers = None
+    if teacher and TEACHER_VIEWS:
+        answers = TeacherAnswers(teacher, taught_by, run.data, teacher_path.with_suffix(".answers"))
+
+    def taught(images: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor | None:
+        """The teacher's logits for the very images that the student sees."""
+        if alone or kept is not None:
+            return kept
+        with torch.no_grad():
+            return teacher(images)
+
+    for epoch in run.epochs():
+        rows = [train.labels, answers.epoch(epoch)] if answers else [train.labels]
+        for images, labels, *kept in run.batches(*rows):
             with autocast(device):
-                teacher_logits = None
-                if teacher:
-                    with torch.no_grad():
-                        teacher_logits = teacher(images)  # the very same batch as the student's
                 logits = run.model(images)
                 loss = distillation_loss(
-                    logits, teacher_logits, labels, args.distill_loss, ALPHA, TEMPERATURE
+                    logits, taught(images, *kept), labels, args.distill_loss, ALPHA, TEMPERATURE
                 )
             run.step(loss, correct=logits.argmax(dim=1) == labels)
         run.end_epoch(*score(student, val, args.batch_size))

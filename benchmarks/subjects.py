@@ -6,13 +6,13 @@ The work, a piece, is called again and again, and returns how many images it too
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
-import torch.nn.functional as F
 
 from benchmarks import plain
 from models import STUDENTS, MultiStudent, network
-from utils.answers import predict
+from utils.answers import TeacherAnswers, predict
 from utils.augment import Augmentation, Batches
 from utils.checkpoint import FILES, check_students, load_network
 from utils.data import Split, load_splits
@@ -64,23 +64,19 @@ def plain_data(place: Place) -> Piece:
 
 
 class OurLoop:
-    """The learning of StudentTrain.py, without its files."""
+    """The learning of teacherTrain.py or, with a teacher's logits, of StudentTrain.py."""
 
-    def __init__(self, place: Place, arch: str, distilled: bool = False) -> None:
+    def __init__(self, place: Place, arch: str) -> None:
         self.device = place.device
         self.net = to_device(network(arch, STEM), place.device).train()
-        self.teacher = place.load("resnet50") if distilled else None
         self.optimizers = optimizers(self.net, "adamw", 1e-4, 0.9, 0.05)
 
-    def step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+    def step(
+        self, images: torch.Tensor, labels: torch.Tensor, taught: torch.Tensor | None = None
+    ) -> None:
         with autocast(self.device):
-            logits = self.net(images)
-            if self.teacher is None:
-                loss = F.cross_entropy(logits.float(), labels)
-            else:
-                with torch.no_grad():
-                    target = self.teacher(images)
-                loss = distillation_loss(logits, target, labels)
+            kind = "none" if taught is None else "mse"
+            loss = distillation_loss(self.net(images), taught, labels, kind)
         loss.backward()
         for optimizer in self.optimizers:
             optimizer.step()
@@ -88,13 +84,19 @@ class OurLoop:
 
 
 def our_epoch(place: Place, arch: str, distilled: bool = False) -> Piece:
+    """With `distilled`, the teacher has answered before, as it has from a run's epoch 17 on."""
     split = place.split(0, place.images or 4 * place.batch_size)
-    batches = Batches(split.images, place.batch_size, 0, Augmentation(4, True, 0))
-    loop, epochs = OurLoop(place, arch, distilled), iter(range(10**9))
+    batches = Batches(split.images, place.batch_size, 0, Augmentation(4, True, 0), int(distilled))
+    rows = [split.labels]
+    if distilled:
+        with TemporaryDirectory() as folder:
+            answers = TeacherAnswers(place.load("resnet50"), "teacher", batches, Path(folder))
+            rows.append(answers.epoch(0))
+    loop, epochs = OurLoop(place, arch), iter(range(10**9))
 
     def piece() -> int:
-        for images, labels in batches.epoch(next(epochs), split.labels):
-            loop.step(images, labels)
+        for batch in batches.epoch(next(epochs), *rows):
+            loop.step(*batch)
         return len(split)
 
     return piece
@@ -194,6 +196,10 @@ for _arch in ("resnet50", *STUDENTS):
         lambda place, arch=_arch: plain_epoch(place, arch),
     )
 for _arch in STUDENTS:
+    SUBJECTS[f"distillation, training {_arch}"] = (
+        lambda place, arch=_arch: our_epoch(place, arch, distilled=True),
+        lambda place, arch=_arch: our_epoch(place, arch),
+    )
     SUBJECTS[f"distillation {_arch}"] = (
         lambda place, arch=_arch: our_epoch(place, arch, distilled=True),
         lambda place, arch=_arch: plain_epoch(place, arch, distilled=True),

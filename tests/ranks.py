@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from loop import Loop
 from torch import nn
 
+from utils.answers import TeacherAnswers
+from utils.augment import Augmentation, Batches
 from utils.data import fingerprint, load_sample
 from utils.distributed import gather, join_group, rank, ranks
 
@@ -71,10 +73,19 @@ def train(net_class, path, resume=False):
     return {"seen": seen, "weights": weights, "history": run.progress.history}
 
 
+def teacher_answers(folder):
+    """What a teacher answers to a view of the images."""
+    torch.manual_seed(0)
+    batches = Batches(load_sample(COUNT).images, 7, 0, Augmentation(), 2, (rank(), ranks()))
+    with mock.patch("utils.device.has_bf16", return_value=False):
+        return TeacherAnswers(Plain().eval(), "teacher", batches, folder).epoch(1)
+
+
 if __name__ == "__main__":
     join_group(torch.device("cpu"))
     folder = Path(sys.argv[1])
     found = {net.__name__: train(net, folder / f"{net.__name__}.pth") for net in (Plain, Tricky)}
+    found["answers"] = teacher_answers(folder / "teacher.answers")
     rows = torch.arange(7.0)[:, None]
     found["gathered"] = gather(rows.tensor_split(ranks())[rank()], len(rows))
     torch.save(found, folder / f"rank-{rank()}.pth")

@@ -72,6 +72,15 @@ def test_all_processes_have_the_same_weights_after_every_epoch(two, net):
     assert first == second and len(set(first)) == one_process.EPOCHS
 
 
+def test_processes_share_out_the_images_that_a_teacher_is_asked_for(tmp_path, two):
+    whole = one_process.teacher_answers(tmp_path)
+    for found in two[1]:
+        assert torch.allclose(found["answers"], whole, atol=1e-3)
+    assert [path.name for path in tmp_path.iterdir()] == [
+        path.name for path in (two[0] / "teacher.answers").iterdir()
+    ]
+
+
 def test_two_processes_learn_what_one_learns(one, two):
     """Where no image depends on the others of its batch, even shared out unevenly."""
     ours, theirs = (

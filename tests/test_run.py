@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from loop import Loop
 from torch import nn
 
-import StudentTrain
 import teacherTrain
 import trainSelector
 from utils.answers import predict
@@ -389,37 +388,6 @@ def test_predict_runs_in_eval_mode_and_keeps_the_order(sample):
 
 
 # ------------------------------------------------------------------ what the scripts do with it
-
-
-def test_the_teacher_sees_the_very_batch_that_the_student_sees(tmp_path, small_npz, monkeypatch):
-    """The published code cached the logits in one shuffled order and used them in another."""
-    seen = {"teacher": [], "student": []}
-
-    class Spy(Tiny):
-        def __init__(self, name):
-            super().__init__()
-            self.name = name
-
-        def forward(self, images):
-            if torch.is_grad_enabled() or self.name == "teacher":
-                seen[self.name].append(images.clone())
-            return super().forward(images)
-
-    teacher = Spy("teacher").eval()
-    monkeypatch.setattr(StudentTrain, "load_network", lambda path, arch: (teacher, {}))
-    monkeypatch.setattr(StudentTrain, "for_inference", lambda net, device: net)
-    monkeypatch.setattr(StudentTrain, "starting_network", lambda *_: (Spy("student"), None))
-    monkeypatch.setattr(StudentTrain, "report_test_accuracy", lambda path, test: None)
-    monkeypatch.setattr(
-        sys, "argv",
-        f"StudentTrain.py --model 1 --epochs 2 --subset 100 --batch-size 30 --data-dir {small_npz} "
-        f"--checkpoint-dir {tmp_path}".split(),
-    )  # fmt: skip
-    StudentTrain.main()
-    assert len(seen["student"]) == 8
-    for ours, theirs in zip(seen["student"], seen["teacher"], strict=True):
-        assert torch.equal(ours, theirs)
-    assert not teacher.training
 
 
 def test_the_test_images_have_no_say_in_what_is_learned_or_kept(tmp_path, small_npz, monkeypatch):

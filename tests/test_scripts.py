@@ -130,7 +130,7 @@ def test_the_selectors_labels_are_saved_with_their_image_indices(pipeline, small
 def copy_of(folder, tmp_path, changed=None):
     """The checkpoints and states of `folder`, one of them with another last weight."""
     for path in folder.glob("*.*"):
-        if path.suffix != ".lock":
+        if path.suffix not in (".lock", ".answers"):
             shutil.copy(path, tmp_path)
     if changed:
         checkpoint = torch.load(tmp_path / changed, weights_only=True)
@@ -468,6 +468,7 @@ CONSTANTS = {
     "DISTILL_LOSS": ("mae", None),
     "ALPHA": (-1, math.nan, "0"),
     "TEMPERATURE": (0, -4, math.inf),
+    "TEACHER_VIEWS": (-1, 0.5, None),
     "DEPTH": (0, 5, 3.0),
     "BATCH_NORM": (1, "False"),
     "COST_WEIGHT": (-0.1, math.nan, None),

@@ -2,16 +2,18 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from utils.augment import Batches
 from utils.checkpoint import amend_checkpoint, load_network
-from utils.data import Split, normalize
+from utils.data import Split, fingerprint, normalize
 from utils.device import autocast, enough_memory, for_inference
 from utils.distributed import from_first, gather, rank, ranks
-from utils.files import UserError, shown
+from utils.files import UserError, replacing, shown
 
 
 @torch.inference_mode()
@@ -72,3 +74,82 @@ def report_test_accuracy(path: Path, test: Split) -> None:
         f"\nthe best epoch, {checkpoint['epoch']}: top-1 {checkpoint['val_accuracy']:.2%} on the "
         f"validation images, {accuracy:.2%} on {len(test):,} test images; wrote {shown(path)}"
     )
+
+
+class TeacherAnswers:
+    """A teacher's logits for every view of the training images, each asked for once and then kept.
+
+    Fast knowledge distillation (Shen and Xing, ECCV 2022). A view is a file in half precision,
+    FOLDER/KEY-NN.npz, made when an epoch first needs it. KEY is a fingerprint of the teacher, the
+    images and their augmentation, so that students and runs share the files and no others are
+    read. A file that is damaged is made anew; those of other teachers are removed.
+
+    Args:
+        teacher: normalized images (B, 3, 32, 32) -> logits (B, classes), made for inference.
+        taught_by: the fingerprint of its weights.
+        batches: the training images and their views.
+        folder: for the files.
+    """
+
+    def __init__(self, teacher: nn.Module, taught_by: str, batches: Batches, folder: Path) -> None:
+        self.teacher, self.taught_by, self.batches, self.folder = (
+            teacher,
+            taught_by,
+            batches,
+            folder,
+        )
+        some = torch.arange(min(64, len(batches.images)))
+        self.key = f"{taught_by}-{fingerprint([batches.images, batches.view(0, some)])}"
+
+    def epoch(self, epoch: int) -> torch.Tensor:
+        """float16 (N, classes) on the images' device: row i is the answer to image i's view.
+
+        Raises UserError where the teacher's logits are not finite or a file cannot be written.
+        """
+        view = epoch % self.batches.views
+        path = self.folder / f"{self.key}-{view:02}.npz"
+        logits = from_first(lambda: self._read(path))
+        if logits is None:
+            logits = self._ask(view)
+            if rank() == 0:
+                self._write(path, logits)
+        return logits.to(self.batches.images.device)
+
+    @torch.inference_mode()
+    def _ask(self, view: int) -> torch.Tensor:
+        images, answers = self.batches.images, []
+        with tqdm(
+            total=len(images), unit="img", unit_scale=True, leave=False, disable=rank() > 0,
+            desc=f"teacher, view {view + 1}/{self.batches.views}",
+        ) as bar:  # fmt: skip
+            for places in torch.arange(len(images)).tensor_split(ranks())[rank()].split(128):
+                with autocast(images.device):
+                    answers.append(self.teacher(self.batches.view(view, places)).half())
+                bar.update(len(places) * ranks())
+        logits = gather(torch.cat(answers), len(images))
+        if not logits.isfinite().all():
+            raise UserError("the teacher's logits are not finite in half precision: train it anew")
+        return logits
+
+    def _read(self, path: Path) -> torch.Tensor | None:
+        if not path.exists():
+            return None
+        try:
+            with np.load(path) as file:
+                logits = torch.from_numpy(file["logits"])
+            if logits.dtype != torch.float16 or len(logits) != len(self.batches.images):
+                raise ValueError("it holds other answers")
+            if not logits.isfinite().all():
+                raise ValueError("a logit is not finite")
+            return logits
+        # A damaged archive can fail in any of the ways of zipfile, zlib and NumPy.
+        except Exception as error:
+            print(f"{shown(path)} is damaged ({error}): the teacher is asked again")
+            return None
+
+    def _write(self, path: Path, logits: torch.Tensor) -> None:
+        for stale in path.parent.glob("*.npz*"):
+            if not stale.name.startswith(self.taught_by):
+                stale.unlink(missing_ok=True)
+        with replacing(path) as file:
+            np.savez(file, logits=logits.cpu().numpy())

@@ -100,11 +100,11 @@ class Batches:
                 *(each[places] for each in rows),
             )
 
-    def view(self, view: int, batch_size: int) -> Iterator[torch.Tensor]:
-        """Yield all normalized images of a view, counted from 0, in their own order."""
-        draws = (draw.to(self.images.device).split(batch_size) for draw in self._view(view))
-        for images, *drawn in zip(self.images.split(batch_size), *draws, strict=True):
-            yield self.augmentation(images, drawn)
+    def view(self, view: int, places: torch.Tensor) -> torch.Tensor:
+        """The images at `places`, int64 (B,), normalized, as `view`, counted from 0, shows them."""
+        places = places.to(self.images.device)
+        draws = [draw.to(places.device)[places] for draw in self._view(view)]
+        return self.augmentation(self.images[places], draws)
 
     def _view(self, view: int) -> tuple[torch.Tensor, ...]:
         generator = torch.Generator().manual_seed(-1 - view)  # no run's seed is negative

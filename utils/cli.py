@@ -56,6 +56,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "DISTILL_LOSS": (lambda value: value in LOSSES, " or ".join(map(repr, LOSSES))),
     "ALPHA": (_real(0), "a number, 0 or above"),
     "TEMPERATURE": (_above_0, "a number above 0"),
+    "TEACHER_VIEWS": (_whole(0), "a whole number, 0 or above"),
     "DEPTH": (_whole(1, len(WIDTHS)), f"a whole number from 1 to {len(WIDTHS)}"),
     "BATCH_NORM": (lambda value: type(value) is bool, "True or False"),
     "COST_WEIGHT": (_real(0), "a number, 0 or above"),

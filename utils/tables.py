@@ -49,6 +49,8 @@ SUBJECTS = {
     "epoch resnet50": "epoch with its data, ResNet-50",
     "epoch densenet121": "epoch with its data, DenseNet-121",
     "epoch googlenet": "epoch with its data, GoogLeNet",
+    "distillation, training densenet121": "distillation beside training alone, DenseNet-121",
+    "distillation, training googlenet": "distillation beside training alone, GoogLeNet",
     "distillation densenet121": "distillation, DenseNet-121",
     "distillation googlenet": "distillation, GoogLeNet",
     "routed, teacher": "routed beside the teacher",
@@ -181,6 +183,7 @@ def speed(benchmarks: dict) -> str:
             " / ".join(f"{runs[subject][f'{side}_peak_mb']:,}" for side in ("ours", "plain")),
         ]
         for subject, label in SUBJECTS.items()
+        if subject in runs
     ]
     return markdown(["images/s", "ours", "plain", "ratio", "spread", "memory, MB"], rows)
 

@@ -1,0 +1,130 @@
+"""The teacher's stored answers are those to the very crops that a student sees."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import StudentTrain
+from utils.answers import TeacherAnswers
+from utils.augment import Augmentation, Batches
+from utils.files import UserError
+
+
+class Pixels(nn.Module):
+    """Logits that differ wherever a pixel does; counts the images that it was asked for."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc = nn.Linear(3072, 10)
+        self.asked = 0
+
+    def forward(self, images):
+        self.asked += len(images)
+        return self.fc(images.flatten(1))
+
+
+@pytest.mark.parametrize("views, teacher_asked", [(0, 4 * 100), (3, 3 * 100), (16, 4 * 100)])
+def test_a_student_learns_from_the_teachers_answers_to_the_very_images_that_it_sees(
+    tmp_path, small_npz, monkeypatch, views, teacher_asked
+):
+    """The published code cached the logits in one shuffled order and used them in another."""
+    teacher, student, pairs = Pixels().eval(), Pixels(), []
+    loss = StudentTrain.distillation_loss
+
+    class Spy(Pixels):
+        def forward(self, images):
+            self.seen = images.clone()
+            return super().forward(images)
+
+    student = Spy()
+
+    def spy(logits, teacher_logits, *rest):
+        pairs.append((student.seen, teacher_logits))
+        return loss(logits, teacher_logits, *rest)
+
+    monkeypatch.setattr("utils.device.has_bf16", lambda device: False)
+    monkeypatch.setattr(StudentTrain, "TEACHER_VIEWS", views)
+    monkeypatch.setattr(StudentTrain, "load_network", lambda path, arch: (teacher, {}))
+    monkeypatch.setattr(StudentTrain, "for_inference", lambda net, device: net)
+    monkeypatch.setattr(StudentTrain, "starting_network", lambda *_: (student, None))
+    monkeypatch.setattr(StudentTrain, "report_test_accuracy", lambda path, test: None)
+    monkeypatch.setattr(StudentTrain, "distillation_loss", spy)
+    monkeypatch.setattr(
+        sys, "argv",
+        f"StudentTrain.py --model 1 --epochs 4 --subset 100 --batch-size 30 --data-dir {small_npz} "
+        f"--checkpoint-dir {tmp_path}".split(),
+    )  # fmt: skip
+    StudentTrain.main()
+    assert len(pairs) == 16 and teacher.asked == teacher_asked
+    for images, answers in pairs:
+        assert (answers - teacher.fc(images.flatten(1))).abs().max() < 2e-3  # half precision
+    assert not torch.equal(pairs[0][0], pairs[4][0])
+
+
+@pytest.fixture
+def ask(tmp_path, sample):
+    """Ask a teacher for a view of 50 images: its answers, and how many images it was shown."""
+
+    def ask(epoch, teacher=None, name="0123456789ab", images=sample.images[:50], crop=4):
+        teacher = teacher or Pixels().eval()
+        batches = Batches(images, 8, 0, Augmentation(crop, True, 8), views=4)
+        answers = TeacherAnswers(teacher, name, batches, tmp_path / "teacher.answers").epoch(epoch)
+        return answers, teacher.asked
+
+    return ask
+
+
+def test_each_view_is_asked_for_once_and_for_whoever_comes_next(ask, tmp_path):
+    first, asked = ask(1)
+    assert asked == 50 and first.dtype == torch.float16 and first.shape == (50, 10)
+    again, asked = ask(5)
+    assert asked == 0 and torch.equal(first, again)
+    other, asked = ask(2)
+    assert asked == 50 and not torch.equal(first, other)
+    assert len(list((tmp_path / "teacher.answers").iterdir())) == 2
+
+
+def test_answers_to_other_images_or_crops_or_of_another_teacher_are_not_taken(
+    ask, sample, tmp_path
+):
+    ask(0)
+    assert ask(0, images=sample.images[1:51])[1] == 50
+    assert ask(0, crop=3)[1] == 50
+    assert len(list((tmp_path / "teacher.answers").iterdir())) == 3
+    assert ask(0)[1] == 0
+    assert ask(0, name="ba9876543210")[1] == 50
+    assert len(list((tmp_path / "teacher.answers").iterdir())) == 1  # of one teacher only
+
+
+@pytest.mark.parametrize("damage", ["flipped", "short", "empty", "shape", "type", "pickle", "nan"])
+def test_a_damaged_or_foreign_file_is_made_anew_and_said(ask, tmp_path, capsys, damage):
+    answers, _ = ask(0)
+    (path,) = (tmp_path / "teacher.answers").iterdir()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    foreign = {
+        "shape": answers.numpy()[1:],
+        "type": answers.float().numpy(),
+        "pickle": np.array([{}] * 50),
+        "nan": np.full((50, 10), np.nan, np.float16),
+    }
+    if damage in foreign:
+        np.savez(path, logits=foreign[damage])
+    else:
+        path.write_bytes({"flipped": content, "short": content[:700], "empty": b""}[damage])
+    again, asked = ask(0)
+    assert asked == 50 and torch.equal(again, answers)
+    assert "is damaged" in capsys.readouterr().out
+    assert ask(0)[1] == 0
+
+
+def test_answers_that_half_precision_does_not_hold_are_refused(ask, tmp_path):
+    teacher = Pixels().eval()
+    teacher.fc.bias.data.fill_(1e5)
+    with pytest.raises(UserError, match="not finite in half precision"):
+        ask(0, teacher)
+    assert not (tmp_path / "teacher.answers").exists()
