@@ -164,6 +164,28 @@ def test_a_stopped_run_resumes_to_the_very_same_weights(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.parametrize(
+    "optimizer, expected",
+    [
+        ("sgd", [0.104334, 0.08217, 0.032516, 0.03312, 0.282267]),
+        ("adamw", [0.103211, 0.082172, 0.034552, 0.039964, 0.278806]),
+        ("muon", [0.103259, 0.079258, 0.034545, 0.039873, 0.27749]),
+    ],
+)
+def test_a_seed_gives_the_weights_that_it_gave_before(
+    tmp_path, sample, monkeypatch, optimizer, expected
+):
+    """The mean size of five tensors, written down on 2026-11-25: processors differ by 1e-6."""
+    for module in ("utils.device", "utils.optim"):
+        monkeypatch.setattr(f"{module}.has_bf16", lambda device: False)
+    run = trainer(tmp_path / "teacher.pth", sample, optimizer=optimizer)
+    run.fit()
+    weights = run.net.state_dict()
+    names = ("conv.weight", "inner.weight", "fc.weight", "fc.bias", "norm.running_var")
+    found = [weights[name].abs().mean().item() for name in names]
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_loss_that_is_not_finite_names_epoch_and_step_and_spares_the_last_good_files(
     tmp_path, sample
 ):
