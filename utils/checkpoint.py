@@ -189,7 +189,7 @@ def load_network(path: str | Path, arch: str | None = None) -> tuple[nn.Module, 
             f"{len(unknown)} unknown, {len(other)} of another shape or type: {brief(first[0])}"
         )
     for name, tensor in weights.items():
-        if not tensor.isfinite().all():
+        if not tensor.to(expected[name]).isfinite().all():
             raise UserError(f"{path}: its weights {name} are not all finite")
     net.load_state_dict(weights)
     return net.eval(), checkpoint
