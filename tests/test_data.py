@@ -1,13 +1,15 @@
 """CIFAR-10's split, its files, and batches held against slow, obvious references."""
 
 import hashlib
+import os
+import zipfile
 
 import numpy as np
 import pytest
 import torch
 from torchvision import transforms
 
-from utils import data
+from utils import data, safe_load
 from utils.augment import Augmentation, Batches, crop_and_flip, cut_out
 from utils.data import (
     Split,
@@ -80,7 +82,7 @@ def test_images_are_taken_by_their_index_as_often_as_it_is_named(split, tmp_path
         ([[7]], "whole numbers in one row"),
         ([7.0], "whole numbers in one row"),
         (np.array([], int), "names no image"),
-        (np.array([{}]), "is no .npy file of numbers"),
+        (np.array([{}]), "is damaged or not a .npy file"),
     ],
 )
 def test_indices_that_name_no_images_are_refused(split, tmp_path, indices, message):
@@ -92,10 +94,21 @@ def test_indices_that_name_no_images_are_refused(split, tmp_path, indices, messa
 @pytest.mark.parametrize("content", [b"", b"no numbers", b"PK\x03\x04"])
 def test_a_file_that_holds_no_indices_is_refused(split, tmp_path, content):
     path = tmp_path / "a.npy"
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="is missing"):
         named_images(split, path)
     path.write_bytes(content)
-    with pytest.raises(UserError, match="is no .npy file of numbers"):
+    with pytest.raises(UserError, match=f"--indices {path} is damaged or not a .npy file"):
+        named_images(split, path)
+
+
+def test_indices_are_bounded_before_they_are_read(split, tmp_path):
+    path = save(tmp_path / "a.npy", np.array([7]))
+    os.truncate(path, 2**40)  # sparse: it takes no room on the disk
+    with pytest.raises(UserError, match="1,099,511,627,776 bytes, more than 67,108,864"):
+        named_images(split, path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=f"--indices {path} is refused: it is a .*pipe"):
         named_images(split, path)
 
 
@@ -225,6 +238,44 @@ def test_compressed_own_file_with_a_damaged_byte_is_refused(arrays, tmp_path):
     content[2_000:2_100] = bytes(100)
     path.write_bytes(content)
     assert f"{path} is damaged or incomplete" in error_of(path)
+
+
+def test_archive_that_unpacks_to_far_more_than_its_size_is_refused(arrays, tmp_path, monkeypatch):
+    path = tmp_path / "mine.npz"
+    np.savez_compressed(path, **arrays)  # noise: it does not get smaller
+    monkeypatch.setattr(safe_load, "MAX_UNPACKED", 0)
+    assert len(load_splits(path)[2]) == 20
+    np.savez_compressed(path, **arrays | {"train_images": np.zeros((10_000, 32, 32, 3), np.uint8)})
+    assert f"{path} is refused: its " in (message := error_of(path))
+    assert "bytes unpack to 30,7" in message
+    monkeypatch.setattr(safe_load, "MAX_UNPACKED", 2**25)
+    assert "train_images is uint8 (10000, 32, 32, 3)" in error_of(path)
+
+
+def test_archive_of_a_kind_that_unpacks_in_one_piece_is_refused(arrays, tmp_path):
+    """A few bytes of bzip2 can stand for gigabytes."""
+    np.savez(tmp_path / "plain.npz", **arrays)
+    with (
+        zipfile.ZipFile(tmp_path / "plain.npz") as plain,
+        zipfile.ZipFile(tmp_path / "mine.npz", "w", zipfile.ZIP_BZIP2) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    assert "compressed in a way" in error_of(tmp_path / "mine.npz")
+
+
+def test_what_is_no_regular_archive_is_refused_at_once(tmp_path):
+    path = tmp_path / "mine.npz"
+    os.mkfifo(path)
+    assert "pipe" in error_of(path)
+    path.unlink()
+    path.mkdir()
+    assert "folder" in error_of(path)
+    path.rmdir()
+    with zipfile.ZipFile(path, "w") as archive:
+        for n in range(10_000):
+            archive.writestr(f"{n:060}", b"")
+    assert "index is too long" in error_of(path)
 
 
 @pytest.fixture

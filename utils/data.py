@@ -11,6 +11,7 @@ import torch
 from utils.distributed import first_one_first
 from utils.download import fetch
 from utils.files import UserError, replacing
+from utils.safe_load import read_array, read_arrays
 
 CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -90,14 +91,11 @@ def named_images(split: Split, path: Path) -> Split:
         UserError: it cannot be read, has another shape or type, or names an image that is not in
             the split, such as one held out for validation.
     """
-    if not path.exists():
-        raise UserError(f"--indices {path}: no such file")
     try:
-        indices = np.load(path)
-    # A damaged file can fail in any of the ways of NumPy and zipfile.
-    except Exception as error:
-        raise UserError(f"--indices {path} is no .npy file of numbers: {error}") from error
-    if not isinstance(indices, np.ndarray) or indices.ndim != 1 or indices.dtype.kind not in "iu":
+        indices = read_array(path)
+    except UserError as error:
+        raise UserError(f"--indices {error}") from error
+    if indices.ndim != 1 or indices.dtype.kind not in "iu":
         raise UserError(f"--indices {path} must hold whole numbers in one row, one an image")
     order = np.argsort(split.indices)
     places = order[np.searchsorted(split.indices, indices, sorter=order) % len(order)]
@@ -159,14 +157,15 @@ def _read(
     path: Path, remedy: str, check: Callable[[dict[str, np.ndarray]], None]
 ) -> dict[str, np.ndarray]:
     try:
-        with np.load(path) as file:
-            arrays = {name: file[name] for name in SHA256}
+        arrays = read_arrays(path, SHA256)
+        if missing := [name for name in SHA256 if name not in arrays]:
+            raise UserError(f"{path} has no {', '.join(missing)}")
+    except UserError as error:
+        raise UserError(f"{error}; {remedy}") from error
+    try:
         check(arrays)
     except UserError as error:
         raise UserError(f"{path}: {error}; {remedy}") from error
-    # A damaged archive can fail in any of the ways of zipfile, zlib and NumPy.
-    except Exception as error:
-        raise UserError(f"{path} is damaged or incomplete ({error}): {remedy}") from error
     return arrays
 
 
