@@ -315,27 +315,91 @@ def test_resuming_from_a_damaged_state_says_what_to_do(tmp_path, sample, damage)
     assert state.read_bytes() == content
 
 
+def put(state, place, value):
+    """Set what stands at `place`; a function is given what stood there."""
+    *parts, last = (int(part) if part.isdigit() else part for part in place.split("/"))
+    for part in parts:
+        state = state[part]
+    state[last] = value(state[last]) if callable(value) else value
+
+
 @pytest.mark.parametrize(
-    "forged",
+    "optimizer, place, value",
     [
-        {"progress": {"epoch": "1", "step": None}},
-        {"progress": {"epoch": 1, "laps": 2}},
-        {"identity": None},
-        {"net": {}},
-        {"net": {"fc.weight": torch.zeros(3)}},
-        {"optimizers": [{"state": {}}]},
-        {"rng": [torch.zeros(3)]},
-        {"place": None, "rng": None},
+        ("sgd", "optimizers/0/state/0/momentum_buffer", torch.zeros(1)),  # else written beyond
+        ("sgd", "optimizers/0/state/0/momentum_buffer", lambda it: it.double()),
+        ("sgd", "optimizers/0/state/0/momentum_buffer", lambda it: it / 0),
+        ("sgd", "optimizers/0/state/0/momentum_buffer", None),
+        ("sgd", "optimizers/0/state/0", {}),
+        ("sgd", "optimizers/0/state/0/step", torch.tensor(5.0)),
+        ("sgd", "optimizers/0/state/9", {"momentum_buffer": torch.zeros(1)}),
+        ("sgd", "optimizers/0/state", {}),
+        ("sgd", "optimizers/0/param_groups/0/momentum", 0.5),
+        ("sgd", "optimizers/0/param_groups/0/max_lr", 1e9),
+        ("sgd", "optimizers/0/param_groups/0/nesterov", 1),
+        ("sgd", "optimizers/0/param_groups", lambda it: it[:1]),
+        ("sgd", "optimizers", lambda it: it * 2),
+        ("sgd", "optimizers", [{"state": {}}]),
+        ("adamw", "optimizers/0/state/3/exp_avg_sq", torch.zeros(1)),
+        ("adamw", "optimizers/0/state/3/exp_avg_sq", lambda it: it - 1),
+        ("adamw", "optimizers/0/state/3/step", torch.tensor(4.0)),
+        ("adamw", "optimizers/0/state/3/step", torch.zeros(3)),
+        ("muon", "optimizers/0/state/0/momentum_buffer", torch.zeros(1)),
+        ("muon", "optimizers/1/state/0/exp_avg", torch.zeros(1)),
+        ("sgd", "net", {}),
+        ("sgd", "net/fc.weight", torch.zeros(3)),
+        ("sgd", "net/fc.weight", lambda it: it / 0),
+        ("sgd", "progress", {"epoch": "1", "step": None}),
+        ("sgd", "progress/laps", 2),
+        ("sgd", "progress/epoch", -(10**9)),
+        ("sgd", "progress/epoch", torch.zeros(2)),
+        ("sgd", "progress/epoch", 0),
+        ("sgd", "progress/step", -1),
+        ("sgd", "progress/step", 5),
+        ("sgd", "progress/images", 3),
+        ("sgd", "progress/hits", 1),
+        ("sgd", "progress/loss", math.nan),
+        ("sgd", "progress/seconds", -1.0),
+        ("sgd", "progress/history", []),
+        ("sgd", "progress/history/0/epoch", 2),
+        ("sgd", "progress/history/0/val_accuracy", 80.0),
+        ("sgd", "progress/history/0/val_loss", "low"),
+        ("sgd", "progress/history/0/speed", 1.0),
+        ("sgd", "identity", None),
+        ("sgd", "identity/5", 5),
+        ("sgd", "identity/epochs", torch.zeros(2)),
+        ("sgd", "identity/lr", torch.zeros(2)),
+        ("sgd", "place", None),
+        ("sgd", "rng", None),
+        ("sgd", "rng", [torch.zeros(3)]),
+        ("sgd", "rng/0", lambda it: it * 0),
     ],
 )
-def test_a_forged_state_is_refused_in_one_line(tmp_path, sample, forged):
+def test_a_forged_state_is_refused_in_one_line(tmp_path, sample, optimizer, place, value):
     path = tmp_path / "teacher.pth"
-    trainer(path, sample, epochs=1).fit()
+    trainer(path, sample, epochs=1, optimizer=optimizer).fit()
     state = torch.load(path.with_suffix(".state.pth"), weights_only=True)
-    torch.save(state | forged, path.with_suffix(".state.pth"))
+    put(state, place, value)
+    torch.save(state, path.with_suffix(".state.pth"))
+    longer = trainer(path, sample, lambda _: pytest.fail("a step"), epochs=2, optimizer=optimizer)
     with pytest.raises(UserError, match="cannot resume: .*delete it, or leave") as refused:
-        trainer(path, sample, epochs=1).fit(resume=True)
+        longer.fit(resume=True)
     assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_state_laid_out_otherwise_is_continued_the_same(tmp_path, sample):
+    """A buffer whose strides are not its weight's is written out of order by a fused optimizer."""
+    ended = []
+    for name, change in ("plain", lambda it: it), ("turned", lambda it: it.T.contiguous().T):
+        path = tmp_path / f"{name}.pth"
+        trainer(path, sample, epochs=1).fit()
+        state = torch.load(path.with_suffix(".state.pth"), weights_only=True)
+        put(state, "optimizers/0/state/2/momentum_buffer", change)
+        torch.save(state, path.with_suffix(".state.pth"))
+        longer = trainer(path, sample, epochs=2)
+        longer.fit(resume=True)
+        ended.append(longer.net.fc.weight)
+    assert torch.equal(*ended)
 
 
 def test_a_state_written_elsewhere_is_continued_and_said_to_round_differently(

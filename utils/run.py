@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,20 @@ CHECK_EVERY = 20  # steps between looks at the loss: each look makes a GPU wait
 
 
 @dataclass
+class Row:
+    """What the history tells of an epoch, counted from 1."""
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    lr: float
+    seconds: float
+    images_per_second: float
+
+
+@dataclass
 class Progress:
     """How far a run has come."""
 
@@ -52,7 +66,7 @@ class Progress:
     loss: float = 0.0
     hits: int = 0
     seconds: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)  # a row an epoch
+    history: list[dict[str, float]] = field(default_factory=list)  # a Row an epoch
 
     @property
     def best(self) -> float:
@@ -165,7 +179,7 @@ class Run:
             return False
         try:
             self._load_state(state)
-        except (RuntimeError, LookupError, TypeError, ValueError) as error:
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
             reason = brief(str(error))
             raise UserError(
                 f"cannot resume: {self.state_path} does not fit, {reason}; {START_ANEW}"
@@ -274,18 +288,17 @@ class Run:
         """
         now = self.progress
         improved = val_accuracy > now.best
-        now.history.append(
-            {
-                "epoch": now.epoch + 1,
-                "train_loss": now.loss / now.images,
-                "train_accuracy": now.hits / now.images,
-                "val_loss": val_loss,
-                "val_accuracy": val_accuracy,
-                "lr": self.schedulers[0].get_last_lr()[0],
-                "seconds": round(now.seconds, 1),
-                "images_per_second": round(now.images / now.seconds, 1),
-            }
+        row = Row(
+            epoch=now.epoch + 1,
+            train_loss=now.loss / now.images,
+            train_accuracy=now.hits / now.images,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            lr=self.schedulers[0].get_last_lr()[0],
+            seconds=round(now.seconds, 1),
+            images_per_second=round(now.images / now.seconds, 1),
         )
+        now.history.append(asdict(row))
         now.epoch += 1
         now.step = now.images = now.hits = 0
         now.loss = now.seconds = 0.0
@@ -339,48 +352,127 @@ class Run:
             before, now = dict(state["identity"]), self._identity
             progress = Progress(**state["progress"])
             done = progress.epoch + (progress.step > 0)
+            changed = [
+                f"{name if name in now else brief(name)} was {brief(before.get(name))}, "
+                f"is {brief(now.get(name))}"
+                for name in sorted(before | now)
+                if before.get(name) != now.get(name) and name != "epochs"
+            ]
+            if done > self.total_epochs:
+                changed.append(f"epochs is {self.total_epochs}, {done} are done or under way")
         except UserError as error:
             raise UserError(f"cannot resume: {error}; {START_ANEW}") from error
-        except (KeyError, TypeError, ValueError) as error:
+        except (RuntimeError, LookupError, TypeError, ValueError) as error:
             raise UserError(
                 f"cannot resume: {self.state_path} is no state of this version; {START_ANEW}"
             ) from error
-        changed = [
-            f"{name} was {brief(before.get(name))}, is {brief(now.get(name))}"
-            for name in sorted(before | now)
-            if before.get(name) != now.get(name) and name != "epochs"
-        ]
-        if done > self.total_epochs:
-            changed.append(f"epochs is {self.total_epochs}, {done} are done or under way")
         if changed:
             raise UserError(
                 f"--resume continues {shown(self.state_path)} with the same hyperparameters only: "
-                + "; ".join(changed)
+                + "; ".join(changed[:20])
             )
         return state
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        if state["place"] != self._place:
-            print(
-                f"begun on {state['place']}, going on on {self._place}: "
-                "the weights will not be the same bit for bit"
-            )
-        if (epochs := state["identity"]["epochs"]) != self.total_epochs:
-            print(
-                f"begun for {epochs} epochs, now {self.total_epochs}: "
-                "the learning rate goes on along the new schedule"
-            )
-        self.progress = Progress(**state["progress"])
-        self.net.load_state_dict(state["net"])
+        """Go on from a state; one of ValueError, TypeError, LookupError if it cannot be this run's.
+
+        A state may come from a stranger, and what the optimizers hold is written to without another
+        look. So nothing of it is taken over but numbers, copied into what this run has made itself.
+        """
+        self.progress = _progress(state["progress"], self.data)
+        steps_done = self.progress.epoch * self.data.steps + self.progress.step
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.schedulers = self._schedules(
-            self.progress.epoch * self.data.steps + self.progress.step
-        )
+            _load_optimizer(optimizer, saved, steps_done)
+        _copy_numbers(self.net.state_dict(), state["net"], "the network")
+        self.schedulers = self._schedules(steps_done)
+        place, epochs = state["place"], state["identity"]["epochs"]
+        if type(place) is not str or type(epochs) is not int:
+            raise ValueError("its place or epochs are of another type")
         if rank() < len(state["rng"]):
             torch.set_rng_state(state["rng"][rank()])
             if self.device.type == "cuda" and state["cuda_rng"][rank()] is not None:
                 torch.cuda.set_rng_state(state["cuda_rng"][rank()])
+        if place != self._place:
+            print(
+                f"begun on {place[:80] if place.isprintable() else brief(place)}, going on on "
+                f"{self._place}: the weights will not be the same bit for bit"
+            )
+        if epochs != self.total_epochs:
+            print(
+                f"begun for {epochs} epochs, now {self.total_epochs}: "
+                "the learning rate goes on along the new schedule"
+            )
+
+
+def _progress(saved: dict[str, Any], batches: Batches) -> Progress:
+    """The progress in a state; ValueError or TypeError where a run of `batches` cannot be there."""
+    now = Progress(**saved)
+    rows = [Row(**row) for row in now.history]
+    numbers = [
+        (getattr(it, column.name), column.type)
+        for it in (now, *rows)
+        for column in fields(it)
+        if column.name != "history"
+    ]
+    if not (
+        all(type(number) is kind and math.isfinite(number) for number, kind in numbers)
+        and 0 <= now.step < batches.steps
+        and now.images == sum(map(batches.size, range(now.step)))
+        and 0 <= now.hits <= now.images
+        and now.seconds >= 0
+        and len(rows) == now.epoch
+        and all(row.epoch == epoch for epoch, row in enumerate(rows, 1))
+        and all(0 <= row.train_accuracy <= 1 and 0 <= row.val_accuracy <= 1 for row in rows)
+    ):
+        raise ValueError("its counts or its history cannot be those of this run")
+    return now
+
+
+def _load_optimizer(
+    optimizer: torch.optim.Optimizer, saved: dict[str, Any], steps_done: int
+) -> None:
+    """Put the numbers that an optimizer saved after `steps_done` steps into a new one of its kind.
+
+    A step makes what the new one keeps of each weight. Raises ValueError where the saved state has
+    other settings, or tensors of other names, shapes or types, or numbers that no step leaves.
+    """
+    for ours, theirs in zip(
+        optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True
+    ):
+        for name in ours.keys() & theirs.keys() - {"lr"}:  # which depends on the step
+            if type(ours[name]) is not type(theirs[name]) or ours[name] != theirs[name]:
+                raise ValueError(f"the optimizer's {name} is another")
+    if steps_done:
+        for group in optimizer.param_groups:
+            for weight in group["params"]:
+                weight.grad = torch.zeros_like(weight)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    kept = optimizer.state_dict()["state"]
+    _copy_numbers(kept, saved["state"], "the optimizer")
+    for entry in kept.values():
+        if entry.get("step", steps_done) != steps_done:
+            raise ValueError("the optimizer has done another number of steps")
+        if "exp_avg_sq" in entry and (entry["exp_avg_sq"] < 0).any():
+            raise ValueError("the optimizer's averages of squares are below 0")
+
+
+def _copy_numbers(ours: Mapping[Any, Any], theirs: Any, whose: str) -> None:
+    """Copy tensors into those of the same names; ValueError unless they are alike and finite."""
+    if type(theirs) is not dict or theirs.keys() != ours.keys():
+        raise ValueError(f"{whose} has other names")
+    for name, tensor in ours.items():
+        saved = theirs[name]
+        if isinstance(tensor, Mapping):
+            _copy_numbers(tensor, saved, whose)
+        elif (
+            not isinstance(saved, torch.Tensor)
+            or (saved.shape, saved.dtype) != (tensor.shape, tensor.dtype)
+            or not saved.isfinite().all()
+        ):
+            raise ValueError(f"{whose} has a {name} of another shape or type, or not finite")
+        else:
+            tensor.copy_(saved)
 
 
 class StopRequest:
