@@ -5,26 +5,30 @@
     python StudentTrain.py --model 2 --epochs 1 --subset 2000   a quick try
     python StudentTrain.py --model 1 --resume                   go on where Ctrl-C stopped it
     python StudentTrain.py --model 2 --distill-loss none        without the teacher, to compare
+    python StudentTrain.py --model 1 --teacher PATH             a ResNet-50 from elsewhere teaches
     torchrun --standalone --nproc_per_node=2 StudentTrain.py --model 1          on two GPUs
 
-Needs checkpoints/teacher.pth, made by teacherTrain.py. Writes checkpoints/densenet121.pth or
-googlenet.pth (the epoch that is best by validation) and a .csv of the same name (a row an epoch);
-without the teacher densenet121_alone.pth or googlenet_alone.pth, which inference.py measures too.
+Needs checkpoints/teacher.pth, made by teacherTrain.py, or --teacher. Writes
+checkpoints/densenet121.pth or googlenet.pth (the epoch that is best by validation) and a .csv of
+the same name (a row an epoch); without the teacher densenet121_alone.pth or googlenet_alone.pth,
+which inference.py measures too.
 With both students made, trainSelector.py comes next.
 """
+
+from pathlib import Path
 
 import torch
 
 from models import STUDENTS
 from utils import cli
-from utils.answers import TeacherAnswers, report_test_accuracy, score
+from utils.answers import TeacherAnswers, report_test_accuracy, score, with_its_stem
 from utils.augment import Augmentation
 from utils.checkpoint import ALONE, FILES, load_network, starting_network
 from utils.data import fingerprint, load_splits, named_images
 from utils.device import autocast, for_inference, pick_device, seed_everything, to_device
 from utils.distillation import LOSSES, distillation_loss
 from utils.distributed import from_first, join_group
-from utils.files import claim
+from utils.files import UserError, claim
 from utils.run import Run
 
 # ------------------------------------------------------------------ hyperparameters
@@ -61,21 +65,33 @@ def main() -> None:
         "--distill-loss", choices=LOSSES, default=DISTILL_LOSS,
         help="what makes the student learn; none is the cross-entropy alone (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--teacher", type=Path, metavar="PATH",
+        help="the teacher's .pth, of this project or with the weights of another ResNet-50 of "
+        "torchvision's names and with a first layer for 32x32 images (default: teacher.pth in "
+        "--checkpoint-dir)",
+    )  # fmt: skip
     cli.add_init(parser)
     cli.add_indices(parser)
     args = parser.parse_args()
     arch, alone = STUDENTS[args.model - 1], args.distill_loss == "none"
+    if alone and args.teacher:
+        raise UserError("--teacher has no say with --distill-loss none: leave one of them out")
     device = pick_device(args.device)
     join_group(device)
     path = args.checkpoint_dir / (ALONE if alone else FILES)[arch]
     from_first(lambda: claim(path))
     teacher, taught_by = None, None
     if not alone:
-        teacher_path = args.checkpoint_dir / FILES["resnet50"]
-        teacher, _ = from_first(lambda: load_network(teacher_path, "resnet50"))
+        teacher_path = args.teacher or args.checkpoint_dir / FILES["resnet50"]
+        stem = STEM if args.teacher else None  # of weights from elsewhere, for now
+        teacher, facts = from_first(lambda: load_network(teacher_path, "resnet50", stem))
         taught_by = fingerprint(teacher.state_dict().values())
-        teacher = for_inference(teacher, device)
     train, val, test = load_splits(args.data_dir, args.subset, device)
+    if teacher:
+        if facts["val_accuracy"] is None:
+            teacher = with_its_stem(teacher, val.take(slice(500)), args.teacher)
+        teacher = for_inference(teacher, device)
     if args.indices:
         train = named_images(train, args.indices)
     seed_everything(args.seed)
@@ -101,7 +117,8 @@ def main() -> None:
     )  # fmt: skip
     answers = None
     if teacher and TEACHER_VIEWS:
-        answers = TeacherAnswers(teacher, taught_by, run.data, teacher_path.with_suffix(".answers"))
+        folder = args.checkpoint_dir / f"{teacher_path.stem}.answers"
+        answers = TeacherAnswers(teacher, taught_by, run.data, folder)
 
     def taught(images: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor | None:
         """The teacher's logits for the very images that the student sees."""

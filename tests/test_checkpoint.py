@@ -599,6 +599,65 @@ def test_weight_too_large_for_float32_is_named(path):
     assert "weights head.weight are not all finite" in refusal(path)
 
 
+# ------------------------------------------------------------------ weights from elsewhere
+
+
+def prefixed(prefix):
+    return lambda weights: {prefix + name: tensor for name, tensor in weights.items()}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda weights: weights,
+        lambda weights: {"net": weights, "acc": 95.1, "epoch": 199},  # of kuangliu/pytorch-cifar
+        lambda weights: {"arch": "g", "state_dict": prefixed("module.")(weights), "epoch": 90},
+        prefixed("_orig_mod."),
+        prefixed("module._orig_mod."),
+        prefixed("_orig_mod.module."),
+    ],
+    ids=["bare", "net", "state_dict", "compiled", "parallel of compiled", "compiled of parallel"],
+)
+def test_weights_from_elsewhere_are_read(form, googlenet, path):
+    net, _ = googlenet
+    torch.save(form(net.state_dict()), path)
+    loaded, facts = load_network(path, "googlenet", "cifar")
+    torch.testing.assert_close(loaded.state_dict(), dict(net.state_dict()), rtol=0, atol=0)
+    assert isinstance(loaded.maxpool1, nn.Identity) and not loaded.training
+    assert facts["classes"] == list(CLASSES) and facts["val_accuracy"] is None
+    assert "is not one of this project's checkpoints" in refusal(path)  # unless they are asked for
+
+
+def test_a_checkpoint_of_ours_is_none_from_elsewhere(googlenet):
+    net, facts = load_network(googlenet[1], "googlenet", "cifar")
+    assert facts["stem"] == "cifar-pool" and facts["val_accuracy"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (
+            lambda weights: prefixed("backbone.")(weights),
+            "344 missing, 344 unknown, 0 of another shape or type: 'conv1.conv.weight'; all of its "
+            "names begin with 'backbone.'",
+        ),
+        (
+            lambda weights: prefixed("module.")(weights) | {"module.fc.weight": torch.zeros(5, 9)},
+            "0 missing, 0 unknown, 1 of another shape or type: 'fc.weight'",
+        ),
+        (
+            lambda weights: {f"{name}.x": t.clone() for name, t in weights.items()} | weights,
+            "0 missing, 344 unknown, 0 of another",
+        ),
+        (lambda weights: {"epoch": 3}, "344 missing, 1 unknown, 0 of another"),
+    ],
+)
+def test_weights_from_elsewhere_that_do_not_fit_are_counted(change, words, googlenet, path):
+    torch.save(change(dict(googlenet[0].state_dict())), path)
+    with pytest.raises(UserError, match=re.escape(words)):
+        load_network(path, "googlenet", "cifar-pool")
+
+
 # ------------------------------------------------------------------ facts
 
 

@@ -194,6 +194,51 @@ def test_a_student_learns_from_the_images_that_indices_names(small_npz, tmp_path
     assert f"40 to train on, {len(val)} to validate" in out
 
 
+def test_a_student_learns_from_a_teacher_from_elsewhere(pipeline, small_npz, tmp_path, call):
+    """Its stem is found out: both have weights of the same names and shapes."""
+    weights = torch.load(pipeline[0] / "teacher.pth", weights_only=True)["state_dict"]
+    path = tmp_path / "theirs.pth"
+    weights = {name: t.bfloat16() if t.is_floating_point() else t for name, t in weights.items()}
+    torch.save({"net": {f"module.{name}": tensor for name, tensor in weights.items()}}, path)
+    out, _ = call("StudentTrain.py", tmp_path, small_npz, "--model", 2, *QUICK, "--teacher", path)
+    told = rf"{path} is from elsewhere: taken for (\S+), with the data's classes, mean and std; "
+    told += r"top-1 of \d+ validation images: (\S+)% with cifar, (\S+)% with cifar-pool"
+    found, cifar, pool = re.search(told, out).groups()
+    assert found == ("cifar" if float(cifar) >= float(pool) else "cifar-pool")
+    taught = load_network(tmp_path / "googlenet.pth")[1]["hyperparameters"]["teacher"]
+    assert taught == fingerprint(load_network(path, "resnet50", found)[0].state_dict().values())
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--teacher", "none.pth"], "none.pth is missing"),
+        (["--teacher", "googlenet.pth"], "holds 'googlenet', expected 'resnet50'"),
+        (["--teacher", "teacher.pth", "--distill-loss", "none"], "leave one of them out"),
+    ],
+)
+def test_a_teacher_that_cannot_teach_is_refused(
+    flags, message, pipeline, small_npz, tmp_path, call, monkeypatch
+):
+    monkeypatch.chdir(pipeline[0])
+    folder = tmp_path / "new"
+    _, err = call("StudentTrain.py", folder, small_npz, "--model", 2, *QUICK, *flags, status=2)
+    assert message in err and len(err.splitlines()) == 1
+    assert not list(folder.glob("*.pth"))
+
+
+def test_a_run_starts_from_weights_from_elsewhere(pipeline, small_npz, tmp_path, call):
+    weights = torch.load(pipeline[0] / "googlenet.pth", weights_only=True)["state_dict"]
+    init = tmp_path / "theirs.pth"
+    torch.save(weights, init)
+    flags = ["--model", 2, "--lr", "1e-12", "--epochs", 1, "--distill-loss", "none", *QUICK[2:]]
+    out, _ = call("StudentTrain.py", tmp_path, small_npz, *flags, "--init", init)
+    assert f"{init} is from elsewhere: taken for cifar-pool, with the data's classes" in out
+    after = load_network(tmp_path / "googlenet_alone.pth")[0]
+    for name, weight in after.named_parameters():
+        assert torch.equal(weight, weights[name].float()), name
+
+
 @pytest.mark.parametrize(
     ("name", "stem", "message"),
     [
@@ -495,6 +540,7 @@ def test_no_hyperparameter_is_without_a_rule():
         names = {name for name in vars(script) if name.isupper()}
         known = {
             "ARCH",
+            "STEMS",
             "STUDENTS",
             "FILES",
             "ALONE",

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from models import STEMS, network
 from utils.augment import Batches
-from utils.checkpoint import amend_checkpoint, load_network
+from utils.checkpoint import amend_checkpoint, elsewhere, load_network
 from utils.data import Split, fingerprint, normalize
 from utils.device import autocast, enough_memory, for_inference
 from utils.distributed import from_first, gather, rank, ranks
@@ -74,6 +75,24 @@ def report_test_accuracy(path: Path, test: Split) -> None:
         f"\nthe best epoch, {checkpoint['epoch']}: top-1 {checkpoint['val_accuracy']:.2%} on the "
         f"validation images, {accuracy:.2%} on {len(test):,} test images; wrote {shown(path)}"
     )
+
+
+def with_its_stem(net: nn.Module, val: Split, path: Path) -> nn.Module:
+    """The ResNet-50 of weights from elsewhere, at `path`, with the stem that suits them.
+
+    Both stems have the very same weights; the one that gets more of the images in `val` right is
+    taken, and told.
+    """
+    nets = {stem: network("resnet50", stem) for stem in STEMS}
+    accuracy = {}
+    for stem, each in nets.items():
+        each.load_state_dict(net.state_dict())
+        logits = predict(for_inference(each, val.images.device), val.images, f"teacher, {stem}")
+        accuracy[stem] = top1(logits, val.labels)
+    found = max(STEMS, key=accuracy.get)
+    told = ", ".join(f"{accuracy[stem]:.1%} with {stem}" for stem in STEMS)
+    print(f"{elsewhere(path, found)}; top-1 of {len(val)} validation images: {told}")
+    return nets[found]
 
 
 class TeacherAnswers:

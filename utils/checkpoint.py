@@ -29,6 +29,7 @@ COMMANDS = {
     "googlenet": "python StudentTrain.py --model 2",
     "selector": "python trainSelector.py",
 }
+WRAPPERS = ("state_dict", "net", "model", "model_state_dict")  # where others keep the weights
 KEYS = (
     "arch", "stem", "state_dict", "classes", "mean", "std", "val_accuracy", "test_accuracy",
     "hyperparameters", "epoch", "torch_version",
@@ -94,12 +95,14 @@ def write_dict(path: Path, content: dict[str, Any]) -> None:
         file.write(buffer.getbuffer())
 
 
-def read_checkpoint(path: Path, arch: str | None = None) -> dict[str, Any]:
+def read_checkpoint(path: Path, arch: str | None = None, stem: str | None = None) -> dict[str, Any]:
     """The dictionary in `path`, its weights on the CPU.
 
     Args:
         path: a file written by `save_checkpoint`.
         arch: the architecture that it must hold; None takes any.
+        stem: takes a file from elsewhere, too: weights alone or under one of WRAPPERS, for `arch`
+            with this stem. Its classes, mean and std are the data's, its val_accuracy is None.
 
     Raises:
         UserError: the file is missing, cut short, no checkpoint, of another architecture, or
@@ -110,12 +113,34 @@ def read_checkpoint(path: Path, arch: str | None = None) -> dict[str, Any]:
     if command and not os.path.exists(path):
         raise UserError(f"{path} is missing; make it with: {command}")
     checkpoint = read_dict(path)
-    if missing := [key for key in KEYS if key not in checkpoint]:
+    missing = [key for key in KEYS if key not in checkpoint]
+    if missing and arch and stem:
+        return _from_elsewhere(checkpoint, arch, stem)
+    if missing:
         raise UserError(f"{path} is not one of this project's checkpoints: no {', '.join(missing)}")
     _check_facts(path, checkpoint)
     if arch is not None and checkpoint["arch"] != arch:
         raise UserError(f"{path} holds {checkpoint['arch']!r}, expected {arch!r}")
     return checkpoint
+
+
+def _from_elsewhere(content: dict[str, Any], arch: str, stem: str) -> dict[str, Any]:
+    """A file's dictionary as one of ours, with what is known of it."""
+    weights = next((content[key] for key in WRAPPERS if type(content.get(key)) is dict), content)
+    # DistributedDataParallel and torch.compile add these to the names.
+    names = [str(name).replace("_orig_mod.", "") for name in weights]
+    while names and all(name.startswith("module.") for name in names):
+        names = [name.removeprefix("module.") for name in names]
+    return {
+        "arch": arch,
+        "stem": stem,
+        "state_dict": dict(zip(names, weights.values(), strict=True)),
+        "classes": list(CLASSES),
+        "mean": list(MEAN),
+        "std": list(STD),
+        "val_accuracy": None,
+        "hyperparameters": {},
+    }
 
 
 def _within(low: float, high: float) -> Callable[[Any], bool]:
@@ -164,14 +189,17 @@ def _check_facts(path: Path, checkpoint: dict[str, Any]) -> None:
         raise UserError(f"{path}: its batch_norm is {brief(batch_norm)}, not True or False")
 
 
-def load_network(path: str | Path, arch: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
+def load_network(
+    path: str | Path, arch: str | None = None, stem: str | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
     """The network that `path` holds, in float32 and eval mode on the CPU, and its dictionary.
 
-    Takes any of the four checkpoints and raises UserError as `read_checkpoint` does, or where the
-    weights do not fit the architecture that the file names or are not finite.
+    Takes any of the four checkpoints, and with `stem` weights from elsewhere, as `read_checkpoint`.
+    Raises UserError as that does, or where the weights do not fit the architecture or are not
+    finite.
     """
     path = Path(path)
-    checkpoint = read_checkpoint(path, arch)
+    checkpoint = read_checkpoint(path, arch, stem)
     found, stem, hyperparameters = (checkpoint[key] for key in ("arch", "stem", "hyperparameters"))
     if found == "selector":
         net: nn.Module = Selector(hyperparameters["depth"], hyperparameters["batch_norm"])
@@ -184,9 +212,11 @@ def load_network(path: str | Path, arch: str | None = None) -> tuple[nn.Module, 
         name for name in expected if name in weights and not _fits(weights[name], expected[name])
     ]
     if first := (missing + unknown + other)[:1]:
+        prefix = os.path.commonprefix([str(name) for name in weights]).rpartition(".")[0]
         raise UserError(
             f"{path}: its weights do not fit {found}, {stem}: {len(missing)} missing, "
             f"{len(unknown)} unknown, {len(other)} of another shape or type: {brief(first[0])}"
+            + (f"; all of its names begin with {brief(prefix + '.')}" if prefix else "")
         )
     for name, tensor in weights.items():
         if not tensor.to(expected[name]).isfinite().all():
@@ -219,17 +249,25 @@ def starting_network(
 ) -> tuple[nn.Module, str | None]:
     """The network that a run to `path` starts from, and the fingerprint of its weights.
 
-    Without `init` it is randomly initialized, and the fingerprint None. Raises UserError as
-    `load_network` does, where `init` has another stem, or where the run would overwrite it.
+    Without `init` it is randomly initialized, and the fingerprint None. `init` may come from
+    elsewhere, see `read_checkpoint`. Raises UserError as `load_network` does, where `init` has
+    another stem, or where the run would overwrite it.
     """
     if init is None:
         return network(arch, stem), None
     if init.resolve() == path.resolve():
         raise UserError(f"--init {init} is what this run writes: copy it to another name first")
-    net, checkpoint = load_network(init, arch)
+    net, checkpoint = load_network(init, arch, stem)
+    if checkpoint["val_accuracy"] is None:
+        print(elsewhere(init, stem))
     if checkpoint["stem"] != stem:
         raise UserError(f"--init {init} has the {checkpoint['stem']} stem, STEM is {stem!r}")
     return net, fingerprint(net.state_dict().values())
+
+
+def elsewhere(path: Path, stem: str) -> str:
+    """What there is to say of weights from elsewhere, which tell neither."""
+    return f"{path} is from elsewhere: taken for {stem}, with the data's classes, mean and std"
 
 
 def _fits(tensor: Any, expected: torch.Tensor) -> bool:

@@ -120,7 +120,8 @@ def add_init(parser: argparse.ArgumentParser) -> None:
     """The flag of the scripts that train a classifier."""
     parser.add_argument(
         "--init", type=Path, metavar="PATH",
-        help="start from the weights in this .pth, of the same network, not from random ones",
+        help="start from the weights in this .pth, of the same network, not from random ones; "
+        "weights from elsewhere need torchvision's names and a first layer for 32x32 images",
     )  # fmt: skip
 
 

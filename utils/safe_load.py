@@ -79,7 +79,7 @@ def read_dict(path: str | Path) -> dict[str, Any]:
     Runs no code, whatever the file holds. A parameter comes back as a tensor, an ordered dictionary
     as a dictionary. Raises UserError, in one line, where the file is missing, cut short, damaged,
     larger than 512 MB, or holds anything but a dictionary of plain values and tensors of real
-    numbers, in which no list, tuple or dictionary stands twice.
+    numbers, in which none of these stands twice.
     """
     with _told(path, "cut short or not a PyTorch checkpoint"):
         content = torch.load(_examined(path), map_location="cpu", weights_only=True)
@@ -169,7 +169,7 @@ def _check_pickle(pickle: bytes) -> None:
             memo[argument] = stack[-1]
         elif name in GET:
             if memo[argument][0] not in TEXT:  # a few would stand for billions
-                raise _Refused("a list, tuple or dictionary stands in it twice")
+                raise _Refused("a list, tuple, dictionary or tensor stands in it twice")
             stack.append(memo[argument])
         else:
             taken: list[tuple[str, int]] = []
