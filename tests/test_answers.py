@@ -1,5 +1,6 @@
 """The teacher's stored answers are those to the very crops that a student sees."""
 
+import os
 import sys
 
 import numpy as np
@@ -100,7 +101,9 @@ def test_answers_to_other_images_or_crops_or_of_another_teacher_are_not_taken(
     assert len(list((tmp_path / "teacher.answers").iterdir())) == 1  # of one teacher only
 
 
-@pytest.mark.parametrize("damage", ["flipped", "short", "empty", "shape", "type", "pickle", "nan"])
+@pytest.mark.parametrize(
+    "damage", ["flipped", "short", "empty", "shape", "type", "pickle", "nan", "pipe"]
+)
 def test_a_damaged_or_foreign_file_is_made_anew_and_said(ask, tmp_path, capsys, damage):
     answers, _ = ask(0)
     (path,) = (tmp_path / "teacher.answers").iterdir()
@@ -114,6 +117,9 @@ def test_a_damaged_or_foreign_file_is_made_anew_and_said(ask, tmp_path, capsys, 
     }
     if damage in foreign:
         np.savez(path, logits=foreign[damage])
+    elif damage == "pipe":
+        path.unlink()
+        os.mkfifo(path)
     else:
         path.write_bytes({"flipped": content, "short": content[:700], "empty": b""}[damage])
     again, asked = ask(0)

@@ -15,6 +15,7 @@ from utils.data import Split, fingerprint, normalize
 from utils.device import autocast, enough_memory, for_inference
 from utils.distributed import from_first, gather, rank, ranks
 from utils.files import UserError, replacing, shown
+from utils.safe_load import read_arrays
 
 
 @torch.inference_mode()
@@ -154,15 +155,13 @@ class TeacherAnswers:
         if not path.exists():
             return None
         try:
-            with np.load(path) as file:
-                logits = torch.from_numpy(file["logits"])
+            logits = torch.from_numpy(read_arrays(path, ["logits"])["logits"])
             if logits.dtype != torch.float16 or len(logits) != len(self.batches.images):
                 raise ValueError("it holds other answers")
             if not logits.isfinite().all():
                 raise ValueError("a logit is not finite")
             return logits
-        # A damaged archive can fail in any of the ways of zipfile, zlib and NumPy.
-        except Exception as error:
+        except (UserError, LookupError, TypeError, ValueError) as error:
             print(f"{shown(path)} is damaged ({error}): the teacher is asked again")
             return None
 
