@@ -540,7 +540,6 @@ def test_no_hyperparameter_is_without_a_rule():
         names = {name for name in vars(script) if name.isupper()}
         known = {
             "ARCH",
-            "STEMS",
             "STUDENTS",
             "FILES",
             "ALONE",
