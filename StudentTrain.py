@@ -15,6 +15,7 @@ which inference.py measures too.
 With both students made, trainSelector.py comes next.
 """
 
+import shlex
 from pathlib import Path
 
 import torch
@@ -139,7 +140,9 @@ def main() -> None:
         run.end_epoch(*score(student, val, args.batch_size))
 
     report_test_accuracy(path, test)
-    print(f"next: python {'StudentTrain.py --model 2' if args.model == 1 else 'trainSelector.py'}")
+    same = f" --teacher {shlex.quote(str(args.teacher))}" if args.teacher else ""
+    next_one = f"StudentTrain.py --model 2{same}" if args.model == 1 else "trainSelector.py"
+    print(f"next: python {next_one}")
 
 
 if __name__ == "__main__":
