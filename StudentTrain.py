@@ -118,7 +118,7 @@ def main() -> None:
     )  # fmt: skip
     answers = None
     if teacher and TEACHER_VIEWS:
-        folder = args.checkpoint_dir / f"{teacher_path.stem}.answers"
+        folder = teacher_path.with_suffix(".answers")
         answers = TeacherAnswers(teacher, taught_by, run.data, folder)
 
     def taught(images: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor | None:
