@@ -458,7 +458,7 @@ FLAGS = {
     "--subset": WHOLE_ABOVE_0,
     "--lr": ("0", "-0.1", "nan", "inf", "1e999", "fast", ""),
     "--seed": ("-1", "1.5", "nan", "2147483648", "9" * 30, "x"),
-    "--device": ("tpu9", "meta", "cuda:99", "", "cpu:x"),
+    "--device": ("tpu9", "meta", "cuda:99", "", "cpu:x", "privateuseone", "hpu"),
 }  # fmt: skip
 
 
