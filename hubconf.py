@@ -10,7 +10,7 @@ from torch import nn
 import models
 from utils import checkpoint
 
-dependencies = ["torch", "torchvision", "numpy", "tqdm"]
+dependencies = ["torch", "torchvision", "numpy", "tqdm", "filelock"]
 # torch.hub lists every callable without an underscore: there are to be the five entry points only.
 _CHECKPOINTS = pathlib.Path(__file__).resolve().parent / "checkpoints"
 
