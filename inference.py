@@ -220,7 +220,10 @@ def measure(
     logits["ensemble"] = (first + second) / 2
     speed["ensemble"] = 1 / sum(1 / speed[name] for name in STUDENTS)
 
-    right = {name: (each.argmax(dim=1) == test.labels).double() for name, each in logits.items()}
+    # Apple's GPUs have no float64.
+    logits = {name: each.cpu() for name, each in logits.items()}
+    choice, last, labels = choice.cpu(), last.cpu(), test.labels.cpu()
+    right = {name: (each.argmax(dim=1) == labels).double() for name, each in logits.items()}
     one, two = (right[name] for name in STUDENTS)
     better = max(STUDENTS, key=lambda name: right[name].mean().item())
     right["better_student"] = right[better]
@@ -237,7 +240,7 @@ def measure(
     work["better_student"], speed["better_student"] = work[better], speed[better]
 
     names = [name for name in LABELS if name in right]
-    members = {CLASSES[k]: test.labels == k for k in test.labels.unique().tolist()}
+    members = {CLASSES[k]: labels == k for k in labels.unique().tolist()}
     accuracy = {name: right[name].mean().item() for name in names}
     metrics = {
         "accuracy": accuracy,
@@ -253,7 +256,7 @@ def measure(
         "macs_per_image": {name: round(work[name] * 1e6) for name in names if name in work},
         "images_per_second": {name: round(speed[name], 1) for name in names if name in speed},
     }
-    return metrics, (logits["routed"].argmax(dim=1).cpu().numpy(), choice.cpu().numpy())
+    return metrics, (logits["routed"].argmax(dim=1).numpy(), choice.numpy())
 
 
 def intervals(accuracy: dict[str, float], images: int) -> dict[str, tuple[float, float]]:

@@ -7,29 +7,23 @@
 
 Needs checkpoints/densenet121.pth and googlenet.pth, made by StudentTrain.py. Writes
 checkpoints/selector.pth (the epoch whose routed accuracy is best by validation, and thresholds
-for the policies of inference.py), selector.csv (a row an epoch) and selector_labels.npz (which
-student is better on each training image). inference.py uses it.
+for the policies of inference.py) and selector.csv (a row an epoch). inference.py uses it.
 """
 
-import zipfile
-from pathlib import Path
-
-import numpy as np
-import torch
 import torch.nn.functional as F
-from torch import nn
 
 from models import STUDENTS, MultiStudent, Selector, confidence, macs
 from utils import cli
 from utils.answers import predict, top1
 from utils.augment import Augmentation
 from utils.checkpoint import FILES, amend_checkpoint, load_network
-from utils.data import Split, fingerprint, load_splits
+from utils.data import fingerprint, load_splits
 from utils.device import autocast, for_inference, pick_device, seed_everything, to_device
-from utils.distillation import absolute_error, best_threshold, routed_accuracy, selector_labels
+from utils.distillation import best_threshold, routed_accuracy, selector_labels
 from utils.distributed import from_first, join_group, rank
-from utils.files import claim, replacing, shown
+from utils.files import claim, shown
 from utils.run import Run
+from utils.statistics import share
 
 # ------------------------------------------------------------------ hyperparameters
 
@@ -73,14 +67,17 @@ def main() -> None:
     work = [macs(student) for student in students]
     handicap = COST_WEIGHT * (work[0] - work[1]) / max(work)
     students = [for_inference(student, device) for student in students]
-    labels_path = path.with_name("selector_labels.npz")
-    targets = better_student(students, trained, handicap, train, labels_path)
+    train_logits = [
+        predict(student, train.images, f"student {k}") for k, student in enumerate(students, 1)
+    ]
+    targets = selector_labels(*train_logits, train.labels, handicap)
+    print(f"student 1 is the better on {share(targets == 1):.1%} of the training images")
     val_logits = [predict(student, val.images) for student in students]
     val_targets = selector_labels(*val_logits, val.labels, handicap)
     right = [logits.argmax(dim=1) == val.labels for logits in val_logits]
 
     run = Run(
-        selector, path, train.images, targets,
+        selector, path, train.images, train.labels,
         arch="selector", stem=None, epochs=args.epochs, batch_size=args.batch_size,
         optimizer=OPTIMIZER, lr=args.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY,
         warmup=WARMUP, seed=args.seed, augmentation=Augmentation(CROP, FLIP, CUTOUT),
@@ -118,46 +115,9 @@ def main() -> None:
     print(
         f"\nthreshold {threshold:.2f}: routed top-1 {facts['val_accuracy']:.2%} on the validation "
         f"images, {facts['test_accuracy']:.2%} on {len(test):,} test images, of which "
-        f"{(choice == 0).double().mean():.1%} went to {STUDENTS[0]}; wrote {shown(path)}"
+        f"{share(choice == 0):.1%} went to {STUDENTS[0]}; wrote {shown(path)}"
     )
     print("next: python inference.py")
-
-
-def better_student(
-    students: list[nn.Module], trained: list[str], handicap: float, train: Split, path: Path
-) -> torch.Tensor:
-    """The selector's labels for the training images, float32 (N,), saved with their indices.
-
-    Labels that lie at `path` are taken where they come from this rule, these very images and
-    students, whose fingerprints are `trained`.
-    """
-    made_of = [fingerprint([train.images, train.labels]), *trained, str(handicap)]
-    labels = from_first(lambda: saved_labels(path, made_of))
-    if labels is None:
-        logits = [
-            predict(student, train.images, f"student {k}") for k, student in enumerate(students, 1)
-        ]
-        labels = selector_labels(*logits, train.labels, handicap)
-        errors = torch.stack([absolute_error(each, train.labels) for each in logits], dim=1)
-        if rank() == 0:
-            with replacing(path) as file:
-                np.savez(
-                    file, indices=train.indices, labels=labels.cpu().byte(),
-                    errors=errors.cpu().numpy(), made_of=made_of,
-                )  # fmt: skip
-    print(f"student 1 is the better on {labels.mean():.1%} of the training images")
-    return labels.to(train.images.device)
-
-
-def saved_labels(path: Path, made_of: list[str]) -> torch.Tensor | None:
-    """The labels at `path`, float32 (N,), if they were made of the same images and students."""
-    try:
-        with np.load(path) as file:
-            if file["made_of"].tolist() == made_of:
-                return torch.from_numpy(file["labels"]).float()
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass  # there are none, or they are damaged: they are made anew
-    return None
 
 
 if __name__ == "__main__":

@@ -3,16 +3,18 @@
 from models.cascade import Cascade, confidence
 from models.cost import macs, parameters
 from models.multistudent import MultiStudent
-from models.networks import ARCHS, STEMS, STUDENTS, network
+from models.networks import ARCHS, CLASS_COUNTS, STEMS, STUDENTS, check_images, network
 from models.selector import Selector
 
 __all__ = [
     "ARCHS",
+    "CLASS_COUNTS",
     "STEMS",
     "STUDENTS",
     "Cascade",
     "MultiStudent",
     "Selector",
+    "check_images",
     "confidence",
     "macs",
     "network",

@@ -1,11 +1,13 @@
 """The teacher and the students: torchvision's networks with a first layer for 32x32 images."""
 
+import torch
 import torchvision
 from torch import nn
 
 ARCHS = ("resnet50", "densenet121", "googlenet")
 STUDENTS = ("densenet121", "googlenet")  # student 1 and student 2
 STEMS = ("cifar", "cifar-pool")
+CLASS_COUNTS = range(2, 1001)
 
 
 def network(arch: str, stem: str = "cifar-pool", classes: int = 10) -> nn.Module:
@@ -15,13 +17,16 @@ def network(arch: str, stem: str = "cifar-pool", classes: int = 10) -> nn.Module
     Both stems replace the 7x7 stride-2 convolution by a 3x3 of stride 1: "cifar" drops the
     max-pool behind it too (the most accurate), "cifar-pool" keeps it, for a quarter of the MACs.
 
-    The network takes normalized images (N, 3, 32, 32) and returns logits (N, classes). Its
-    state_dict has torchvision's own keys. Raises ValueError for another `arch` or `stem`.
+    The network takes normalized images (N, 3, 32, 32) and returns logits (N, classes), in float32
+    whatever PyTorch's default type. Its state_dict has torchvision's own keys. Raises ValueError
+    for another `arch` or `stem`, or where `classes` is not 2 to 1,000.
     """
     if arch not in ARCHS:
         raise ValueError(f"arch is {arch!r}: choose from {', '.join(ARCHS)}")
     if stem not in STEMS:
         raise ValueError(f"stem is {stem!r}: choose from {', '.join(STEMS)}")
+    if classes not in CLASS_COUNTS:
+        raise ValueError(f"classes is {classes!r}: choose 2 to {CLASS_COUNTS[-1]:,}")
     if arch == "resnet50":
         net = torchvision.models.resnet50(num_classes=classes, zero_init_residual=True)
         net.conv1 = _first_convolution()
@@ -39,7 +44,17 @@ def network(arch: str, stem: str = "cifar-pool", classes: int = 10) -> nn.Module
         net.conv1.conv = _first_convolution()
         if stem == "cifar":
             net.maxpool1 = nn.Identity()
-    return net
+    return net.float()
+
+
+def check_images(net: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+    """A forward pre-hook: ValueError unless the input is float (N, 3, 32, 32), in one sentence."""
+    images = inputs[0]
+    if not images.is_floating_point() or list(images.shape[1:]) != [3, 32, 32]:
+        raise ValueError(
+            f"images are {images.dtype} {list(images.shape)}, but this network takes float "
+            "[N, 3, 32, 32], divided by 255 and normalized: see torch.hub.help"
+        )
 
 
 def _first_convolution() -> nn.Conv2d:

@@ -27,6 +27,7 @@ class Selector(nn.Module):
             blocks += [nn.ReLU(inplace=True), nn.MaxPool2d(2)]
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(WIDTHS[depth - 1], 1)
+        self.float()  # whatever PyTorch's default type
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.head(self.blocks(images).mean(dim=(2, 3))).squeeze(1)

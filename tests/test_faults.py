@@ -189,7 +189,7 @@ def chain(name, folder, data, moments, points):
     moments after its start as the point comes after that place there. Returns what was struck.
     """
     ends = [k for k, moment in enumerate(moments, 1) if moment == f"durable {name}.state.pth"]
-    anew = moments.index(f"opened {name}.previous.pth")  # the selector's labels come before it
+    anew = moments.index(f"opened {name}.previous.pth")
     hit = []
     for point, mode in [*points, (0, "kill")]:
         epochs = epochs_done(name, folder)

@@ -80,26 +80,76 @@ def test_the_stem_is_that_of_the_weights_or_the_one_asked_for():
         assert isinstance(net.features.pool0, pool)
 
 
+def test_the_number_of_classes_is_that_of_the_weights_or_the_one_asked_for(images):
+    net = hub("multistudent", pretrained=False, num_classes=3).eval()
+    assert net(images[:2])[0].shape == (2, 3)
+    assert hub("densenet121", num_classes=10)
+    for pretrained, number, message in (
+        (True, 3, "num_classes is 3, but .*densenet121.pth has 10"),
+        (False, 1, "classes is 1: choose 2 to 1,000"),
+        (False, 1001, "classes is 1001: choose 2 to 1,000"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            hub("densenet121", pretrained=pretrained, num_classes=number)
+
+
+@pytest.mark.parametrize("setting", [{"dtype": torch.float64}, {"device": "meta"}], ids=str)
+@torch.no_grad()
+def test_pytorchs_defaults_do_not_change_the_network(setting, images):
+    """They gave networks in float64, and networks without weights."""
+    expected = shipped("selector")[0](images)
+    torch.set_default_dtype(setting.get("dtype", torch.float32))
+    try:
+        with torch.device(setting.get("device", "cpu")):
+            net = hub("multistudent")
+        fresh = hub("googlenet", pretrained=False)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for each in (net, fresh):
+        floats = [tensor for tensor in each.state_dict().values() if tensor.is_floating_point()]
+        assert {tensor.dtype for tensor in floats} == {torch.float32}
+    assert torch.equal(net.selector(images), expected)
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        torch.zeros(2, 3, 32, 32, dtype=torch.uint8),
+        torch.zeros(2, 3, 224, 224),
+        torch.zeros(2, 32, 32, 3),
+        torch.zeros(3, 32, 32),
+    ],
+    ids=["uint8", "224x224", "channels last", "no batch"],
+)
+def test_images_of_another_kind_are_refused_in_one_sentence(name, wrong):
+    net = hub(name, pretrained=False).eval()
+    told = re.escape(f"images are {wrong.dtype} {list(wrong.shape)}, but this network takes float")
+    with pytest.raises(ValueError, match=told) as error:
+        net(wrong)
+    assert len(str(error.value).splitlines()) == 1
+
+
 def test_the_help_of_every_entry_tells_shapes_and_normalization():
     public = {name for name, it in vars(hubconf).items() if name[0] != "_" and callable(it)}
     assert public == set(ENTRIES)  # what torch.hub.list returns
     for name in ENTRIES:
         text = getattr(hubconf, name).__doc__  # what torch.hub.help returns
-        assert "(N, 3, 32, 32) ->" in text
+        assert "(N, 3, 32, 32) ->" in text and "num_classes: 2 to 1,000" in text
         for color in (MEAN, STD):
             assert "({})".format(", ".join(f"{each:.4f}" for each in color)) in text
 
 
-def test_the_hub_works_from_elsewhere_and_without_matplotlib(tmp_path):
+def test_the_hub_works_from_elsewhere_without_matplotlib_and_on_windows(tmp_path):
+    """Windows has no fcntl."""
     code = (
         "import sys, torch\n"
-        "sys.modules['matplotlib'] = None\n"  # importing it fails
+        "sys.modules |= dict.fromkeys(['matplotlib', 'fcntl'])\n"  # to import one fails
         f"net = torch.hub.load({str(ROOT)!r}, 'selector', source='local')\n"
         "print(tuple(net(torch.zeros(2, 3, 32, 32)).shape))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True
-    )
+    command = [sys.executable, "-I", "-W", "ignore", "-c", code]  # filelock warns off Windows
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("(2,)\n", "")
 
 

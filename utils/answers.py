@@ -16,6 +16,7 @@ from utils.device import autocast, enough_memory, for_inference
 from utils.distributed import from_first, gather, rank, ranks
 from utils.files import UserError, replacing, shown
 from utils.safe_load import read_arrays
+from utils.statistics import share
 
 
 @torch.inference_mode()
@@ -30,16 +31,16 @@ def predict(
     not finite.
     """
     net.eval()
-    share = images.tensor_split(ranks())[rank()]
+    mine = images.tensor_split(ranks())[rank()]
     batches = []
     with (
         tqdm(
-            total=len(share), desc=title, unit="img", leave=False,
+            total=len(mine), desc=title, unit="img", leave=False,
             disable=title is None or rank() > 0,
         ) as bar,
         enough_memory(images.device, batch_size),
     ):  # fmt: skip
-        for batch in share.split(batch_size):
+        for batch in mine.split(batch_size):
             with autocast(images.device):
                 outputs = net(normalize(batch))
             batches.append(outputs if isinstance(outputs, tuple) else (outputs,))
@@ -56,7 +57,7 @@ def predict(
 
 def top1(logits: torch.Tensor, labels: torch.Tensor) -> float:
     """Top-1 accuracy in [0, 1] of logits (N, classes) against labels (N,)."""
-    return (logits.argmax(dim=1) == labels).double().mean().item()
+    return share(logits.argmax(dim=1) == labels)
 
 
 def score(net: nn.Module, split: Split, batch_size: int = 500) -> tuple[float, float]:

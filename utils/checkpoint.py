@@ -201,10 +201,11 @@ def load_network(
     path = Path(path)
     checkpoint = read_checkpoint(path, arch, stem)
     found, stem, hyperparameters = (checkpoint[key] for key in ("arch", "stem", "hyperparameters"))
-    if found == "selector":
-        net: nn.Module = Selector(hyperparameters["depth"], hyperparameters["batch_norm"])
-    else:
-        net = network(found, stem, len(checkpoint["classes"]))
+    with torch.device("cpu"):  # whatever PyTorch's default device
+        if found == "selector":
+            net: nn.Module = Selector(hyperparameters["depth"], hyperparameters["batch_norm"])
+        else:
+            net = network(found, stem, len(checkpoint["classes"]))
     weights, expected = dict(checkpoint["state_dict"]), net.state_dict()
     missing = [name for name in expected if name not in weights]
     unknown = [name for name in weights if name not in expected]

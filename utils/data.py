@@ -206,6 +206,8 @@ def data_facts(images: torch.Tensor, targets: torch.Tensor) -> str:
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
     """uint8 (N, 32, 32, 3) to float32 (N, 3, 32, 32) of mean 0 and deviation 1, channels last."""
-    mean = torch.tensor(MEAN, device=images.device) * 255
-    std = torch.tensor(STD, device=images.device) * 255
+    mean, std = (
+        torch.tensor(color, device=images.device, dtype=torch.float32) * 255
+        for color in (MEAN, STD)
+    )
     return ((images - mean) / std).permute(0, 3, 1, 2)

@@ -30,8 +30,10 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        torch.autocast(device.type, torch.bfloat16, enabled=False)
+    # A device that this build of PyTorch lacks fails in a way of its own, an import among others.
+    except Exception as error:
+        reason = (str(error) or repr(error)).splitlines()[0].split(". ")[0]
         raise UserError(f"--device {name} cannot be used: {reason}; try --device cpu") from error
     return device
 
@@ -43,7 +45,7 @@ def keep_freed_memory() -> None:
     blocks back to the kernel, which has to clear them anew each time.
     """
     m_trim_threshold, m_mmap_max = -1, -4  # of malloc.h
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # the last is Windows'
         libc = ctypes.CDLL(None)
         libc.mallopt(m_trim_threshold, -1)
         libc.mallopt(m_mmap_max, 0)
@@ -57,6 +59,8 @@ def has_bf16(device: torch.device) -> bool:
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
     try:
         processor = CPUINFO.read_text()
     except OSError:

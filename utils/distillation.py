@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from utils.statistics import share
+
 LOSSES = ("mse", "kl", "none")
 
 
@@ -69,7 +71,7 @@ def routed_accuracy(
     threshold: float, scores: torch.Tensor, right_from: torch.Tensor, right_below: torch.Tensor
 ) -> float:
     """Top-1 accuracy where one answers from `threshold` on, and another below it; each (N,)."""
-    return torch.where(scores >= threshold, right_from, right_below).double().mean().item()
+    return share(torch.where(scores >= threshold, right_from, right_below))
 
 
 def best_threshold(
@@ -86,8 +88,8 @@ def best_threshold(
     """
 
     def gain(threshold: float) -> float:
-        share = (scores >= threshold).double().mean().item()
-        return routed_accuracy(threshold, scores, right_from, right_below) - handicap / 2 * share
+        cost = handicap / 2 * share(scores >= threshold)
+        return routed_accuracy(threshold, scores, right_from, right_below) - cost
 
     candidates = sorted((k / 100 for k in range(102)), key=lambda threshold: abs(threshold - 0.5))
     return max(candidates, key=gain)

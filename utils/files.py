@@ -1,12 +1,13 @@
 """Errors a user can mend, files that are whole or absent, and one run a checkpoint."""
 
 import contextlib
-import fcntl
 import glob
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 class UserError(Exception):
@@ -57,7 +58,9 @@ def try_folder(folder: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Wait until the renames in `folder` are on the disk."""
+    """Wait until the renames in `folder` are on the disk. Windows opens no folder, and need not."""
+    if os.name == "nt":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -65,7 +68,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-_claims: list[int] = []  # open for as long as the process lives, and so is each claim
+_claims: list[FileLock] = []  # held for as long as the process lives
 
 
 def claim(path: Path) -> None:
@@ -75,23 +78,20 @@ def claim(path: Path) -> None:
     What a killed run left half-written is removed. Raises UserError where another process has the
     claim or the folder cannot be written.
     """
-    lock = path.with_suffix(".lock")
+    lock = FileLock(path.with_suffix(".lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise UserError(
-                f"another run is writing {shown(path)}: wait for it to end, or give this one a "
-                "folder of its own with --checkpoint-dir"
-            ) from error
+        lock.acquire(timeout=0)
         for partial in path.parent.glob(f"{glob.escape(path.stem)}[._]*.part"):
             partial.unlink(missing_ok=True)
+    except Timeout as error:
+        raise UserError(
+            f"another run is writing {shown(path)}: wait for it to end, or give this one a "
+            "folder of its own with --checkpoint-dir"
+        ) from error
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    _claims.append(descriptor)
+    _claims.append(lock)
 
 
 def shown(path: Path) -> str:

@@ -1,6 +1,5 @@
 """The CSV of `inference.py --csv`: a row a file, on disk a batch at a time, and resumable."""
 
-import fcntl
 import json
 import os
 import re
@@ -9,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from utils.files import UserError, replacing
 from utils.photos import one_line
@@ -56,7 +57,7 @@ class Predictions:
     """The file, and how many of its rows are `answered` and `failed`. Locked until `close`.
 
     Names that are not UTF-8 stand in it byte for byte: read it with errors="surrogateescape". What
-    made the rows stands beside it, in .NAME.json.
+    made the rows stands beside it, in .NAME.json; the lock is .NAME.lock.
 
     Args:
         path: of the CSV.
@@ -72,6 +73,7 @@ class Predictions:
         self.path, self.answered, self.failed = path, 0, 0
         self._earlier: Counter[str] = Counter()  # rows that an earlier run left, by file
         self._facts_path = path.with_name(f".{path.name}.json")
+        self._lock = FileLock(path.with_name(f".{path.name}.lock"))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(path, "a+b" if resume else "x+b", buffering=0)  # noqa: SIM115
@@ -84,10 +86,10 @@ class Predictions:
         try:
             self._begin(made_of)
         except BaseException as error:
-            self._file.close()
+            self.close()
             if not resume:
                 path.unlink(missing_ok=True)
-            if isinstance(error, BlockingIOError):
+            if isinstance(error, Timeout):
                 raise UserError(f"another run is writing {path}: wait for it to end") from error
             if isinstance(error, OSError):
                 raise UserError(f"cannot write {path}: {error.strerror or error}") from error
@@ -95,7 +97,7 @@ class Predictions:
 
     def _begin(self, made_of: Mapping[str, Any]) -> None:
         """Lock the file, look through what is there, and cut off a row that is not complete."""
-        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._lock.acquire(timeout=0)
         if end := self._read_rows():
             self._compare(made_of)
         else:
@@ -108,6 +110,7 @@ class Predictions:
     def close(self) -> None:
         """Let another process write the file."""
         self._file.close()
+        self._lock.release()
 
     def skips(self, file: Path) -> bool:
         """Whether `file` needs no row: it has one already, or is the CSV itself."""

@@ -31,7 +31,7 @@ from utils.data import load_splits
 from utils.device import for_inference, pick_device
 from utils.files import replacing, shown
 from utils.selector_study import Answers, out_of_fold, selectors
-from utils.statistics import auroc, mcnemar_p, wilson_interval
+from utils.statistics import auroc, mcnemar_p, share, wilson_interval
 
 BATCH_SIZE = 500  # images a step
 SEEDS = 5  # of each selector that the study trains
@@ -92,8 +92,8 @@ def oracle(nets: Networks) -> Outcome:
 
 def _one_of_both(nets: Networks, to_first: torch.Tensor, runs_selector: bool) -> Outcome:
     first, second = (nets.right(nets.logits[arch]) for arch in STUDENTS)
-    share = to_first.double().mean().item()
-    work = share * nets.work[STUDENTS[0]] + (1 - share) * nets.work[STUDENTS[1]]
+    to_1 = share(to_first)
+    work = to_1 * nets.work[STUDENTS[0]] + (1 - to_1) * nets.work[STUDENTS[1]]
     return Outcome(
         torch.where(to_first, first, second),
         to_first,
@@ -108,7 +108,7 @@ def cascade(nets: Networks, threshold: float) -> Outcome:
     return Outcome(
         torch.where(unsure, nets.right(nets.both()), nets.right(alone)),
         unsure,
-        nets.work[STUDENTS[1]] + unsure.double().mean().item() * nets.work[STUDENTS[0]],
+        nets.work[STUDENTS[1]] + share(unsure) * nets.work[STUDENTS[0]],
     )
 
 
@@ -123,7 +123,7 @@ def report(nets: Networks, selector_threshold: float, cascade_threshold: float) 
     images = len(nets.labels)
 
     def measured(correct: torch.Tensor, work: float) -> dict:
-        accuracy = correct.double().mean().item()
+        accuracy = share(correct)
         return {
             "accuracy": accuracy,
             "interval": wilson_interval(accuracy, images),
@@ -147,12 +147,12 @@ def report(nets: Networks, selector_threshold: float, cascade_threshold: float) 
     }.items():
         policies[name] = {
             **measured(outcome.right, outcome.macs),
-            f"share_{STUDENTS[0]}": outcome.first_ran.double().mean().item(),
+            f"share_{STUDENTS[0]}": share(outcome.first_ran),
             **({"auroc": areas[name]} if name in areas else {}),
             "mcnemar_p": mcnemar_p(outcome.right, right[better]),
         }
     policies["random"] = {
-        "accuracy": (first.double().mean() + second.double().mean()).item() / 2,
+        "accuracy": (share(first) + share(second)) / 2,
         "macs": round(sum(nets.work[arch] for arch in STUDENTS) / 2),
         f"share_{STUDENTS[0]}": 0.5,
     }
@@ -164,10 +164,10 @@ def report(nets: Networks, selector_threshold: float, cascade_threshold: float) 
         "policies": policies,
         "study": {
             "right": {
-                "both": (first & second).double().mean().item(),
-                f"{STUDENTS[0]} alone": (first & ~second).double().mean().item(),
-                f"{STUDENTS[1]} alone": (second & ~first).double().mean().item(),
-                "neither": (~first & ~second).double().mean().item(),
+                "both": share(first & second),
+                f"{STUDENTS[0]} alone": share(first & ~second),
+                f"{STUDENTS[1]} alone": share(second & ~first),
+                "neither": share(~first & ~second),
             },
             "auroc": areas,
             "curves": {
@@ -182,7 +182,7 @@ def curve(outcomes: list[Outcome]) -> dict[str, list[float]]:
     """Accuracy and MACs at each of THRESHOLDS."""
     return {
         "threshold": THRESHOLDS,
-        "accuracy": [outcome.right.double().mean().item() for outcome in outcomes],
+        "accuracy": [share(outcome.right) for outcome in outcomes],
         "macs": [round(outcome.macs) for outcome in outcomes],
     }
 

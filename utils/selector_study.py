@@ -28,7 +28,7 @@ from utils.distillation import absolute_error, best_threshold, selector_labels
 from utils.files import UserError, replacing, shown
 from utils.optim import one_cycle, optimizers
 from utils.specialize import halves
-from utils.statistics import auroc, auroc_interval, mcnemar_p, wilson_interval
+from utils.statistics import auroc, auroc_interval, mcnemar_p, share, wilson_interval
 
 BATCH_SIZE = 128  # images a step
 STEPS = 240  # of each selector, whatever the number of its images
@@ -180,9 +180,9 @@ def measure(selector: Selector, choosing: Answers, test: Answers) -> dict[str, f
     right, apart = torch.where(to_first, first, second), first != second
     better = first if first.sum() >= second.sum() else second
     return {
-        "accuracy": right.double().mean().item(),
+        "accuracy": share(right),
         "auroc": auroc(scores[apart], first[apart]),
-        f"share_{STUDENTS[0]}": to_first.double().mean().item(),
+        f"share_{STUDENTS[0]}": share(to_first),
         "mcnemar_p": mcnemar_p(right, better),
     }
 
@@ -245,8 +245,8 @@ def selectors(
         "told": {
             name: {
                 "images": len(each.labels),
-                "accuracy": [right.double().mean().item() for right in each.right()],
-                "apart": (each.right()[0] != each.right()[1]).double().mean().item(),
+                "accuracy": [share(right) for right in each.right()],
+                "apart": share(each.right()[0] != each.right()[1]),
             }
             for name, each in told.items()
         },

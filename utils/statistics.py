@@ -8,6 +8,14 @@ import torch
 Z = NormalDist().inv_cdf(0.975)  # 1.96: 95 % of a normal distribution lie within Z deviations
 
 
+def share(where: torch.Tensor) -> float:
+    """The share of True in a bool tensor (N,), in [0, 1].
+
+    Counted in whole numbers on the device: Apple's GPUs have no float64 to average in.
+    """
+    return where.sum().item() / len(where)
+
+
 def wilson_interval(accuracy: float, images: int) -> tuple[float, float]:
     """The 95 % interval of an accuracy, both in [0, 1], each image counting as right or wrong.
 
@@ -40,6 +48,7 @@ def auroc(scores: torch.Tensor, positive: torch.Tensor) -> float:
     The area under the ROC curve by the rank sum of J. A. Hanley and B. J. McNeil, Radiology 143
     (1982), 29-36: scores (N,), positive bool (N,). 0.5 is a coin. NaN where one kind is missing.
     """
+    scores, positive = scores.cpu(), positive.cpu()  # Apple's GPUs have no float64
     _, place, counts = torch.unique(scores, return_inverse=True, return_counts=True)
     middle = counts.cumsum(0).double() - (counts.double() - 1) / 2  # the mean rank of equal scores
     positives, negatives = int(positive.sum()), int((~positive).sum())
