@@ -201,7 +201,7 @@ def _made(name: str, argument: Any, taken: list[tuple[str, int]]) -> tuple[str, 
 
 def _plain(value: Any, tensors: list[torch.Tensor]) -> Any:
     """`value` without the attributes that its parts may have; its tensors are added to the list."""
-    if type(value) in (torch.Tensor, torch.nn.Parameter):
+    if isinstance(value, torch.Tensor):
         if _bytes(value) > value.untyped_storage().nbytes() or value.is_neg():
             raise _Refused("a tensor in it is no plain record of numbers")
         tensors.append(value)
