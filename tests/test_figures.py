@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import inference
-from utils import routing_study, specialize
+from studies import policies, selectors
+from utils import specialize
 from utils.checkpoint import FILES
 from utils.files import UserError
 
@@ -49,7 +50,7 @@ def test_without_matplotlib_nothing_is_begun():
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("main", [inference.main, routing_study.main, specialize.main])
+@pytest.mark.parametrize("main", [inference.main, policies.main, selectors.main, specialize.main])
 def test_a_folder_that_cannot_be_written_is_told_before_anything_is_read(
     tmp_path, monkeypatch, main
 ):

@@ -12,7 +12,7 @@ import hubconf
 import inference
 from benchmarks import subjects
 from models import STUDENTS
-from utils import routing_study
+from studies import policies
 from utils.checkpoint import FILES, load_network, read_checkpoint, write_dict
 from utils.data import MEAN, STD, normalize
 from utils.files import UserError
@@ -194,9 +194,9 @@ def inference_of(*flags):
 
 
 def study(folder, monkeypatch, data):
-    words = ["--checkpoint-dir", folder, "--data-dir", data, "--out", folder / "out"]
+    words = ["--collect", "--checkpoint-dir", folder, "--data-dir", data, "--out", folder / "out"]
     monkeypatch.setattr("sys.argv", ["script.py", *map(str, words)])
-    return routing_study.main()
+    return policies.main()
 
 
 def benchmark(folder, monkeypatch, data):

@@ -142,7 +142,7 @@ def test_a_trained_selector_is_told_with_its_intervals():
         "share_densenet121": {"mean": 0.254, "std": 0.1},
         "runs": [{"mcnemar_p": 0.91}, {"mcnemar_p": 0.034}],
     }  # fmt: skip
-    line = tables.selectors({"study": {"selectors": {"variants": [row]}}}).splitlines()[2]
+    line = tables.selectors({"variants": [row]}).splitlines()[2]
     assert [cell.strip() for cell in line.split("|")][1:8] == [
         "train, weighted", "3, no batch norm", "90.61 (90.0 to 91.2)", "0.512 (0.46 to 0.56)",
         "0.010", "25 %", "0.034 to 0.91",

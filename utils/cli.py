@@ -60,6 +60,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "DEPTH": (_whole(1, len(WIDTHS)), f"a whole number from 1 to {len(WIDTHS)}"),
     "BATCH_NORM": (lambda value: type(value) is bool, "True or False"),
     "COST_WEIGHT": (_real(0), "a number, 0 or above"),
+    "MACS": (_real(0), "a number, 0 or above"),
     "THRESHOLD": (
         lambda value: value is None or _real(0, 1.02)(value),
         "None or a number from 0 to 1.01",

@@ -89,7 +89,7 @@ def results(metrics: dict) -> str:
 
 
 def routing(study: dict) -> str:
-    """The policies of `study`, as utils.routing_study writes it, against both networks' work."""
+    """The policies of `study`, as studies.policies writes it, against both networks' work."""
     rows = []
     for name, label in POLICIES.items():
         facts = study["policies"].get(name) or study[name]
@@ -107,9 +107,9 @@ def routing(study: dict) -> str:
 
 
 def selectors(study: dict) -> str:
-    """The selectors that utils.routing_study trained: means over seeds, and the range of p."""
+    """The selectors that studies.selectors trained: means over seeds, and the range of p."""
     rows = []
-    for row in study["study"]["selectors"]["variants"]:
+    for row in study["variants"]:
         accuracy, area, ps = (
             row["accuracy"],
             row["auroc"],
@@ -265,10 +265,11 @@ def fill(path: Path, tables: dict[str, str]) -> str:
 
 def texts() -> dict[Path, str]:
     """The three files as they are to be."""
-    metrics, eight_epochs, study, benchmarks, batches, images = (
+    metrics, eight_epochs, study, trained, benchmarks, batches, images = (
         json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
         for name in (
-            "metrics", "distillation", "routing", "benchmarks", "sweep_batches", "sweep_images",
+            "metrics", "distillation", "routing", "selectors", "benchmarks", "sweep_batches",
+            "sweep_images",
         )
     )  # fmt: skip
     folder = ROOT / "checkpoints"
@@ -293,7 +294,7 @@ def texts() -> dict[Path, str]:
         recipes: fill(
             recipes,
             {
-                "selectors": selectors(study),
+                "selectors": selectors(trained),
                 "sweep_batches": sweep(batches),
                 "sweep_images": sweep(images),
             },

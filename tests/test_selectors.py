@@ -1,15 +1,20 @@
 """The study finds what there is to be found, and nothing where there is nothing."""
 
+import json
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 from models import STUDENTS, network
+from studies import selectors
+from studies.selectors import Answers, Variant, out_of_fold, shifted, study, train_selector
+from utils import cli
 from utils.answers import predict
 from utils.checkpoint import ALONE, load_network, save_checkpoint
-from utils.data import Split, data_facts, load_sample, load_splits
+from utils.data import Split, data_facts, fingerprint, load_sample, load_splits
 from utils.files import UserError
-from utils.selector_study import Answers, Variant, out_of_fold, shifted, study, train_selector
 from utils.specialize import halves
 
 
@@ -121,3 +126,51 @@ def test_students_that_saw_the_images_are_refused(fold):
 
 def reverse(array):
     return array[::-1].copy() if isinstance(array, np.ndarray) else array.flip(0)
+
+
+# ------------------------------------------------------------------ the command
+
+
+@pytest.fixture
+def command(small_npz, tmp_path, monkeypatch, capsys):
+    """The study with three small variants on so many images: its exit status and what it told."""
+
+    def command(subset):
+        variants = Variant("train"), Variant("out of fold"), Variant("held out", weighted=True)
+        monkeypatch.setattr(selectors, "VARIANTS", variants)
+        monkeypatch.setattr(selectors, "STEPS", 2)
+        words = ["--data-dir", small_npz, "--out", tmp_path, "--device", "cpu", "--seeds", "2"]
+        monkeypatch.setattr(sys, "argv", ["study.py", *map(str, words), "--subset", subset])
+        with pytest.raises(SystemExit) as stop:
+            cli.run(selectors.main)
+        return stop.value.code or 0, capsys.readouterr()
+
+    return command
+
+
+def test_too_few_images_to_tell_the_students_apart_are_refused(command, tmp_path):
+    status, told = command("4")
+    assert status == 2 and "is one student alone right: take more" in told.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_answers_out_of_fold_that_lie_there_are_learned_from(command, small_npz, tmp_path):
+    train = load_splits(small_npz, 400)[0]
+    logits = torch.randn(2, 200, 10, generator=torch.Generator().manual_seed(0)).half().numpy()
+    of = fingerprint([train.images, train.labels])
+    np.savez(tmp_path / "out_of_fold.npz", of=of, logits=logits)
+    status, told = command("400")
+    assert status == 0 and "no answers out of fold" not in told.out
+    trained = json.loads((tmp_path / "selectors.json").read_text())
+    assert [row["labels"] for row in trained["variants"]] == ["train", "out of fold", "held out"]
+    assert trained["told"]["out of fold"]["images"] == 200
+
+
+def test_the_command_writes_numbers_and_a_figure(command, tmp_path):
+    status, told = command("400")
+    assert status == 0 and "no answers out of fold" in told.out
+    trained = json.loads((tmp_path / "selectors.json").read_text())
+    assert [row["labels"] for row in trained["variants"]] == ["train", "held out"]
+    assert [len(row["runs"]) for row in trained["variants"]] == [2, 2]
+    assert trained["told"]["held out"]["images"] == 30
+    assert (tmp_path / "selectors.png").stat().st_size > 10_000

@@ -1,13 +1,26 @@
 """What a selector can tell from the image alone of which student is right, whatever its labels.
 
+    python -m studies.selectors     writes selectors.json and selectors.png into results/
+    python -m studies.selectors --out-of-fold runs/half    takes the students' answers anew
+
 Trains many small selectors, each with several seeds: on labels made in different ways, and at each
-depth. A variant's threshold is chosen on images that are used for nothing else; all that is told is
-measured on the test images. It is a part of `python -m utils.routing_study`.
+depth, in a quarter of an hour on two cores. Needs the students' checkpoints and CIFAR-10. A
+variant's threshold is chosen on images that are used for nothing else; all that is told is measured
+on the test images.
+
+Labels out of fold need students trained on one half of the training images to answer for the
+other. Their answers lie in out_of_fold.npz among the results; `--out-of-fold` makes them anew, with
+the students in the folder that it names, which are made by
+
+    python -m utils.specialize halves
+    python StudentTrain.py --model 1 --distill-loss none --epochs 6 \\
+        --indices runs/special/halves-2.npy --checkpoint-dir runs/half
+    and the same with --model 2
 """
 
 import itertools
+import json
 import statistics
-import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,19 +32,24 @@ from torch import nn
 from tqdm import tqdm
 
 from models import STUDENTS, Selector
+from utils import cli
 from utils.answers import predict
 from utils.augment import Augmentation, Batches, crop_and_flip
-from utils.checkpoint import ALONE, load_network
-from utils.data import Split, data_facts, fingerprint
-from utils.device import autocast, for_inference, seed_everything, to_device
+from utils.checkpoint import ALONE, FILES, load_network
+from utils.data import Split, data_facts, fingerprint, load_splits
+from utils.device import autocast, for_inference, pick_device, seed_everything, to_device
 from utils.distillation import absolute_error, best_threshold, selector_labels
 from utils.files import UserError, replacing, shown
 from utils.optim import one_cycle, optimizers
+from utils.safe_load import read_arrays
 from utils.specialize import halves
 from utils.statistics import auroc, auroc_interval, mcnemar_p, share, wilson_interval
 
-BATCH_SIZE = 128  # images a step
+BATCH_SIZE = 500  # images a step, of the students' answers
+SEEDS = 5  # of each selector
+OUT = Path("results")  # for selectors.json and selectors.png
 STEPS = 240  # of each selector, whatever the number of its images
+STEP = 128  # images a step of a selector's training
 IMAGES = 10_000  # of the training images, the first ones
 LEARNING_RATE = 0.05  # as the rest of the recipe that of trainSelector.py
 AUGMENTATION = Augmentation(crop=4, flip=True)
@@ -88,9 +106,12 @@ class Answers:
         return Answers(self.images[places], self.labels[places], logits)
 
 
-def answers(students: list[nn.Module], images: torch.Tensor, labels: torch.Tensor) -> Answers:
+def answers(
+    students: list[nn.Module], images: torch.Tensor, labels: torch.Tensor, batch_size: int
+) -> Answers:
     """What the students say of the images."""
-    return Answers(images, labels, tuple(predict(student, images) for student in students))
+    logits = (predict(student, images, batch_size=batch_size) for student in students)
+    return Answers(images, labels, tuple(logits))
 
 
 def out_of_fold(
@@ -109,10 +130,10 @@ def out_of_fold(
     of = fingerprint([train.images, train.labels])
     if folder is None:
         try:
-            with np.load(saved) as file:
-                if file["of"] == of:
-                    return tuple(torch.from_numpy(file["logits"]).float().to(train.images.device))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            held = read_arrays(saved, ["of", "logits"])
+            if held["of"] == of:
+                return tuple(torch.from_numpy(held["logits"]).float().to(train.images.device))
+        except (UserError, LookupError, TypeError, ValueError):
             pass  # as if there were none
         print(f"no answers out of fold in {shown(saved)} for these images: see --out-of-fold")
         return None
@@ -153,8 +174,8 @@ def train_selector(variant: Variant, told: Answers, seed: int, steps: int) -> Se
 
     # A label belongs to the image as the students saw it, so that a crop of a crop is none of it.
     augmentation = Augmentation(0, False) if variant.labels == "augmented" else AUGMENTATION
-    batches = Batches(told.images, BATCH_SIZE, seed, augmentation)
-    epochs = -(-steps * BATCH_SIZE // len(told.labels))
+    batches = Batches(told.images, STEP, seed, augmentation)
+    epochs = -(-steps * STEP // len(told.labels))
     seed_everything(seed)
     selector = to_device(Selector(variant.depth, variant.batch_norm), told.images.device).train()
     (optimizer,) = optimizers(selector, "sgd", LEARNING_RATE, 0.9, 5e-4)
@@ -220,10 +241,15 @@ def study(
 
 
 def selectors(
-    students: list[nn.Module], train: Split, val: Split, tested: Answers, seeds: int,
+    students: list[nn.Module],
+    train: Split,
+    val: Split,
+    test: Split,
+    seeds: int,
     folds: tuple[torch.Tensor, torch.Tensor] | None,
-) -> dict:  # fmt: skip
-    """All variants between these students, measured on `tested`, their answers for the test images.
+    batch_size: int = BATCH_SIZE,
+) -> dict:
+    """All variants between these students, measured on `test`.
 
     Half of the validation images choose thresholds. `folds` are the logits of students that were
     trained on other images, for the first IMAGES training images; without them the variants that
@@ -232,12 +258,17 @@ def selectors(
     if len(val) < 4:
         raise UserError("too few validation images: half of them choose thresholds")
     train = train.take(slice(IMAGES))
-    held_out, half = answers(students, val.images, val.labels), len(val) // 2
-    told = {
-        "train": answers(students, train.images, train.labels),
-        "augmented": answers(students, shifted(train.images), train.labels),
-        "held out": held_out.part(0, half),
-    }
+    tested, held_out, trained, augmented = (
+        answers(students, images, split.labels, batch_size)
+        for images, split in (
+            (test.images, test),
+            (val.images, val),
+            (train.images, train),
+            (shifted(train.images), train),
+        )
+    )
+    half = len(val) // 2
+    told = {"train": trained, "augmented": augmented, "held out": held_out.part(0, half)}
     if folds:
         told["out of fold"] = Answers(train.images, train.labels, folds).part(0, len(folds[0]))
     variants = tuple(each for each in VARIANTS if each.labels in told)
@@ -252,3 +283,52 @@ def selectors(
         },
         "variants": list(study(variants, told, held_out.part(half), tested, seeds, STEPS)),
     }
+
+
+def print_table(told: dict) -> None:
+    """The trained selectors as a table."""
+    print(f"{'labels':<13}{'weighted':<10}{'depth':<7}{'norm':<7}{'top-1 %':>8}{'AUROC':>15}")
+    for row in told["variants"]:
+        print(
+            f"{row['labels']:<13}{row['weighted']!s:<10}{row['depth']:<7}{row['batch_norm']!s:<7}"
+            f"{100 * row['accuracy']['mean']:>8.2f}"
+            f"{row['auroc']['mean']:>8.3f} +- {row['auroc']['std']:.3f}"
+        )
+
+
+def main() -> None:
+    parser = cli.common_parser(__doc__, globals())
+    parser.add_argument(
+        "--seeds",
+        type=cli.flag("SEEDS", int),
+        default=SEEDS,
+        metavar="N",
+        help="trainings of each selector (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out-of-fold",
+        type=Path,
+        metavar="PATH",
+        help="folder of students that were trained on the second half of the training images",
+    )
+    cli.add_out(parser, OUT, "selectors.json and selectors.png")
+    args = parser.parse_args()
+    device = pick_device(args.device)
+    figures = cli.figures_into(args.out)
+    train, val, test = load_splits(args.data_dir, args.subset, device)
+    folds = out_of_fold(args.out_of_fold, args.out / "out_of_fold.npz", train)
+    students = [
+        for_inference(load_network(args.checkpoint_dir / FILES[arch], arch)[0], device)
+        for arch in STUDENTS
+    ]
+    told = selectors(students, train, val, test, args.seeds, folds, args.batch_size)
+    print_table(told)
+    written = [args.out / name for name in ("selectors.json", "selectors.png")]
+    with replacing(written[0], binary=False) as file:
+        json.dump(told, file, indent=1)
+    figures.save(figures.selectors(told), written[1])
+    print(f"wrote {', '.join(map(shown, written))}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

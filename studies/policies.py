@@ -1,0 +1,415 @@
+"""What routing between the two students gives: every policy's accuracy against its work.
+
+    python -m studies.policies                                  routing.json and routing.png
+    python -m studies.policies --scores mine.npy --macs 9.1     a router of your own beside them
+    python -m studies.policies --collect                        asks the networks anew first
+
+Runs in seconds, without images or weights: results/logits.npz holds what the networks say of the
+5,000 validation and the 10,000 test images. --collect writes that file, in minutes; it needs the
+four checkpoints and CIFAR-10. All is measured on the test images. The thresholds of the selector
+and of the cascade are those in the selector's checkpoint, chosen on the validation images.
+
+A router of your own is a .npy file of 15,000 scores, the validation images first, then the test
+images, high where student 1 should answer. docs/router.md shows one.
+"""
+
+import argparse
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models import STUDENTS, confidence, macs
+from utils import cli
+from utils.answers import predict
+from utils.checkpoint import FILES, check_students, load_network
+from utils.data import fingerprint, load_splits
+from utils.device import for_inference, pick_device
+from utils.files import UserError, replacing, shown, try_folder
+from utils.safe_load import brief, read_array, read_arrays
+from utils.statistics import auroc, auroc_interval, mcnemar_p, share, wilson_interval
+
+BATCH_SIZE = 500  # images a step
+OUT = Path("results")  # for logits.npz, routing.json and routing.png
+THRESHOLDS = [k / 100 for k in range(102)]
+NAMES = {arch: Path(file).stem for arch, file in FILES.items()}  # of the networks in logits.npz
+
+
+@dataclass
+class Networks:
+    """What the networks say of N images, and what each costs.
+
+    Args:
+        logits: (N, classes) of "resnet50" and of both students, (N,) of the "selector".
+        work: MACs of each for one image.
+        labels: int64 (N,).
+    """
+
+    logits: dict[str, torch.Tensor]
+    work: dict[str, int]
+    labels: torch.Tensor
+
+    def right(self, arch: str) -> torch.Tensor:
+        """Where the network's answer is the label: bool (N,)."""
+        return self.logits[arch].argmax(dim=1) == self.labels
+
+    def students_right(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where student 1 is right, and where student 2 is: two bool (N,)."""
+        return self.right(STUDENTS[0]), self.right(STUDENTS[1])
+
+    def better_student(self) -> str:
+        """The student that is right on more of the images."""
+        return max(STUDENTS, key=lambda arch: self.right(arch).sum().item())
+
+
+@dataclass
+class Outcome:
+    """What a policy does on N images.
+
+    right: bool (N,), where its answer is the label.
+    first_ran: bool (N,), where student 1 runs.
+    macs: for one image, on average.
+    """
+
+    right: torch.Tensor
+    first_ran: torch.Tensor
+    macs: float
+
+
+# ------------------------------------------------------------------ the policies
+
+
+def routed(nets: Networks, to_first: torch.Tensor, router_macs: float) -> Outcome:
+    """Student 1 where `to_first`, bool (N,), else student 2; the router runs on every image."""
+    first, second = nets.students_right()
+    to_1 = share(to_first)
+    work = to_1 * nets.work[STUDENTS[0]] + (1 - to_1) * nets.work[STUDENTS[1]]
+    return Outcome(torch.where(to_first, first, second), to_first, work + router_macs)
+
+
+def selector(nets: Networks, threshold: float) -> Outcome:
+    """Student 1 where the selector gives it at least this probability, else student 2."""
+    to_first = nets.logits["selector"].sigmoid() >= threshold
+    return routed(nets, to_first, nets.work["selector"])
+
+
+def oracle(nets: Networks) -> Outcome:
+    """The student that is right, where one is; the second where both are or neither."""
+    first, second = nets.students_right()
+    return routed(nets, first & ~second, 0)
+
+
+def cascade(nets: Networks, threshold: float) -> Outcome:
+    """Student 2; where its largest probability is below the threshold, the mean of both."""
+    first, second = (nets.logits[arch] for arch in STUDENTS)
+    both = ((first + second) / 2).argmax(dim=1) == nets.labels
+    unsure = confidence(second) < threshold
+    return Outcome(
+        torch.where(unsure, both, nets.right(STUDENTS[1])),
+        unsure,
+        nets.work[STUDENTS[1]] + share(unsure) * nets.work[STUDENTS[0]],
+    )
+
+
+# ------------------------------------------------------------------ what they give
+
+
+def measured(right: torch.Tensor, work: float) -> dict:
+    """What routing.json says of a network that is right on these images, bool (N,)."""
+    accuracy = share(right)
+    interval = wilson_interval(accuracy, len(right))
+    return {"accuracy": accuracy, "interval": interval, "macs": round(work)}
+
+
+def measured_policy(nets: Networks, outcome: Outcome, scores: torch.Tensor | None = None) -> dict:
+    """What routing.json says of a policy: McNemar's p is against the better student.
+
+    `scores`, (N,), are high where student 1 is preferred. Their AUROC is over the images on which
+    one student alone is right; NaN where there is none of either kind.
+    """
+    facts = {
+        **measured(outcome.right, outcome.macs),
+        f"share_{STUDENTS[0]}": share(outcome.first_ran),
+        "mcnemar_p": mcnemar_p(outcome.right, nets.right(nets.better_student())),
+    }
+    if scores is not None:
+        first, second = nets.students_right()
+        apart = first != second
+        facts["auroc"] = auroc(scores[apart], first[apart])
+        alone = int((first & ~second).sum()), int((second & ~first).sum())
+        if all(alone):
+            facts["auroc_interval"] = auroc_interval(facts["auroc"], *alone)
+    return facts
+
+
+def report(nets: Networks, thresholds: dict[str, float]) -> dict:
+    """What routing.json says; accuracies and shares in [0, 1], MACs of one image on average."""
+    first, second = nets.students_right()
+    better = nets.better_student()
+    confidences = [confidence(nets.logits[arch]) for arch in STUDENTS]
+    policies = {
+        "selector": measured_policy(
+            nets, selector(nets, thresholds["selector"]), nets.logits["selector"]
+        ),
+        "cascade": measured_policy(nets, cascade(nets, thresholds["cascade"]), -confidences[1]),
+        "ensemble": measured_policy(nets, cascade(nets, 1.01)),
+        "oracle": measured_policy(nets, oracle(nets)),
+        "random": {
+            "accuracy": (share(first) + share(second)) / 2,
+            "macs": round(sum(nets.work[arch] for arch in STUDENTS) / 2),
+            f"share_{STUDENTS[0]}": 0.5,
+        },
+    }
+    apart = first != second
+    return {
+        "images": len(nets.labels),
+        "teacher": measured(nets.right("resnet50"), nets.work["resnet50"]),
+        "better_student": {"name": better, **measured(nets.right(better), nets.work[better])},
+        "students": {arch: measured(nets.right(arch), nets.work[arch]) for arch in STUDENTS},
+        "policies": policies,
+        "study": {
+            "right": {
+                "both": share(first & second),
+                f"{STUDENTS[0]} alone": share(first & ~second),
+                f"{STUDENTS[1]} alone": share(second & ~first),
+                "neither": share(~first & ~second),
+            },
+            "auroc": {
+                **{name: policies[name]["auroc"] for name in ("selector", "cascade")},
+                "both confidences": auroc((confidences[0] - confidences[1])[apart], first[apart]),
+            },
+            "curves": {
+                "selector": curve([selector(nets, each) for each in THRESHOLDS]),
+                "cascade": curve([cascade(nets, each) for each in THRESHOLDS]),
+            },
+        },
+    }
+
+
+def curve(outcomes: list[Outcome]) -> dict[str, list[float]]:
+    """Accuracy and MACs at each of THRESHOLDS."""
+    return {
+        "threshold": THRESHOLDS,
+        "accuracy": [share(outcome.right) for outcome in outcomes],
+        "macs": [round(outcome.macs) for outcome in outcomes],
+    }
+
+
+def print_report(routing: dict) -> None:
+    """The policies as a table, and how often the students differ."""
+    print(f"{'':<16}{'top-1 %':>8}{'MMACs':>8}{'student 1':>11}{'AUROC':>8}{'p':>11}")
+    lines = {"teacher": routing["teacher"], **routing["students"], **routing["policies"]}
+    for name, facts in lines.items():
+        to_1, area, p = (facts.get(key) for key in (f"share_{STUDENTS[0]}", "auroc", "mcnemar_p"))
+        print(
+            f"{name:<16}{100 * facts['accuracy']:>8.2f}{facts['macs'] / 1e6:>8.1f}"
+            f"{'' if to_1 is None else f'{to_1:.1%}':>11}"
+            f"{'' if area is None else f'{area:.3f}':>8}{'' if p is None else f'{p:.2g}':>11}"
+        )
+    shares = (f"{name} {each:.1%}" for name, each in routing["study"]["right"].items())
+    print(f"right: {', '.join(shares)}; p against {routing['better_student']['name']}, McNemar's")
+
+
+# ------------------------------------------------------------------ a router of one's own
+
+
+def best_cut(scores: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> float:
+    """The score from which student 1 should answer, for the most right answers on these images.
+
+    Of equally good ones the highest, which runs student 1 on the fewest images; inf: on none.
+
+    Args:
+        scores: (N,).
+        first, second: where each student is right, bool (N,).
+    """
+    ordered, order = scores.sort(descending=True)
+    gains = (first.long() - second.long())[order].cumsum(0)  # where student 1 answers so far
+    ends = torch.ones_like(first)
+    ends[:-1] = ordered[1:] != ordered[:-1]  # equal scores go to the same student
+    ordered, gains = ordered[ends], gains[ends]
+    best = gains.argmax()  # the first of equals
+    return ordered[best].item() if gains[best] > 0 else math.inf
+
+
+def own_router(
+    path: Path, router_macs: float | None, val: Networks, test: Networks
+) -> tuple[dict, str]:
+    """What the scores at `path` give on `test`, their threshold chosen on `val`, and it in words.
+
+    Raises UserError where the file is not one number an image of both.
+    """
+    scores = _read_scores(path, len(val.labels), len(test.labels))
+    of_val, of_test = scores.split([len(val.labels), len(test.labels)])
+    cut = best_cut(of_val, *val.students_right())
+    facts = measured_policy(test, routed(test, of_test >= cut, 1e6 * (router_macs or 0)), of_test)
+    low, high = (100 * end for end in facts["interval"])
+    area = f"AUROC {facts['auroc']:.3f}"
+    if "auroc_interval" in facts:
+        area += " (95 % interval {:.3f} to {:.3f})".format(*facts["auroc_interval"])
+    answers = "never answers" if cut == math.inf else f"answers from a score of {cut:.6g} on"
+    first, second = test.students_right()
+    told = [
+        f"{shown(path)}: top-1 {100 * facts['accuracy']:.2f} % (95 % interval {low:.1f} to "
+        f"{high:.1f})",
+        f"student 1 {answers}, chosen on the {len(of_val):,} validation images",
+        f"{area} on the {(first != second).sum():,} test images where one student alone is right",
+    ]
+    if router_macs is None:
+        told.append("its MACs are those of the students alone: tell the router's own with --macs")
+    return facts, "\n  ".join(told)
+
+
+def _read_scores(path: Path, val: int, test: int) -> torch.Tensor:
+    """Float64 (val + test,) from the .npy file of --scores."""
+    wanted = (
+        f"{val + test:,} scores are wanted, one for each of the {val:,} validation images, then "
+        f"one for each of the {test:,} test images"
+    )
+    try:
+        scores = read_array(path)
+    except UserError as error:
+        raise UserError(f"--scores {error}") from error
+    if scores.dtype.kind not in "fiub":
+        raise UserError(f"--scores {path} must hold numbers: {wanted}")
+    if scores.shape != (val + test,):
+        raise UserError(f"--scores {path} has the shape {scores.shape}: {wanted}")
+    if wrong := np.isnan(scores).sum():
+        raise UserError(f"--scores {path}: {wrong} of its scores are not a number: {wanted}")
+    return torch.from_numpy(scores.astype(np.float64))
+
+
+# ------------------------------------------------------------------ logits.npz
+
+
+def collect(args: argparse.Namespace) -> None:
+    """Ask the four networks about the validation and the test images, and write logits.npz.
+
+    Raises UserError where a checkpoint or the images cannot be had, or the selector was made for
+    other students.
+    """
+    device = pick_device(args.device)
+    try_folder(args.out)
+    nets, facts = {}, {}
+    for arch, file in FILES.items():
+        nets[arch], facts[arch] = load_network(args.checkpoint_dir / file, arch)
+    check_students(
+        args.checkpoint_dir / FILES["selector"],
+        facts["selector"],
+        [nets[arch] for arch in STUDENTS],
+    )
+    _, *splits = load_splits(args.data_dir, args.subset, device)
+    about = {
+        "classes": facts[STUDENTS[0]]["classes"],
+        "weights": {
+            NAMES[arch]: fingerprint(net.state_dict().values()) for arch, net in nets.items()
+        },
+        "macs": {NAMES[arch]: round(1e6 * macs(net)) for arch, net in nets.items()},
+        "thresholds": {
+            "selector": facts["selector"].get("threshold", 0.5),
+            "cascade": facts["selector"].get("cascade_threshold", 0.9),
+        },
+    }
+    arrays = {
+        "labels": np.concatenate([split.labels.cpu().numpy() for split in splits]),
+        "indices": np.concatenate([split.indices for split in splits]),
+        "validation": len(splits[0]),
+        "about": json.dumps(about),
+    }
+    images = torch.cat([split.images for split in splits])
+    for arch, net in nets.items():
+        logits = predict(for_inference(net, device), images, NAMES[arch], args.batch_size)
+        arrays[NAMES[arch]] = logits.half().cpu().numpy()
+        if not np.isfinite(arrays[NAMES[arch]]).all():
+            raise UserError(
+                f"{FILES[arch]}: its logits do not fit into half precision; train it anew"
+            )
+    with replacing(args.out / "logits.npz") as file:
+        np.savez_compressed(file, **arrays)
+    print(f"wrote {shown(args.out / 'logits.npz')}: {len(images):,} images\n")
+
+
+def read_logits(path: Path) -> tuple[Networks, Networks, dict[str, float]]:
+    """The networks on the validation and on the test images, and the thresholds of the policies.
+
+    Raises UserError where the file is missing, damaged, or not one that `collect` wrote.
+    """
+    remedy = f"make it with: python -m studies.policies --collect --out {shown(path.parent)}"
+    try:
+        arrays = read_arrays(path, [*NAMES.values(), "labels", "validation", "about"])
+    except UserError as error:
+        raise UserError(f"{error}; {remedy}") from error
+    try:
+        about = json.loads(str(arrays["about"]))
+        labels = torch.from_numpy(arrays["labels"])
+        logits = {arch: torch.from_numpy(arrays[name]).float() for arch, name in NAMES.items()}
+        work = {arch: int(about["macs"][name]) for arch, name in NAMES.items()}
+        thresholds = {name: float(about["thresholds"][name]) for name in ("selector", "cascade")}
+        middle = int(arrays["validation"])
+        shapes = {arch: (len(labels), len(about["classes"])) for arch in FILES}
+        shapes["selector"] = (len(labels),)
+        if labels.ndim != 1 or any(logits[arch].shape != shapes[arch] for arch in FILES):
+            raise ValueError("its arrays are not of the same images")
+        if not all(each.isfinite().all() for each in logits.values()):
+            raise ValueError("a logit is not finite")
+        if not 0 < middle < len(labels):
+            raise ValueError("it has no validation images, or no others")
+    except (LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise UserError(
+            f"{path} is not what --collect writes: {brief(str(error))}; {remedy}"
+        ) from error
+    val, test = (
+        Networks({arch: each[part] for arch, each in logits.items()}, work, labels[part])
+        for part in (slice(middle), slice(middle, None))
+    )
+    return val, test, thresholds
+
+
+def main() -> None:
+    parser = cli.common_parser(__doc__, globals())
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--collect",
+        action="store_true",
+        help="ask the networks in --checkpoint-dir first, and write logits.npz; the flags above "
+        "are for this",
+    )
+    what.add_argument(
+        "--scores",
+        type=Path,
+        metavar="PATH",
+        help="measure your own router by the scores in this .npy file; nothing is written",
+    )
+    parser.add_argument(
+        "--macs",
+        type=cli.flag("MACS", float),
+        metavar="M",
+        help="work of the router of --scores for one image, in millions of multiply-accumulates",
+    )
+    cli.add_out(parser, OUT, "logits.npz, which is read, routing.json and routing.png")
+    args = parser.parse_args()
+    if args.macs is not None and not args.scores:
+        parser.error("--macs is the work of a router of your own: name its --scores")
+    figures = None if args.scores else cli.figures_into(args.out)
+    if args.collect:
+        collect(args)
+    val, test, thresholds = read_logits(args.out / "logits.npz")
+    routing = report(test, thresholds)
+    if args.scores:
+        facts, told = own_router(args.scores, args.macs, val, test)
+        routing["policies"]["your router"] = facts
+        print_report(routing)
+        print(f"\n{told}")
+        return
+    print_report(routing)
+    written = [args.out / name for name in ("routing.json", "routing.png")]
+    with replacing(written[0], binary=False) as file:
+        json.dump(routing, file, indent=1)
+    figures.save(figures.accuracy_against_work(routing), written[1])
+    print(f"wrote {', '.join(map(shown, written))}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

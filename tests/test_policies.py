@@ -1,0 +1,298 @@
+"""The policies on eight images by hand, and on the real networks those of inference.py."""
+
+import json
+import math
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models import Cascade, MultiStudent
+from studies import policies
+from studies.policies import Networks, best_cut, cascade, curve, oracle, report, selector
+from utils import cli, figures
+from utils.answers import predict
+from utils.checkpoint import FILES, load_network
+from utils.data import fingerprint, load_sample, load_splits
+
+ROOT = Path(__file__).resolve().parent.parent
+CAT, DOG, BOTH = [4.0, 0.0], [0.0, 4.0], [0.5, 0.0]  # sure of 0, sure of 1, 0 by a little: 0.62
+WORK = {"resnet50": 1000, "densenet121": 500, "googlenet": 200, "selector": 10}
+
+
+@pytest.fixture
+def nets():
+    """Eight images of class 0. Student 1 is right on 1 to 5, student 2 on 1, 2, 6 and 7."""
+    return Networks(
+        {
+            "resnet50": torch.tensor([CAT] * 7 + [DOG]),
+            "densenet121": torch.tensor([CAT] * 5 + [DOG] * 3),
+            "googlenet": torch.tensor([CAT, BOTH, DOG, [0.0, 0.5], DOG, CAT, BOTH, DOG]),
+            "selector": torch.tensor([-9.0, -9, 1, 2, -1, -2, 3, -9]),
+        },
+        WORK,
+        torch.zeros(8, dtype=torch.long),
+    )
+
+
+def test_the_selector_sends_each_image_to_one_student(nets):
+    outcome = selector(nets, 0.5)  # images 3, 4 and 7 to student 1
+    assert outcome.first_ran.tolist() == [False, False, True, True, False, False, True, False]
+    assert outcome.right.tolist() == [True, True, True, True, False, True, False, False]
+    assert outcome.macs == pytest.approx(10 + (3 * 500 + 5 * 200) / 8)
+    everything, nothing = selector(nets, 0.0), selector(nets, 1.01)
+    assert everything.right.sum() == 5 and everything.macs == 510
+    assert nothing.right.sum() == 4 and nothing.macs == 210
+
+
+def test_the_cascade_asks_both_where_the_second_is_not_sure(nets):
+    outcome = cascade(nets, 0.9)  # images 2, 4 and 7: together right, right and wrong
+    assert outcome.first_ran.tolist() == [False, True, False, True, False, False, True, False]
+    assert outcome.right.tolist() == [True, True, False, True, False, True, False, False]
+    assert outcome.macs == pytest.approx(200 + 3 * 500 / 8)
+    assert cascade(nets, 0.0).macs == 200 and cascade(nets, 1.01).macs == 700
+
+
+def test_the_oracle_runs_the_first_only_where_it_alone_is_right(nets):
+    outcome = oracle(nets)
+    assert outcome.first_ran.tolist() == [False, False, True, True, True, False, False, False]
+    assert outcome.right.sum() == 7 and outcome.macs == pytest.approx((3 * 500 + 5 * 200) / 8)
+
+
+def test_the_report_by_hand(nets):
+    routing = report(nets, {"selector": 0.5, "cascade": 0.9})
+    assert routing["images"] == 8
+    assert routing["teacher"]["accuracy"] == 7 / 8
+    assert routing["better_student"]["name"] == "densenet121"
+    assert routing["better_student"]["accuracy"] == 5 / 8
+    told = routing["policies"]
+    assert told["random"]["accuracy"] == 4.5 / 8 and told["random"]["macs"] == 350
+    assert told["selector"]["share_densenet121"] == 3 / 8
+    # The selector is right alone on image 6, student 1 on image 5: as good, surely.
+    assert told["selector"]["mcnemar_p"] == 1.0
+    # The oracle is right on two images more: two heads in two throws, or two tails.
+    assert told["oracle"]["mcnemar_p"] == 0.5
+    # Where one is right, 3, 4, 5 against 6, 7, the scores are 1, 2, -1 and -2, 3: 3 of 6 pairs.
+    assert told["selector"]["auroc"] == pytest.approx(3 / 6)
+    # By student 2's doubt, 3 and 5 tie with 6 and lose to 7, 4 beats 6 and ties with 7.
+    assert told["cascade"]["auroc"] == pytest.approx(2.5 / 6)
+    right = routing["study"]["right"]
+    assert right == {
+        "both": 2 / 8, "densenet121 alone": 3 / 8, "googlenet alone": 2 / 8, "neither": 1 / 8,
+    }  # fmt: skip
+    assert math.isclose(sum(right.values()), 1)
+
+
+def test_a_curve_goes_from_one_student_to_the_other(nets):
+    line = curve([selector(nets, threshold) for threshold in policies.THRESHOLDS])
+    assert (line["accuracy"][0], line["macs"][0]) == (5 / 8, 510)
+    assert (line["accuracy"][-1], line["macs"][-1]) == (4 / 8, 210)
+    assert line["macs"] == sorted(line["macs"], reverse=True)
+
+
+def test_the_figure_shows_the_chosen_thresholds(nets, tmp_path):
+    figure = figures.accuracy_against_work(report(nets, {"selector": 0.5, "cascade": 0.9}))
+    texts = {text.get_text() for text in figure.axes[0].texts}
+    assert {"teacher, ResNet-50", "DenseNet-121", "GoogLeNet", "oracle", "mean of both"} <= texts
+    dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert sorted(round(dot.get_ydata().item(), 3) for dot in dots) == [50.0, 62.5]
+    figures.save(figure, tmp_path / "a.png")
+
+
+def test_policies_on_logits_are_those_of_the_systems_that_run():
+    sample = load_sample(60)
+    nets = {arch: load_network(ROOT / "checkpoints" / FILES[arch])[0] for arch in list(FILES)[1:]}
+    logits = {arch: predict(net, sample.images) for arch, net in nets.items()}
+    told = Networks(logits, WORK, sample.labels)
+    students = [nets["densenet121"], nets["googlenet"]]
+    for system, outcome in (
+        (MultiStudent(students, nets["selector"], 0.5), selector(told, 0.5)),
+        (Cascade(students[::-1], 0.8), cascade(told, 0.8)),
+    ):
+        answers, choice = predict(system.eval(), sample.images)
+        right = answers.argmax(dim=1) == sample.labels
+        assert (right != outcome.right).sum() <= 1  # rounded otherwise in another batch
+        ran = choice == (0 if isinstance(system, MultiStudent) else 1)
+        assert (ran != outcome.first_ran).sum() <= 1
+
+
+# ------------------------------------------------------------------ the command
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs the program with these words: its exit status and what it told."""
+
+    def command(*words):
+        monkeypatch.setattr(sys, "argv", ["policies.py", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            cli.run(policies.main)
+        return stop.value.code or 0, capsys.readouterr()
+
+    return command
+
+
+def test_the_shipped_logits_give_the_shipped_results(command, tmp_path):
+    """But for rounding, which is that of the processor: metrics.json may be of another one."""
+    (tmp_path / "logits.npz").symlink_to(ROOT / "results" / "logits.npz")
+    status, told = command("--out", tmp_path, "--checkpoint-dir", "none", "--data-dir", "none")
+    assert status == 0 and told.err == ""
+    assert (tmp_path / "routing.png").stat().st_size > 10_000
+    made, shipped = (
+        json.loads((folder / "routing.json").read_text()) for folder in (tmp_path, ROOT / "results")
+    )
+    metrics = json.loads((ROOT / "results" / "metrics.json").read_text())
+    made, shipped = (
+        {"teacher": each["teacher"], **each["students"], **each["policies"]}
+        for each in (made, shipped)
+    )
+    assert made.keys() == shipped.keys()
+    for name, facts in made.items():
+        there = {"selector": "routed"}.get(name, name)
+        assert facts["accuracy"] == pytest.approx(shipped[name]["accuracy"], abs=1e-4)
+        assert facts["macs"] == pytest.approx(shipped[name]["macs"], rel=1e-3)
+        assert facts["accuracy"] == pytest.approx(metrics["accuracy"][there], abs=1e-3)
+        if name != "oracle":
+            assert facts["macs"] == pytest.approx(metrics["macs_per_image"][there], rel=0.01)
+
+
+def test_the_shipped_logits_are_of_the_shipped_weights():
+    with np.load(ROOT / "results" / "logits.npz") as file:
+        about = json.loads(str(file["about"]))
+    for file in FILES.values():
+        net = load_network(ROOT / "checkpoints" / file)[0]
+        assert about["weights"][file[:-4]] == fingerprint(net.state_dict().values()), (
+            f"{file} is not what answered: run python -m studies.policies --collect"
+        )
+
+
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory, small_npz):
+    """A folder as the clone of one who runs --collect: results/ and data/, of 40 images each."""
+    folder = tmp_path_factory.mktemp("clone")
+    (folder / "data").mkdir()
+    (folder / "data" / "cifar10.npz").symlink_to(small_npz)
+    words = ["--collect", "--data-dir", small_npz, "--subset", "40", "--out", folder / "results"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["policies.py", *map(str, words)])
+        policies.main()
+    return folder
+
+
+def test_what_the_networks_say_is_collected(collected, small_npz):
+    _, val, test = load_splits(small_npz, 40)
+    with np.load(collected / "results" / "logits.npz") as file:
+        saved = dict(file)
+    assert saved["validation"] == 40
+    for name in ("labels", "indices"):
+        expected = np.concatenate([np.asarray(getattr(each, name)) for each in (val, test)])
+        assert saved[name].tolist() == expected.tolist()
+    for name in ("selector", "googlenet"):
+        net = load_network(ROOT / "checkpoints" / f"{name}.pth")[0]
+        expected = predict(net, torch.cat([val.images, test.images])).numpy()
+        assert saved[name].dtype == np.float16 and saved[name].shape == expected.shape
+        assert abs(saved[name] - expected).max() < 0.03 * abs(expected).max()
+    routing = json.loads((collected / "results" / "routing.json").read_text())
+    right = saved["googlenet"][40:].argmax(axis=1) == saved["labels"][40:]
+    assert routing["students"]["googlenet"]["accuracy"] == right.mean()
+
+
+# ------------------------------------------------------------------ a router of one's own
+
+
+@pytest.mark.parametrize(
+    "scores, first, second, cut",
+    [
+        ([1.0, 2.0, 3.0, 4.0], "0011", "1100", 3.0),
+        ([4.0, 3.0, 2.0, 1.0], "0111", "1000", 1.0),  # all to student 1: three of four right
+        ([1.0, 2.0, 3.0, 4.0], "0000", "1111", math.inf),
+        ([1.0, 2.0, 2.0, 3.0], "0110", "1001", 2.0),  # equal scores are not parted
+        ([1.0, 2.0, 3.0, 4.0], "0101", "0010", 4.0),  # as good as from 2 on, for less work
+    ],
+)
+def test_the_best_cut_by_hand(scores, first, second, cut):
+    right = ([each == "1" for each in text] for text in (first, second))
+    assert best_cut(torch.tensor(scores), *map(torch.tensor, right)) == cut
+
+
+def test_a_router_that_knows_is_the_oracle(command, tmp_path):
+    val, test, _ = policies.read_logits(ROOT / "results" / "logits.npz")
+    firsts, seconds = zip(*(each.students_right() for each in (val, test)), strict=True)
+    knows = torch.cat(firsts).long() - torch.cat(seconds).long()
+    np.save(tmp_path / "mine.npy", knows.numpy())
+    words = ["--scores", tmp_path / "mine.npy", "--out", ROOT / "results"]
+    rows = {}
+    for more in ((), ("--macs", "50")):
+        status, told = command(*words, *more)
+        assert status == 0
+        assert ("tell the router's own with --macs" in told.out) == (not more)
+        rows[more] = dict(re.findall(r"^(oracle|your router) +(.*)$", told.out, re.MULTILINE))
+    accuracy, macs, share, area, p = rows[()]["your router"].split()
+    assert [accuracy, macs, share, p] == rows[()]["oracle"].split() and area == "1.000"
+    assert float(rows["--macs", "50"]["your router"].split()[1]) == float(macs) + 50
+
+
+def test_the_selector_as_a_router_is_the_selector(command, tmp_path):
+    with np.load(ROOT / "results" / "logits.npz") as file:
+        np.save(tmp_path / "mine.npy", file["selector"])
+    status, told = command("--scores", tmp_path / "mine.npy", "--out", ROOT / "results")
+    facts = json.loads((ROOT / "results" / "routing.json").read_text())["policies"]["selector"]
+    low, high = facts["auroc_interval"]
+    area = f"AUROC {facts['auroc']:.3f} (95 % interval {low:.3f} to {high:.3f}) on the"
+    assert status == 0 and area in told.out
+
+
+def test_the_page_on_routers_runs_as_printed(collected, command, monkeypatch):
+    page = (ROOT / "docs" / "router.md").read_text()
+    (script,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(script.splitlines()) <= 10
+    monkeypatch.chdir(collected)
+    exec(script, {})
+    (words,) = re.findall(r"^python -m studies.policies (--scores .*)$", page, re.MULTILINE)
+    status, told = command(*words.split())
+    assert status == 0 and "\nyour router" in told.out and "mine.npy: top-1" in told.out
+
+
+@pytest.mark.parametrize(
+    "content, told",
+    [
+        (None, "is missing"),
+        (b"PK", "is damaged or not a .npy file"),
+        (
+            np.zeros((80, 1)),
+            r"has the shape \(80, 1\): 80 scores are wanted, one for each of the 40",
+        ),
+        (np.array(["a"] * 80), "must hold numbers"),
+        (np.full(80, np.nan), "80 of its scores are not a number"),
+    ],
+)
+def test_scores_that_cannot_be_used_are_refused(collected, command, tmp_path, content, told):
+    path = tmp_path / "mine.npy"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        np.save(path, content)
+    status, said = command("--scores", path, "--out", collected / "results")
+    assert status == 2 and said.out == "" and len(said.err.splitlines()) == 1
+    assert re.search(f"error: --scores {re.escape(str(path))}:? {told}", said.err)
+
+
+@pytest.mark.parametrize("change", ["missing", "cut short", "other images", "not finite"])
+def test_damaged_logits_are_refused_with_the_command(collected, command, tmp_path, change):
+    path = tmp_path / "logits.npz"
+    with np.load(collected / "results" / "logits.npz") as file:
+        arrays = dict(file)
+    if change == "other images":
+        arrays["googlenet"] = arrays["googlenet"][1:]
+    elif change == "not finite":
+        arrays["teacher"][3, 4] = np.inf
+    if change != "missing":
+        np.savez(path, **arrays)
+    if change == "cut short":
+        path.write_bytes(path.read_bytes()[:1000])
+    status, said = command("--out", tmp_path)
+    assert status == 2 and said.out == "" and len(said.err.splitlines()) == 1
+    assert "logits.npz is " in said.err and "studies.policies --collect --out" in said.err
