@@ -170,6 +170,7 @@ FACTS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # what a value must be,
     "epoch": ("a whole number from 1 on", lambda it: type(it) is int and it >= 1),
     "torch_version": ("a string", lambda it: type(it) is str),
     "threshold": ("a number from 0 to 1.01", _within(0, 1.01)),  # 1.01: all to student 2
+    "temperature": ("a number from 0.01 to 100", _within(0.01, 100)),  # logits are divided by it
     "cascade_threshold": ("a number from 0 to 1.01", _within(0, 1.01)),  # 1.01: both on all images
 }
 

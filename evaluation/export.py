@@ -1,0 +1,135 @@
+"""The networks as ONNX files, for programs that have no PyTorch.
+
+    python -m evaluation.export --out runs/onnx
+    python -m evaluation.export --out runs/onnx --policy cascade
+
+Writes NAME.onnx for each network that the policy runs, and routing.json, which says how to choose
+between them. A network takes uint8 images (N, 32, 32, 3) and normalizes them itself. docs/export.md
+shows how to route a batch with ONNX Runtime.
+
+Needs onnx and onnxscript, and the checkpoints of the networks.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from models import STUDENTS
+from utils import cli
+from utils.checkpoint import CHECKPOINTS, FILES, check_students, load_network
+from utils.data import fingerprint
+from utils.files import UserError, replacing, shown, try_folder
+
+OUT = Path("runs/onnx")  # for the .onnx files and routing.json
+PACKAGES = "onnx onnxscript onnxruntime"  # onnxruntime is for those who run the files
+POLICIES = {  # the students that it runs, in the order of routing.json
+    "selector": STUDENTS,
+    "cascade": STUDENTS[::-1],
+    "densenet121": ("densenet121",),
+    "googlenet": ("googlenet",),
+    "ensemble": STUDENTS,
+}
+
+
+class FromPixels(nn.Module):
+    """`net` behind its normalization: uint8 (N, 32, 32, 3) -> what `net` returns."""
+
+    def __init__(self, net: nn.Module, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("mean", torch.tensor(mean) * 255)
+        self.register_buffer("std", torch.tensor(std) * 255)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.net(((images - self.mean) / self.std).permute(0, 3, 1, 2))
+
+
+def onnx_bytes(net: nn.Module, facts: dict[str, Any]) -> bytes:
+    """A network and the facts of its checkpoint, as `load_network` gives them, as an ONNX file.
+
+    Its input is `images`, uint8 (N, 32, 32, 3), its output `logits`, float32 (N, classes), or (N,)
+    of the selector. N is free.
+    """
+    program = torch.onnx.export(
+        FromPixels(net, facts["mean"], facts["std"]).eval(),
+        (torch.zeros(2, 32, 32, 3, dtype=torch.uint8),),
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: "N"},),
+        dynamo=True,
+        verbose=False,
+    )
+    for node in program.model.graph:
+        node.metadata_props.clear()  # lines of source code, with the paths of this machine
+    return program.model_proto.SerializeToString()
+
+
+def check_packages() -> None:
+    """Raise UserError where what the export needs is not installed."""
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"the export needs more packages: pip install {PACKAGES} ({error})"
+        ) from error
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--policy",
+        choices=POLICIES,
+        default="selector",
+        help="who answers, as of inference.py (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--checkpoint-dir",
+        type=Path,
+        default=CHECKPOINTS,
+        metavar="PATH",
+        help="folder of the .pth files (default: checkpoints)",
+    )
+    cli.add_out(parser, OUT, "the .onnx files and routing.json")
+    args = parser.parse_args()
+    check_packages()
+    try_folder(args.out)
+
+    students, threshold = POLICIES[args.policy], None
+    networks = {arch: load_network(args.checkpoint_dir / FILES[arch], arch) for arch in students}
+    if args.policy in ("selector", "cascade"):
+        path = args.checkpoint_dir / FILES["selector"]
+        selector, chosen = load_network(path, "selector")
+        check_students(path, chosen, [networks[arch][0] for arch in STUDENTS])
+        if args.policy == "selector":
+            networks["selector"] = selector, chosen
+            threshold = chosen.get("threshold", 0.5)
+        else:
+            threshold = chosen.get("cascade_threshold", 0.9)
+    cli.announce(f"Exporting {', '.join(networks)}", policy=args.policy, writes=shown(args.out))
+    routing = {
+        "policy": args.policy,
+        "students": students,
+        "threshold": threshold,
+        "classes": networks[students[0]][1]["classes"],
+        "temperature": {arch: networks[arch][1].get("temperature", 1.0) for arch in students},
+        "weights": {
+            arch: fingerprint(net.state_dict().values()) for arch, (net, _) in networks.items()
+        },
+    }
+    files = {f"{arch}.onnx": onnx_bytes(*network) for arch, network in networks.items()}
+    files["routing.json"] = json.dumps(routing, indent=1).encode()
+    for name, content in files.items():
+        with replacing(args.out / name) as file:
+            file.write(content)
+        print(f"wrote {shown(args.out / name)}, {len(content):,} bytes")
+
+
+if __name__ == "__main__":
+    cli.run(main)

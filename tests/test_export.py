@@ -1,0 +1,159 @@
+"""What leaves PyTorch answers as what stays."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from evaluation import export
+from models import STUDENTS, MultiStudent
+from utils import cli
+from utils.answers import predict
+from utils.checkpoint import FILES, load_network, read_checkpoint, write_dict
+from utils.data import fingerprint, normalize
+from utils.device import for_inference
+
+ROOT = Path(__file__).resolve().parent.parent
+onnxruntime = pytest.importorskip("onnxruntime", reason="see requirements-dev.txt")
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs the program with these words: its exit status and what it told."""
+
+    def command(*words):
+        monkeypatch.setattr(sys, "argv", ["export.py", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            cli.run(export.main)
+        return stop.value.code or 0, capsys.readouterr()
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A folder as a clone in which python -m evaluation.export ran."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("data", "checkpoints"):
+        (folder / name).symlink_to(ROOT / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["export.py"])
+        export.main()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """The Python of docs/export.md: for ONNX Runtime, and for torch.export."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL)
+
+
+def shipped(arch):
+    return load_network(ROOT / "checkpoints" / FILES[arch])
+
+
+def test_the_script_of_the_page_chooses_and_answers_as_the_project_does(
+    clone, scripts, sample, monkeypatch
+):
+    monkeypatch.chdir(clone)
+    monkeypatch.setattr("utils.device.has_bf16", lambda device: False)
+    there = {}
+    exec(scripts[0], there)
+    networks = {
+        name: for_inference(shipped(name)[0], torch.device("cpu"))
+        for name in (*STUDENTS, "selector")
+    }
+    system = MultiStudent([networks[arch] for arch in STUDENTS], networks["selector"]).eval()
+    chances = predict(networks["selector"], sample.images).sigmoid().sort().values
+    middle = (chances[499] + chances[500]).item() / 2  # each student gets half of the images
+    for threshold in (shipped("selector")[1]["threshold"], middle):
+        system.threshold = there["routing"]["threshold"] = threshold
+        logits, choice = predict(system, sample.images)
+        if threshold == middle:
+            there["logits"], there["choice"] = there["route"](sample.images.numpy())
+        assert (there["choice"] == choice.numpy()).mean() >= 0.999
+        assert (there["logits"].argmax(axis=1) == logits.argmax(dim=1).numpy()).mean() >= 0.999
+    assert there["choice"].mean() == pytest.approx(0.5, abs=0.001)
+
+
+def test_any_number_of_images_is_answered(clone, scripts, sample, monkeypatch):
+    monkeypatch.chdir(clone)
+    there = {}
+    exec(scripts[0], there)
+    for count in (0, 1, 3):
+        logits, choice = there["route"](sample.images[:count].numpy())
+        assert logits.shape == (count, 10) and choice.shape == (count,)
+        assert logits == pytest.approx(there["logits"][:count], abs=1e-4)
+
+
+@torch.no_grad()
+def test_torch_export_of_the_page_gives_the_networks(clone, scripts, sample, monkeypatch):
+    monkeypatch.chdir(clone)
+    exec(scripts[1], {})
+    images = normalize(sample.images[:5])
+    for name in ("selector", *STUDENTS):
+        program = torch.export.load(f"runs/onnx/{name}.pt2").module()
+        torch.testing.assert_close(program(images), shipped(name)[0](images))
+
+
+def test_the_facts_stand_beside_the_networks(clone):
+    routing = json.loads((clone / "runs" / "onnx" / "routing.json").read_text())
+    chosen = shipped("selector")[1]
+    assert routing["policy"] == "selector" and routing["students"] == list(STUDENTS)
+    assert routing["threshold"] == chosen["threshold"] and routing["classes"] == chosen["classes"]
+    assert routing["temperature"] == dict.fromkeys(STUDENTS, 1.0)
+    for arch, weights in routing["weights"].items():
+        assert weights == fingerprint(shipped(arch)[0].state_dict().values())
+        content = (clone / "runs" / "onnx" / f"{arch}.onnx").read_bytes()
+        assert str(ROOT).encode() not in content  # the path of who exported it
+
+
+@pytest.mark.parametrize(
+    "policy, students, threshold",
+    [
+        ("cascade", ["googlenet", "densenet121"], "cascade_threshold"),
+        ("ensemble", ["densenet121", "googlenet"], None),
+        ("googlenet", ["googlenet"], None),
+    ],
+)
+def test_a_policy_gets_what_it_runs(command, tmp_path, monkeypatch, policy, students, threshold):
+    monkeypatch.setattr(export, "onnx_bytes", lambda net, facts: facts["arch"].encode())
+    assert command("--policy", policy, "--out", tmp_path)[0] == 0
+    routing = json.loads((tmp_path / "routing.json").read_text())
+    assert routing["students"] == students and list(routing["weights"]) == students
+    assert routing["threshold"] == (threshold and shipped("selector")[1][threshold])
+    assert {path.name for path in tmp_path.glob("*.onnx")} == {f"{arch}.onnx" for arch in students}
+    assert (tmp_path / f"{students[0]}.onnx").read_bytes() == students[0].encode()
+
+
+def test_a_temperature_of_a_checkpoint_is_told(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "onnx_bytes", lambda net, facts: b"")
+    checkpoint = read_checkpoint(ROOT / "checkpoints" / "googlenet.pth") | {"temperature": 1.5}
+    write_dict(tmp_path / "googlenet.pth", checkpoint)
+    words = "--policy", "googlenet", "--checkpoint-dir", tmp_path, "--out", tmp_path
+    assert command(*words)[0] == 0
+    routing = json.loads((tmp_path / "routing.json").read_text())
+    assert routing["temperature"] == {"googlenet": 1.5}
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript"])
+def test_without_its_packages_it_says_what_to_install(command, tmp_path, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)  # importing it fails
+    status, said = command("--out", tmp_path / "out", "--checkpoint-dir", tmp_path)
+    assert status == 2 and said.out == "" and len(said.err.splitlines()) == 1
+    assert "pip install onnx onnxscript onnxruntime" in said.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("part", ["selector", "googlenet"])
+def test_a_missing_network_is_told_with_its_command(command, tmp_path, part):
+    for arch in (*STUDENTS, "selector"):
+        if arch != part:
+            (tmp_path / FILES[arch]).symlink_to(ROOT / "checkpoints" / FILES[arch])
+    status, said = command("--checkpoint-dir", tmp_path, "--out", tmp_path / "out")
+    assert status == 2 and said.out == "" and len(said.err.splitlines()) == 1
+    assert f"{part}.pth is missing; make it with: python" in said.err
