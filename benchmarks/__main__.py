@@ -13,8 +13,9 @@ training step the share of the machine's own matrix rate that ours reaches.
 
 Plain is the common practice (benchmarks/plain.py): torchvision's dataset, a transform an image, a
 DataLoader with two workers, float32. For inference both sides are ours: the routed system beside
-the teacher, and beside the published way, which runs the selector and both students. Last comes
-where the time goes until the first answer of inference.py.
+the teacher, and beside the published way, which runs the selector and both students; then by ONNX
+Runtime, where that is installed, beside PyTorch. Last comes where the time goes until the first
+answer of inference.py.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from pathlib import Path
 import torch
 import torchvision
 
-from benchmarks.subjects import BATCH_SIZE, STEM, SUBJECTS
+from benchmarks.subjects import BATCH_SIZE, STEM, SUBJECTS, left_out
 from models import macs, network
 from utils import cli
 from utils.device import has_bf16, pick_device, precision
@@ -204,6 +205,9 @@ def main() -> None:
     for subject, *setting in itertools.product(
         args.subjects or SUBJECTS, args.batch_size, args.threads, args.images
     ):
+        if reason := left_out(subject, device):
+            print(f"{subject:<42}left out: {reason}")
+            continue
         row = compare(subject, dict(zip(SETTING, setting, strict=True)), args, gflops)
         runs.append(row)
         told = [f"{name} {row[name]}" for name in SETTING if len(getattr(args, name)) > 1]

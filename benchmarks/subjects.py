@@ -5,12 +5,15 @@ The work, a piece, is called again and again, and returns how many images it too
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 
 from benchmarks import plain
+from evaluation.export import PACKAGES, onnx_bytes
 from models import STUDENTS, MultiStudent, network
 from utils.answers import TeacherAnswers, predict
 from utils.augment import Augmentation, Batches
@@ -147,13 +150,45 @@ def plain_step(place: Place, arch: str) -> Piece:
 
 
 def routed(place: Place, count: int) -> Piece:
+    *trained, selector, threshold = _parts(place)
+    *students, selector = (for_inference(net, place.device) for net, _ in (*trained, selector))
+    return _predicting([MultiStudent(students, selector, threshold).eval()], place, count)
+
+
+def onnx_routed(place: Place, count: int) -> Piece:
+    """The same by ONNX Runtime, as docs/export.md shows it, on as many threads as PyTorch has."""
+    import onnxruntime
+
+    *trained, selector, threshold = _parts(place)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    *students, selector = (
+        onnxruntime.InferenceSession(onnx_bytes(*network), options)
+        for network in (*trained, selector)
+    )
+    images, classes = place.split(2, count).images.numpy(), len(trained[0][1]["classes"])
+    repeats = 1 if count > 1 else 20
+
+    def piece() -> int:
+        for _ in range(repeats):
+            (score,) = selector.run(None, {"images": images})
+            first = 1 / (1 + np.exp(-score)) >= threshold
+            logits = np.empty((len(images), classes), np.float32)
+            for student, chosen in zip(students, (first, ~first), strict=True):
+                if chosen.any():
+                    logits[chosen] = student.run(None, {"images": images[chosen]})[0]
+        return repeats * len(images)
+
+    return piece
+
+
+def _parts(place: Place) -> tuple:
+    """Both students and the selector, each with its facts, and the selector's threshold."""
     path = place.checkpoint_dir / FILES["selector"]
-    selector, facts = load_network(path, "selector")
-    trained = [load_network(place.checkpoint_dir / FILES[arch], arch)[0] for arch in STUDENTS]
-    check_students(path, facts, trained)
-    *students, selector = (for_inference(net, place.device) for net in (*trained, selector))
-    system = MultiStudent(students, selector, facts["threshold"]).eval()
-    return _predicting([system], place, count)
+    selector = load_network(path, "selector")
+    trained = [load_network(place.checkpoint_dir / FILES[arch], arch) for arch in STUDENTS]
+    check_students(path, selector[1], [net for net, _ in trained])
+    return *trained, selector, selector[1]["threshold"]
 
 
 def teacher(place: Place, count: int) -> Piece:
@@ -215,3 +250,20 @@ SUBJECTS |= {
     ),
     "one image": (lambda place: routed(place, 1), lambda place: teacher(place, 1)),
 }
+ONNX = {
+    f"ONNX Runtime, {words}": (
+        lambda place, count=count: onnx_routed(place, count),
+        lambda place, count=count: routed(place, count),
+    )
+    for count, words in ((1, "one image"), (128, "128 images"))
+}
+SUBJECTS |= ONNX
+
+
+def left_out(subject: str, device: torch.device) -> str | None:
+    """Why a subject cannot be measured here; None where it can."""
+    if subject in ONNX and device.type != "cpu":
+        return "it is measured on the CPU"
+    if subject in ONNX and not all(map(find_spec, PACKAGES.split())):
+        return f"it needs more packages: pip install {PACKAGES}"
+    return None

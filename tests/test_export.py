@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import subjects
 from evaluation import export
 from models import STUDENTS, MultiStudent
 from utils import cli
@@ -157,3 +158,24 @@ def test_a_missing_network_is_told_with_its_command(command, tmp_path, part):
     status, said = command("--checkpoint-dir", tmp_path, "--out", tmp_path / "out")
     assert status == 2 and said.out == "" and len(said.err.splitlines()) == 1
     assert f"{part}.pth is missing; make it with: python" in said.err
+
+
+def test_both_sides_of_the_benchmark_answer_the_same_images(clone, small_npz, monkeypatch):
+    def exported(net, facts):
+        return (clone / "runs" / "onnx" / f"{facts['arch']}.onnx").read_bytes()
+
+    monkeypatch.setattr(subjects, "onnx_bytes", exported)
+    place = subjects.Place(torch.device("cpu"), small_npz, ROOT / "checkpoints")
+    images = {"ONNX Runtime, one image": 20, "ONNX Runtime, 128 images": 128}
+    for subject, count in images.items():
+        ours, theirs = (side(place) for side in subjects.SUBJECTS[subject])
+        assert ours() == theirs() == count
+
+
+def test_the_benchmark_is_left_out_where_it_cannot_run(monkeypatch):
+    subject, cpu = "ONNX Runtime, one image", torch.device("cpu")
+    assert subjects.left_out(subject, cpu) is None
+    assert "on the CPU" in subjects.left_out(subject, torch.device("cuda"))
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # importing it fails
+    assert "pip install onnx onnxscript onnxruntime" in subjects.left_out(subject, cpu)
+    assert subjects.left_out("routed, all", cpu) is None

@@ -56,6 +56,8 @@ SUBJECTS = {
     "routed, teacher": "routed beside the teacher",
     "routed, all": "routed beside selector and both students on every image",
     "one image": "routed beside the teacher, one image at a time",
+    "ONNX Runtime, one image": "routed by ONNX Runtime beside PyTorch, one image at a time",
+    "ONNX Runtime, 128 images": "routed by ONNX Runtime beside PyTorch, 128 images at a time",
 }
 SYSTEMS = {
     "densenet121": "DenseNet-121",
