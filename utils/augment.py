@@ -1,17 +1,19 @@
 """Shuffled, augmented batches, made by whole-batch tensor operations.
 
-The images stay on the device as uint8; there are no worker processes. Order, crops, flips and
-cutout are drawn once per epoch from (seed, epoch), so any batch of any epoch can be made again, on
-the CPU and on a GPU.
+The images stay on the device as uint8; there are no worker processes. Order, crops, flips, cutout
+and contexts are drawn once per epoch from (seed, epoch), so any batch of any epoch can be made
+again, on the CPU and on a GPU.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import torch
 
+from utils import contexts
 from utils.data import normalize
 
 
@@ -35,10 +37,19 @@ class Augmentation:
         centers = torch.randint(0, 32, (count, 2), generator=generator)
         return shifts, flips, centers
 
-    def __call__(self, images: torch.Tensor, draws: Sequence[torch.Tensor]) -> torch.Tensor:
-        """uint8 images (N, 32, 32, 3) and their draws -> normalized (N, 3, 32, 32)."""
+    def __call__(
+        self,
+        images: torch.Tensor,
+        draws: Sequence[torch.Tensor],
+        degrade: Callable[[torch.Tensor], torch.Tensor] = lambda images: images,
+    ) -> torch.Tensor:
+        """uint8 images (N, 32, 32, 3) and their draws -> normalized (N, 3, 32, 32).
+
+        `degrade` takes and returns uint8 images, cropped and flipped, before the cutout.
+        """
         shifts, flips, centers = draws
-        return cut_out(normalize(crop_and_flip(images, shifts, flips)), centers, self.cutout)
+        images = degrade(crop_and_flip(images, shifts, flips))
+        return cut_out(normalize(images), centers, self.cutout)
 
 
 class Batches:
@@ -52,6 +63,8 @@ class Batches:
         views: number of augmented views of each image, the same for every seed: epoch e shows
             view e % views. 0 draws a new one in every epoch.
         share: (k, n) deals each batch out to n processes and yields the k-th part of it, from 0.
+        context: a key of utils.contexts.CONTEXTS, in which `epoch` shows the images; a view is
+            clean.
     """
 
     def __init__(
@@ -62,9 +75,10 @@ class Batches:
         augmentation: Augmentation,
         views: int = 0,
         share: tuple[int, int] = (0, 1),
+        context: str = "clean",
     ) -> None:
         self.images, self.seed, self.augmentation = images, seed, augmentation
-        self.views, self.share = views, share
+        self.views, self.share, self.context = views, share, context
         self.steps = math.ceil(len(images) / batch_size)
 
     def size(self, step: int) -> int:
@@ -72,15 +86,16 @@ class Batches:
         return len(self.images) // self.steps + (step < len(self.images) % self.steps)
 
     def epoch(
-        self, epoch: int, *rows: torch.Tensor, start: int = 0
+        self, epoch: int, *rows: torch.Tensor, start: int = 0, clean: bool = False
     ) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Yield normalized images (B, 3, 32, 32) and the B rows of each of `rows`, from step
-        `start` on.
+        """Yield normalized images (B, 3, 32, 32) in their context and the B rows of each of `rows`,
+        from step `start` on.
 
         Args:
             epoch: counted from 0.
             rows: tensors (N, ...) on the images' device, such as labels: row i is of image i.
             start: the first step, counted from 0.
+            clean: yield, as the last column, the same crops as they are in the context "clean".
         """
         part, parts = self.share
         generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
@@ -89,19 +104,21 @@ class Batches:
             draws = [draw[order] for draw in self._view(epoch % self.views)]
         else:
             draws = self.augmentation.draw(len(order), generator)
-        device = self.images.device
-        pieces = zip(
-            *(draw.to(device).tensor_split(self.steps) for draw in (order, *draws)), strict=True
-        )
+        seeds = contexts.draw(len(order), generator)  # they stay on the CPU, which reads them
+        columns = (*(draw.to(self.images.device) for draw in (order, *draws)), seeds)
+        pieces = zip(*(column.tensor_split(self.steps) for column in columns), strict=True)
         for batch in islice(pieces, start, None):
-            places, *drawn = (draw.tensor_split(parts)[part] for draw in batch)
+            places, *drawn, seeds = (column.tensor_split(parts)[part] for column in batch)
+            images = self.images[places]
+            degrade = partial(contexts.degrade, context=self.context, seeds=seeds)
             yield (
-                self.augmentation(self.images[places], drawn),
+                self.augmentation(images, drawn, degrade),
                 *(each[places] for each in rows),
+                *([self.augmentation(images, drawn)] if clean else []),
             )
 
     def view(self, view: int, places: torch.Tensor) -> torch.Tensor:
-        """The images at `places`, int64 (B,), normalized, as `view`, counted from 0, shows them."""
+        """The images at `places`, int64 (B,), as `view`, from 0, shows them: normalized, clean."""
         places = places.to(self.images.device)
         draws = [draw.to(places.device)[places] for draw in self._view(view)]
         return self.augmentation(self.images[places], draws)

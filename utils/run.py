@@ -100,6 +100,7 @@ class Run:
         seed: of the order of the images and their augmentation.
         augmentation: what happens to an image.
         views: number of augmented views of an image that the epochs show in turn; 0 for new ones.
+        context: in which the images are shown, a key of utils.contexts.CONTEXTS.
         facts: more that identifies the run: checkpoints keep it, and resuming compares it.
         resume: continue the run that stopped, if there is one.
     """
@@ -123,6 +124,7 @@ class Run:
         seed: int,
         augmentation: Augmentation,
         views: int = 0,
+        context: str = "clean",
         facts: Mapping[str, Any] | None = None,
         resume: bool = False,
     ) -> None:
@@ -132,13 +134,15 @@ class Run:
         self.hyperparameters = {
             "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "lr": lr,
             "momentum": momentum, "weight_decay": weight_decay, "warmup": warmup, "seed": seed,
-            "augmentation": asdict(augmentation), "views": views,
+            "augmentation": asdict(augmentation), "views": views, "context": context,
             "data": data_facts(images, targets),
             **(facts or {}),
         }  # fmt: skip
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.data = Batches(images, batch_size, seed, augmentation, views, (rank(), ranks()))
+        self.data = Batches(
+            images, batch_size, seed, augmentation, views, (rank(), ranks()), context
+        )
         if self.data.size(self.data.steps - 1) < ranks():
             raise UserError(
                 f"--batch-size {batch_size}: a batch has fewer images than the {ranks()} "
@@ -200,13 +204,16 @@ class Run:
                 print(f"what an earlier run left is kept: {shown(kept)}")
         self._save_state()
 
-    def batches(self, *rows: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    def batches(
+        self, *rows: torch.Tensor, clean: bool = False
+    ) -> Iterator[tuple[torch.Tensor, ...]]:
         """Yield the rest of the epoch: normalized images (B, 3, 32, 32) and their B rows of each.
 
         The script calls `step` for each batch. Raises UserError where a loss is not finite.
 
         Args:
             rows: tensors (N, ...) on the device, such as labels: row i is of image i.
+            clean: yield, as the last column, the same crops as they are in the context "clean".
         """
         now, steps = self.progress, self.data.steps
         started = time.perf_counter() - now.seconds
@@ -216,7 +223,7 @@ class Run:
             total=len(self.data.images), initial=now.images, unit="img", unit_scale=True,
             desc=f"epoch {now.epoch + 1}/{self.total_epochs}", disable=rank() > 0,
         ) as bar:  # fmt: skip
-            for batch in self.data.epoch(now.epoch, *rows, start=now.step):
+            for batch in self.data.epoch(now.epoch, *rows, start=now.step, clean=clean):
                 size = self.data.size(now.step)
                 yield batch
                 now.step += 1
