@@ -6,6 +6,7 @@
     python StudentTrain.py --model 1 --resume                   go on where Ctrl-C stopped it
     python StudentTrain.py --model 2 --distill-loss none        without the teacher, to compare
     python StudentTrain.py --model 1 --teacher PATH             a ResNet-50 from elsewhere teaches
+    python StudentTrain.py --model 1 --context degraded         for noisy, dark, blurred images
     torchrun --standalone --nproc_per_node=2 StudentTrain.py --model 1          on two GPUs
 
 Needs checkpoints/teacher.pth, made by teacherTrain.py, or --teacher. Writes
@@ -25,6 +26,7 @@ from utils import cli
 from utils.answers import TeacherAnswers, report_test_accuracy, score, with_its_stem
 from utils.augment import Augmentation
 from utils.checkpoint import ALONE, FILES, load_network, starting_network
+from utils.contexts import in_context
 from utils.data import fingerprint, load_splits, named_images
 from utils.device import autocast, for_inference, pick_device, seed_everything, to_device
 from utils.distillation import LOSSES, distillation_loss
@@ -48,6 +50,7 @@ OPTIMIZER = "adamw"  # or "sgd"
 MOMENTUM = 0.9  # the first of AdamW's betas, or Nesterov's for SGD
 WEIGHT_DECAY = 0.05  # on weights, not on biases and norms
 WARMUP = 0.2  # share of all steps; a cosine down to 0 follows
+CONTEXT = "clean"  # what the student sees, of utils/contexts.py; the teacher sees it clean
 CROP = 4  # pixels of reflection around the image that a random crop may reach
 FLIP = True  # mirror every other image, at random
 CUTOUT = 0  # side of the square cut out of each image, in pixels
@@ -72,6 +75,7 @@ def main() -> None:
         "torchvision's names and with a first layer for 32x32 images (default: teacher.pth in "
         "--checkpoint-dir)",
     )  # fmt: skip
+    cli.add_context(parser, CONTEXT, "what the student sees, and the teacher clean")
     cli.add_init(parser)
     cli.add_indices(parser)
     args = parser.parse_args()
@@ -95,6 +99,7 @@ def main() -> None:
         teacher = for_inference(teacher, device)
     if args.indices:
         train = named_images(train, args.indices)
+    val = in_context(val, args.context)
     seed_everything(args.seed)
     student, init = from_first(lambda: starting_network(arch, STEM, args.init, path))
     student = to_device(student, device)
@@ -102,6 +107,7 @@ def main() -> None:
         f"Training student {args.model}, {arch} with the {STEM} stem",
         **cli.training_facts(args, device, student, len(train), len(val), path),
         distillation="none" if alone else f"{args.distill_loss}, alpha {ALPHA}",
+        context=args.context,
     )
 
     run = Run(
@@ -109,7 +115,7 @@ def main() -> None:
         arch=arch, stem=STEM, epochs=args.epochs, batch_size=args.batch_size,
         optimizer=OPTIMIZER, lr=args.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY,
         warmup=WARMUP, seed=args.seed, augmentation=Augmentation(CROP, FLIP, CUTOUT),
-        views=0 if alone else TEACHER_VIEWS,
+        views=0 if alone else TEACHER_VIEWS, context=args.context,
         facts={
             "distill_loss": args.distill_loss, "alpha": ALPHA, "temperature": TEMPERATURE,
             "init": init, "teacher": taught_by,
@@ -121,25 +127,25 @@ def main() -> None:
         folder = teacher_path.with_suffix(".answers")
         answers = TeacherAnswers(teacher, taught_by, run.data, folder)
 
-    def taught(images: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor | None:
-        """The teacher's logits for the very images that the student sees."""
-        if alone or kept is not None:
-            return kept
+    def taught(shown: torch.Tensor | None = None) -> torch.Tensor | None:
+        """The teacher's logits for the very crops that the student sees, clean: kept, or new."""
+        if alone or answers:
+            return shown
         with torch.no_grad():
-            return teacher(images)
+            return teacher(shown)
 
     for epoch in run.epochs():
         rows = [train.labels, answers.epoch(epoch)] if answers else [train.labels]
-        for images, labels, *kept in run.batches(*rows):
+        for images, labels, *shown in run.batches(*rows, clean=not (alone or answers)):
             with autocast(device):
                 logits = run.model(images)
                 loss = distillation_loss(
-                    logits, taught(images, *kept), labels, args.distill_loss, ALPHA, TEMPERATURE
+                    logits, taught(*shown), labels, args.distill_loss, ALPHA, TEMPERATURE
                 )
             run.step(loss, correct=logits.argmax(dim=1) == labels)
         run.end_epoch(*score(student, val, args.batch_size))
 
-    report_test_accuracy(path, test)
+    report_test_accuracy(path, in_context(test, args.context))
     same = f" --teacher {shlex.quote(str(args.teacher))}" if args.teacher else ""
     next_one = f"StudentTrain.py --model 2{same}" if args.model == 1 else "trainSelector.py"
     print(f"next: python {next_one}")

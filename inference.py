@@ -4,6 +4,7 @@
     python inference.py photo.jpg more/    your own images, and folders of them
     python inference.py more/ --csv predictions.csv    a row an image, for any number of them
     python inference.py more/ --policy cascade         another way to choose between the students
+    python inference.py --context mixed    the same images, half of them noisy, dark, blurred, ...
     python inference.py --out results      write the tables and figures somewhere else
 
 Needs checkpoints/densenet121.pth, googlenet.pth and selector.pth. Measured too, where they are
@@ -32,6 +33,7 @@ from models import STUDENTS, Cascade, MultiStudent, macs
 from utils import cli
 from utils.answers import predict
 from utils.checkpoint import ALONE, FILES, check_students, load_network
+from utils.contexts import CONTEXTS, image_seeds, in_context, kinds
 from utils.data import CLASSES, Split, fingerprint, load_sample, load_splits
 from utils.device import for_inference, pick_device, precision
 from utils.files import UserError, replacing, shown
@@ -91,6 +93,7 @@ def main() -> int:
         "too where student 2's class has less than this one (cascade); default: as chosen on the "
         "validation images",
     )  # fmt: skip
+    cli.add_context(parser, "clean", "what the test images are seen in")
     args = parser.parse_args()
     if args.threshold is not None and args.policy not in ("selector", "cascade"):
         parser.error(f"--threshold: --policy {args.policy} has none")
@@ -98,6 +101,8 @@ def main() -> int:
         parser.error("--resume continues a --csv: name it")
     if args.csv and not args.images:
         parser.error("--csv is for your own images: name them, or a folder of them")
+    if args.images and args.context != "clean":
+        parser.error("--context is for the test set: your own images are seen as they are")
     device = pick_device(args.device)
     if args.images:
         firsts = (
@@ -125,6 +130,8 @@ def main() -> int:
         if path.exists():
             networks[name] = for_inference(load_network(path, arch)[0], device)
     dataset, test = test_images(args.data_dir, args.subset, device)
+    seen, test = kinds(args.context, image_seeds(test)), in_context(test, args.context)
+    dataset += "" if args.context == "clean" else f", {args.context}"
     cli.announce(
         f"Classifying {len(test):,} images: {dataset}",
         device=f"{device}, {precision(device)}",
@@ -134,8 +141,8 @@ def main() -> int:
         writes=shown(args.out),
     )
 
-    metrics, routed = measure(networks, system, cascade, test, args.batch_size)
-    metrics = {"dataset": dataset, "images": len(test), **metrics}
+    metrics, routed = measure(networks, system, cascade, test, seen, args.batch_size)
+    metrics = {"dataset": dataset, "context": args.context, "images": len(test), **metrics}
     print_tables(metrics)
     with replacing(args.out / "metrics.json", binary=False) as file:
         json.dump(metrics, file, indent=2)
@@ -205,9 +212,13 @@ def measure(
     system: MultiStudent,
     cascade: Cascade,
     test: Split,
+    seen: list[str],
     batch_size: int,
 ) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:
-    """Every way of classifying `test`: its metrics, and the routed predictions and choices (N,)."""
+    """Every way of classifying `test`: its metrics, and the routed predictions and choices (N,).
+
+    `seen` is the kind of each image, "clean" or how it is degraded.
+    """
     logits, speed = {}, {}
     for name, net in {**networks, "routed": system, "cascade": cascade}.items():
         predict(net, test.images[:batch_size], None, batch_size)  # warm up before the clock runs
@@ -253,10 +264,25 @@ def measure(
         "route_share_per_class": {
             label: (choice[of] == 0).double().mean().item() for label, of in members.items()
         },
+        "per_context": {
+            kind: by_context(torch.tensor([each == kind for each in seen]), right, choice)
+            for kind in CONTEXTS
+            if kind in seen
+        },
         "macs_per_image": {name: round(work[name] * 1e6) for name in names if name in work},
         "images_per_second": {name: round(speed[name], 1) for name in names if name in speed},
     }
     return metrics, (logits["routed"].argmax(dim=1).numpy(), choice.numpy())
+
+
+def by_context(of: torch.Tensor, right: dict[str, torch.Tensor], choice: torch.Tensor) -> dict:
+    """Accuracies on the images of one kind, `of` bool (N,), and how many of them go to whom."""
+    chosen = choice[of]
+    return {
+        "images": len(chosen),
+        "accuracy": {name: each[of].mean().item() for name, each in right.items()},
+        "sent": {name: int((chosen == k).sum()) for k, name in enumerate(STUDENTS)},
+    }
 
 
 def intervals(accuracy: dict[str, float], images: int) -> dict[str, tuple[float, float]]:
@@ -267,7 +293,7 @@ def intervals(accuracy: dict[str, float], images: int) -> dict[str, tuple[float,
 
 
 def print_tables(metrics: dict) -> None:
-    """The metrics as two tables."""
+    """The metrics as two tables; as three where the images are in several contexts."""
     print(f"\n{'':<36}{'top-1 %':>8}{'95 %':>13}{'MMACs/image':>13}{'images/s':>10}")
     for name, accuracy in metrics["accuracy"].items():
         work, speed = metrics["macs_per_image"].get(name), metrics["images_per_second"].get(name)
@@ -285,6 +311,17 @@ def print_tables(metrics: dict) -> None:
         print(f"{label:<18}" + "".join(f"{100 * each:>14.1f}" for each in shares))
     shares = [*(metrics["accuracy"][name] for name in columns), metrics["route_share"][STUDENTS[0]]]
     print(f"{'all':<18}" + "".join(f"{100 * each:>14.1f}" for each in shares) + "\n")
+    if metrics["context"] == "clean":
+        return
+    heads = [*columns, "to student 1", "to student 2"]
+    print(f"{'top-1 % by context':<18}" + "".join(f"{head:>14}" for head in heads))
+    for kind, facts in metrics["per_context"].items():
+        print(
+            f"{kind:<18}"
+            + "".join(f"{100 * facts['accuracy'][name]:>14.1f}" for name in columns)
+            + "".join(f"{facts['sent'][name]:>14,}" for name in STUDENTS)
+        )
+    print()
 
 
 # ------------------------------------------------------------------ your own images

@@ -3,6 +3,7 @@
     python trainSelector.py
     python trainSelector.py --epochs 1 --subset 2000   a quick try
     python trainSelector.py --resume                   go on where Ctrl-C stopped it
+    python trainSelector.py --context mixed --checkpoint-dir checkpoints/contexts    see README.md
     torchrun --standalone --nproc_per_node=2 trainSelector.py     on two GPUs
 
 Needs checkpoints/densenet121.pth and googlenet.pth, made by StudentTrain.py. Writes
@@ -10,6 +11,7 @@ checkpoints/selector.pth (the epoch whose routed accuracy is best by validation,
 for the policies of inference.py) and selector.csv (a row an epoch). inference.py uses it.
 """
 
+import torch
 import torch.nn.functional as F
 
 from models import STUDENTS, MultiStudent, Selector, confidence, macs
@@ -17,9 +19,10 @@ from utils import cli
 from utils.answers import predict, top1
 from utils.augment import Augmentation
 from utils.checkpoint import FILES, amend_checkpoint, load_network
+from utils.contexts import in_context
 from utils.data import fingerprint, load_splits
 from utils.device import autocast, for_inference, pick_device, seed_everything, to_device
-from utils.distillation import best_threshold, routed_accuracy, selector_labels
+from utils.distillation import best_threshold, label_weights, routed_accuracy, selector_labels
 from utils.distributed import from_first, join_group, rank
 from utils.files import claim, shown
 from utils.run import Run
@@ -30,6 +33,7 @@ from utils.statistics import share
 DEPTH = 3  # convolution blocks, 1 to 4
 BATCH_NORM = True  # in each block
 COST_WEIGHT = 0.0  # absolute error that the dearest student's MACs weigh; 0: the published labels
+LABEL_WEIGHT = None  # "difference": a label counts as much as the students' errors differ
 THRESHOLD = None  # student 1 answers from this probability on; None: chosen on validation
 EPOCHS = 10
 BATCH_SIZE = 128  # images a step
@@ -38,6 +42,7 @@ OPTIMIZER = "sgd"  # or "adamw", with a far lower rate
 MOMENTUM = 0.9  # the first of AdamW's betas, or Nesterov's for SGD
 WEIGHT_DECAY = 5e-4  # on weights, not on biases and norms
 WARMUP = 0.25  # share of all steps; a cosine down to 0 follows
+CONTEXT = "clean"  # what the images are seen in, of utils/contexts.py
 CROP = 4  # pixels of reflection around the image that a random crop may reach
 FLIP = True  # mirror every other image, at random
 CUTOUT = 0  # side of the square cut out of each image, in pixels
@@ -47,7 +52,13 @@ SEED = 0
 
 
 def main() -> None:
-    args = cli.training_parser(__doc__, globals()).parse_args()
+    parser = cli.training_parser(__doc__, globals())
+    cli.add_context(parser, CONTEXT, "what the students and the selector see")
+    parser.add_argument(
+        "--label-weight", choices=("difference",), default=LABEL_WEIGHT,
+        help="let each label count as much as the students' errors differ (default: %(default)s)",
+    )  # fmt: skip
+    args = parser.parse_args()
     device = pick_device(args.device)
     join_group(device)
     path = args.checkpoint_dir / FILES["selector"]
@@ -55,12 +66,16 @@ def main() -> None:
     students = from_first(
         lambda: [load_network(args.checkpoint_dir / FILES[arch], arch)[0] for arch in STUDENTS]
     )
-    train, val, test = load_splits(args.data_dir, args.subset, device)
+    # Each image in one context for good: its label is of this very picture, seen by both students.
+    splits = load_splits(args.data_dir, args.subset, device)
+    train, val, test = (in_context(split, args.context) for split in splits)
     seed_everything(args.seed)
     selector = to_device(Selector(DEPTH, BATCH_NORM), device)
     cli.announce(
         f"Training the selector, {DEPTH} blocks, between {' and '.join(STUDENTS)}",
         **cli.training_facts(args, device, selector, len(train), len(val), path),
+        context=args.context,
+        labels="weighted by the difference of errors" if args.label_weight else "as published",
     )
 
     trained = [fingerprint(student.state_dict().values()) for student in students]
@@ -71,6 +86,9 @@ def main() -> None:
         predict(student, train.images, f"student {k}") for k, student in enumerate(students, 1)
     ]
     targets = selector_labels(*train_logits, train.labels, handicap)
+    weights = torch.ones_like(targets)
+    if args.label_weight:
+        weights = label_weights(*train_logits, train.labels, handicap)
     print(f"student 1 is the better on {share(targets == 1):.1%} of the training images")
     val_logits = [predict(student, val.images) for student in students]
     val_targets = selector_labels(*val_logits, val.labels, handicap)
@@ -83,15 +101,15 @@ def main() -> None:
         warmup=WARMUP, seed=args.seed, augmentation=Augmentation(CROP, FLIP, CUTOUT),
         facts={
             "depth": DEPTH, "batch_norm": BATCH_NORM, "cost_weight": COST_WEIGHT,
-            "students": trained,
+            "label_weight": args.label_weight, "context": args.context, "students": trained,
         },
         resume=args.resume,
     )  # fmt: skip
     for _ in run.epochs():
-        for images, better in run.batches(targets):
+        for images, better, weight in run.batches(targets, weights):
             with autocast(device):
                 scores = run.model(images)
-                loss = F.binary_cross_entropy_with_logits(scores.float(), better)
+                loss = F.binary_cross_entropy_with_logits(scores.float(), better, weight)
             run.step(loss, correct=(scores > 0) == (better > 0.5))
         scores = predict(selector, val.images, "validation", args.batch_size)
         val_loss = F.binary_cross_entropy_with_logits(scores, val_targets).item()

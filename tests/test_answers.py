@@ -32,38 +32,49 @@ class Pixels(nn.Module):
 def test_a_student_learns_from_the_teachers_answers_to_the_very_images_that_it_sees(
     tmp_path, small_npz, monkeypatch, views, teacher_asked
 ):
-    """The published code cached the logits in one shuffled order and used them in another."""
-    teacher, student, pairs = Pixels().eval(), Pixels(), []
+    """The published code cached the logits in one shuffled order and used them in another.
+
+    In a context the student sees the same crops, degraded, and the answers are to the clean ones.
+    """
+    teacher, pairs = Pixels().eval(), []
     loss = StudentTrain.distillation_loss
 
     class Spy(Pixels):
         def forward(self, images):
-            self.seen = images.clone()
+            seen[:] = [images.clone()]
             return super().forward(images)
 
-    student = Spy()
+    seen = []
 
     def spy(logits, teacher_logits, *rest):
-        pairs.append((student.seen, teacher_logits))
+        pairs.append((*seen, teacher_logits))
         return loss(logits, teacher_logits, *rest)
 
     monkeypatch.setattr("utils.device.has_bf16", lambda device: False)
     monkeypatch.setattr(StudentTrain, "TEACHER_VIEWS", views)
     monkeypatch.setattr(StudentTrain, "load_network", lambda *_: (teacher, {"val_accuracy": 0.9}))
     monkeypatch.setattr(StudentTrain, "for_inference", lambda net, device: net)
-    monkeypatch.setattr(StudentTrain, "starting_network", lambda *_: (student, None))
+    monkeypatch.setattr(StudentTrain, "starting_network", lambda *_: (Spy(), None))
     monkeypatch.setattr(StudentTrain, "report_test_accuracy", lambda path, test: None)
     monkeypatch.setattr(StudentTrain, "distillation_loss", spy)
-    monkeypatch.setattr(
-        sys, "argv",
-        f"StudentTrain.py --model 1 --epochs 4 --subset 100 --batch-size 30 --data-dir {small_npz} "
-        f"--checkpoint-dir {tmp_path}".split(),
-    )  # fmt: skip
+    flags = "--model 1 --epochs 4 --subset 100 --batch-size 30 --data-dir"
+    argv = f"StudentTrain.py {flags} {small_npz} --checkpoint-dir".split()
+    monkeypatch.setattr(sys, "argv", [*argv, str(tmp_path)])
     StudentTrain.main()
     assert len(pairs) == 16 and teacher.asked == teacher_asked
     for images, answers in pairs:
         assert (answers - teacher.fc(images.flatten(1))).abs().max() < 2e-3  # half precision
     assert not torch.equal(pairs[0][0], pairs[4][0])
+
+    clean, pairs[:] = list(pairs), []
+    taught = "--teacher", str(tmp_path / "teacher.pth")
+    argv += [str(tmp_path / "degraded"), *taught, "--context", "degraded"]
+    monkeypatch.setattr(sys, "argv", argv)
+    StudentTrain.main()
+    assert teacher.asked == teacher_asked + (0 if views else 4 * 100)
+    for (crops, answers), (degraded, same_answers) in zip(clean, pairs, strict=True):
+        assert torch.equal(answers, same_answers)
+        assert (degraded != crops).flatten(1).any(dim=1).all()
 
 
 @pytest.fixture

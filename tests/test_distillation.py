@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from utils.distillation import absolute_error, distillation_loss, selector_labels
+from utils.distillation import absolute_error, distillation_loss, label_weights, selector_labels
 
 LN3 = math.log(3)  # softmax([ln 3, 0]) is [3/4, 1/4]
 LABELS = torch.tensor([0])
@@ -89,3 +89,15 @@ def test_a_handicap_is_added_to_the_absolute_error_of_student_1():
                                (-0.1, [1, 0, 1]), (-0.6, [1, 1, 1])):  # fmt: skip
         result = selector_labels(student_1, student_2, labels, handicap)
         assert result.tolist() == expected, handicap
+
+
+def test_a_label_weighs_what_its_image_loses_at_the_other_student_and_one_on_average():
+    student_1 = torch.tensor([[100.0, -100.0], [LN3, 0.0], [0.0, 0.0], [LN3, 0.0]])
+    student_2 = torch.tensor([[-100.0, 100.0], [100.0, -100.0], [0.0, 0.0], [0.0, LN3]])
+    labels = torch.tensor([0, 0, 0, 1])  # errors 0, 0.5, 1 and 1.5; 2, 0, 1 and 0.5
+    weights = label_weights(student_1, student_2, labels)
+    assert weights.dtype == torch.float32
+    torch.testing.assert_close(weights, torch.tensor([2, 0.5, 0, 1]) / 0.875)
+    handicapped = label_weights(student_1, student_2, labels, 0.5)  # 0.5, 1, 1.5 and 2
+    torch.testing.assert_close(handicapped, torch.tensor([1.5, 1, 0.5, 1.5]) / 1.125)
+    assert label_weights(student_1, student_1, labels).tolist() == [1, 1, 1, 1]

@@ -22,7 +22,9 @@ from models import STUDENTS, MultiStudent
 from utils import cli
 from utils.answers import predict, top1
 from utils.checkpoint import FILES, load_network
+from utils.contexts import image_seeds, in_context, kinds
 from utils.data import fingerprint, load_splits
+from utils.device import for_inference
 from utils.files import UserError
 
 SCRIPTS = {
@@ -125,18 +127,25 @@ def copy_of(folder, tmp_path, changed=None):
     return tmp_path
 
 
+@pytest.mark.parametrize(
+    "context, weighted", [("clean", []), ("mixed", ["--label-weight=difference"])]
+)
 def test_the_selector_learns_for_each_image_which_student_errs_less(
-    pipeline, small_npz, tmp_path, call, monkeypatch
+    pipeline, small_npz, tmp_path, call, monkeypatch, context, weighted
 ):
+    """Of the very pictures that it sees; a label may count the more, the more it matters."""
+
     def stop(*args, **_):
         seen.extend(args)
         raise UserError("stopped")
 
     folder, seen = copy_of(pipeline[0], tmp_path), []
     monkeypatch.setattr(trainSelector.Run, "batches", stop)
-    call("trainSelector.py", folder, small_npz, *QUICK, status=2)
-    _, targets = seen
-    train = load_splits(small_npz, 60)[0]
+    flags = [*QUICK, "--context", context, *weighted]
+    call("trainSelector.py", folder, small_npz, *flags, status=2)
+    run, targets, weights = seen
+    train = in_context(load_splits(small_npz, 60)[0], context)
+    assert torch.equal(run.data.images, train.images) and run.data.context == "clean"
     one, two = (
         predict(load_network(folder / FILES[arch])[0], train.images).softmax(dim=1)[
             torch.arange(60), train.labels
@@ -146,6 +155,8 @@ def test_the_selector_learns_for_each_image_which_student_errs_less(
     apart = (one - two).abs() > 0.01  # by more than bf16 rounds
     assert apart.sum() > 20
     assert torch.equal(targets[apart], (one > two)[apart].float())  # the wrong classes err as much
+    lost = (one - two).abs() if weighted else torch.ones(60)
+    assert (weights - lost / lost.mean()).abs().max() < 0.2  # of up to 4: bf16 rounds
 
 
 def test_a_selector_is_resumed_though_its_labels_round_otherwise(
@@ -520,6 +531,8 @@ CONSTANTS = {
     "ALPHA": (-1, math.nan, "0"),
     "TEMPERATURE": (0, -4, math.inf),
     "TEACHER_VIEWS": (-1, 0.5, None),
+    "CONTEXT": ("night", None, 3),
+    "LABEL_WEIGHT": ("none", 0.5, True),
     "DEPTH": (0, 5, 3.0),
     "BATCH_NORM": (1, "False"),
     "COST_WEIGHT": (-0.1, math.nan, None),
@@ -553,10 +566,47 @@ def test_no_hyperparameter_is_without_a_rule():
             "CLASSES",
             "LABELS",
             "POLICIES",
+            "CONTEXTS",
             "OUT",
             "F",
         }
         assert names - known <= set(cli.RULES) & set(CONSTANTS), script
+
+
+def test_a_system_is_trained_and_measured_in_a_context(pipeline, small_npz, tmp_path, call):
+    folder = copy_of(pipeline[0], tmp_path)
+    call("StudentTrain.py", folder, small_npz, "--model", 2, "--context", "degraded", *QUICK)
+    flags = ["--context", "mixed", "--label-weight", "difference", *QUICK]
+    call("trainSelector.py", folder, small_npz, *flags)
+    test, printed = load_splits(small_npz, 90)[2], {}
+    for context in ("clean", "mixed"):
+        flags = ["--context", context, "--subset", 90, "--out", tmp_path / context]
+        printed[context], _ = call("inference.py", folder, small_npz, *flags)
+        metrics = json.loads((tmp_path / context / "metrics.json").read_text())
+        seen, images = kinds(context, image_seeds(test)), in_context(test, context).images
+        assert metrics["context"] == context
+        assert {kind: facts["images"] for kind, facts in metrics["per_context"].items()} == {
+            kind: seen.count(kind) for kind in set(seen)
+        }
+        net = for_inference(load_network(folder / "googlenet.pth")[0], images.device)
+        right = predict(net, images).argmax(dim=1) == test.labels
+        for kind, facts in metrics["per_context"].items():
+            own = right[torch.tensor([each == kind for each in seen])]
+            assert facts["accuracy"]["googlenet"] == pytest.approx(own.double().mean().item())
+            assert sum(facts["sent"].values()) == facts["images"]
+        for name, accuracy in metrics["accuracy"].items():
+            parts = metrics["per_context"].values()
+            total = sum(part["images"] * part["accuracy"][name] for part in parts)
+            assert total == pytest.approx(90 * accuracy)
+    assert "by context" in printed["mixed"] and "by context" not in printed["clean"]
+    for path, context in (("googlenet", "degraded"), ("selector", "mixed")):
+        facts = torch.load(folder / f"{path}.pth", weights_only=True)["hyperparameters"]
+        assert facts["context"] == context
+    _, err = call("inference.py", folder, small_npz, "--context", "fog", "x.png", status=2)
+    assert "--context is for the test set" in err
+    shutil.copy(pipeline[0] / "googlenet.pth", folder)
+    _, err = call("inference.py", folder, small_npz, status=2)
+    assert f"--checkpoint-dir {folder} --context mixed --label-weight difference" in err
 
 
 def test_classes_without_an_image_are_left_out(pipeline, small_npz, tmp_path, call):

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from models import STEMS, Selector, network
+from utils.contexts import CONTEXTS
 from utils.data import CLASSES, MEAN, STD, fingerprint
 from utils.files import UserError, replacing, shown
 from utils.safe_load import brief, read_dict
@@ -240,6 +241,11 @@ def check_students(path: Path, selector: Mapping[str, Any], students: Sequence[n
         command = COMMANDS["selector"]
         if (folder := shown(path.parent)) != shown(CHECKPOINTS):
             command += f" --checkpoint-dir {shlex.quote(folder)}"
+        made = selector["hyperparameters"]
+        if made.get("context") in [name for name in CONTEXTS if name != "clean"]:
+            command += f" --context {made['context']}"
+        if made.get("label_weight") == "difference":
+            command += " --label-weight difference"
         raise UserError(
             f"{shown(path)} and its thresholds are of other students than those beside it; make "
             f"them for these with: {command}"

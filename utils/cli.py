@@ -15,6 +15,7 @@ from torch import nn
 
 from models import STEMS, parameters
 from models.selector import WIDTHS
+from utils.contexts import CONTEXTS
 from utils.device import precision
 from utils.distillation import LOSSES
 from utils.distributed import rank, ranks
@@ -57,6 +58,8 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "ALPHA": (_real(0), "a number, 0 or above"),
     "TEMPERATURE": (_above_0, "a number above 0"),
     "TEACHER_VIEWS": (_whole(0), "a whole number, 0 or above"),
+    "CONTEXT": (lambda value: value in CONTEXTS, " or ".join(map(repr, CONTEXTS))),
+    "LABEL_WEIGHT": (lambda value: value in (None, "difference"), "None or 'difference'"),
     "DEPTH": (_whole(1, len(WIDTHS)), f"a whole number from 1 to {len(WIDTHS)}"),
     "BATCH_NORM": (lambda value: type(value) is bool, "True or False"),
     "COST_WEIGHT": (_real(0), "a number, 0 or above"),
@@ -123,6 +126,15 @@ def add_init(parser: argparse.ArgumentParser) -> None:
         "--init", type=Path, metavar="PATH",
         help="start from the weights in this .pth, of the same network, not from random ones; "
         "weights from elsewhere need torchvision's names and a first layer for 32x32 images",
+    )  # fmt: skip
+
+
+def add_context(parser: argparse.ArgumentParser, default: str, what: str) -> None:
+    """The flag that chooses one of CONTEXTS, for `what`."""
+    parser.add_argument(
+        "--context", choices=CONTEXTS, default=default,
+        help=f"{what}: clean, degraded in one way, or a group of these, of which mixed is half "
+        "clean and half degraded (default: %(default)s)",
     )  # fmt: skip
 
 

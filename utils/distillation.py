@@ -67,6 +67,19 @@ def selector_labels(
     return (error_1 + handicap < error_2).float()
 
 
+def label_weights(
+    logits_1: torch.Tensor, logits_2: torch.Tensor, labels: torch.Tensor, handicap: float = 0.0
+) -> torch.Tensor:
+    """How much each of the `selector_labels` of the same arguments matters: float32 (N,), mean 1.
+
+    The difference of the students' absolute errors, the handicap included: what an image loses
+    that goes to the other student. 1 for all where no image loses anything.
+    """
+    error_1, error_2 = (absolute_error(logits, labels) for logits in (logits_1, logits_2))
+    lost = (error_1 + handicap - error_2).abs()
+    return lost / lost.mean() if lost.any() else torch.ones_like(lost)
+
+
 def routed_accuracy(
     threshold: float, scores: torch.Tensor, right_from: torch.Tensor, right_below: torch.Tensor
 ) -> float:
