@@ -38,7 +38,7 @@ from utils.augment import Augmentation, Batches, crop_and_flip
 from utils.checkpoint import ALONE, FILES, load_network
 from utils.data import Split, data_facts, fingerprint, load_splits
 from utils.device import autocast, for_inference, pick_device, seed_everything, to_device
-from utils.distillation import absolute_error, best_threshold, selector_labels
+from utils.distillation import best_threshold, label_weights, selector_labels
 from utils.files import UserError, replacing, shown
 from utils.optim import one_cycle, optimizers
 from utils.safe_load import read_arrays
@@ -167,22 +167,41 @@ def shifted(images: torch.Tensor) -> torch.Tensor:
 
 def train_selector(variant: Variant, told: Answers, seed: int, steps: int) -> Selector:
     """A selector of this variant, trained on `told`."""
-    errors = [absolute_error(logits, told.labels) for logits in told.logits]
     targets = selector_labels(*told.logits, told.labels)
-    weights = (errors[0] - errors[1]).abs() if variant.weighted else torch.ones_like(targets)
-    weights = weights / weights.mean().clamp_min(1e-12)
-
+    weights = torch.ones_like(targets)
+    if variant.weighted:
+        weights = label_weights(*told.logits, told.labels)
     # A label belongs to the image as the students saw it, so that a crop of a crop is none of it.
     augmentation = Augmentation(0, False) if variant.labels == "augmented" else AUGMENTATION
     batches = Batches(told.images, STEP, seed, augmentation)
     epochs = -(-steps * STEP // len(told.labels))
-    seed_everything(seed)
-    selector = to_device(Selector(variant.depth, variant.batch_norm), told.images.device).train()
+    return fit(batches, targets, weights, epochs, variant.depth, variant.batch_norm)
+
+
+def fit(
+    batches: Batches,
+    targets: torch.Tensor,
+    weights: torch.Tensor,
+    epochs: int,
+    depth: int = 3,
+    batch_norm: bool = True,
+) -> Selector:
+    """A selector trained by trainSelector.py's recipe.
+
+    Args:
+        batches: of the images; their seed is also that of the initial weights.
+        targets, weights: float32 (N,), of these images: the labels, and how much each counts.
+        epochs: passes over the images.
+        depth, batch_norm: of the `Selector`.
+    """
+    device = batches.images.device
+    seed_everything(batches.seed)
+    selector = to_device(Selector(depth, batch_norm), device).train()
     (optimizer,) = optimizers(selector, "sgd", LEARNING_RATE, 0.9, 5e-4)
     schedule = one_cycle(optimizer, LEARNING_RATE, 0.25, epochs * batches.steps)
     for epoch in range(epochs):
         for images, target, weight in batches.epoch(epoch, targets, weights):
-            with autocast(told.images.device):
+            with autocast(device):
                 outputs = selector(images).float()
                 loss = F.binary_cross_entropy_with_logits(outputs, target, weight)
             loss.backward()
