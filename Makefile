@@ -2,11 +2,12 @@
 # make test        lint, then the test suite
 # make test-long   all tests, the slow ones and 50,000 mutated files too
 # make reproduce   train everything: EPOCHS=1 and SUBSET=2000 make it quick, RESUME=1 goes on
+# make reproduce-contexts   train the system for several contexts and its rivals, and study them
 
 PYTHON ?= python3
 FLAGS = $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(SUBSET),--subset $(SUBSET)) $(if $(RESUME),--resume)
 
-.PHONY: demo test test-long reproduce
+.PHONY: demo test test-long reproduce reproduce-contexts
 
 demo: .venv/runtime
 	.venv/bin/python inference.py
@@ -25,6 +26,26 @@ reproduce: .venv/runtime
 	.venv/bin/python StudentTrain.py --model 2 $(FLAGS)
 	.venv/bin/python trainSelector.py $(FLAGS)
 	.venv/bin/python inference.py $(if $(SUBSET),--subset $(SUBSET))
+
+# With the teacher and GoogLeNet of `make reproduce`, or those that are shipped. Rivals are trained on
+# the mixture for as many epochs as the students, and for twice as many.
+SYSTEM = checkpoints/contexts
+ONCE = $(or $(EPOCHS),$(shell sed -n 's/^EPOCHS = \([0-9]*\).*/\1/p' StudentTrain.py))
+TWICE = $(shell expr 2 '*' $(ONCE))
+STUDENT = .venv/bin/python StudentTrain.py --teacher checkpoints/teacher.pth $(FLAGS) --context
+reproduce-contexts: .venv/runtime
+	mkdir -p $(SYSTEM)
+	cp checkpoints/googlenet.pth checkpoints/googlenet.csv $(SYSTEM)
+	$(STUDENT) degraded --model 1 --checkpoint-dir $(SYSTEM)
+	.venv/bin/python trainSelector.py --context mixed --label-weight difference \
+		--checkpoint-dir $(SYSTEM) $(FLAGS)
+	$(STUDENT) mixed --model 1 --checkpoint-dir runs/contexts/once
+	$(STUDENT) mixed --model 2 --checkpoint-dir runs/contexts/once
+	$(STUDENT) mixed --model 1 --checkpoint-dir runs/contexts/twice --epochs $(TWICE)
+	$(STUDENT) mixed --model 2 --checkpoint-dir runs/contexts/twice --epochs $(TWICE)
+	.venv/bin/python -m studies.contexts $(if $(SUBSET),--subset $(SUBSET) --out runs/contexts/study)
+	.venv/bin/python inference.py --context mixed --checkpoint-dir $(SYSTEM) \
+		--out runs/contexts/inference $(if $(SUBSET),--subset $(SUBSET))
 
 .venv/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

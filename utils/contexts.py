@@ -72,6 +72,7 @@ CONTEXTS = {  # the kinds of each, in equal shares; a kind that stands twice has
     "mixed": ("clean",) * len(DEGRADED) + DEGRADED,
     "unseen": UNSEEN,
 }
+GROUPS = ("clean", "degraded", "mixed", "unseen")  # of these, all that are no single kind
 
 
 def draw(count: int, generator: torch.Generator) -> torch.Tensor:

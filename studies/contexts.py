@@ -1,0 +1,514 @@
+"""Images from several contexts: what a selector gives between two students that differ.
+
+    python -m studies.contexts      writes contexts.json and three figures into results/
+
+Student 1 is trained on degraded images, student 2 on clean ones, and the selector sends each image
+to one of them. Beside them stand generalists: the same networks, trained on the mixture for as many
+epochs as the specialist of the same kind (once) and for twice as many (twice). Everything is
+measured on the test images: clean, degraded in six ways, mixed (half of each), and degraded in
+three ways that nothing was trained on (unseen). Thresholds are chosen on validation images of the
+mixture, and so is the best generalist.
+
+`make reproduce-contexts` trains all networks. One by one, E being the epochs of the specialist of
+the same kind, they are made by
+
+    mkdir -p checkpoints/contexts && cp checkpoints/googlenet.pth checkpoints/contexts/
+    python StudentTrain.py --model 1 --context degraded --teacher checkpoints/teacher.pth \\
+        --checkpoint-dir checkpoints/contexts
+    python trainSelector.py --context mixed --label-weight difference \\
+        --checkpoint-dir checkpoints/contexts
+    python StudentTrain.py --model 1 --context mixed --teacher checkpoints/teacher.pth \\
+        --checkpoint-dir runs/contexts/once --epochs E        and the same with --model 2
+    python StudentTrain.py --model 1 --context mixed --teacher checkpoints/teacher.pth \\
+        --checkpoint-dir runs/contexts/twice --epochs 2E      and the same with --model 2
+
+The study itself trains selectors only, in seconds each. What a network answers is kept in
+results/contexts/: it is asked once, and a study that was stopped goes on with the next network. Of
+the teacher and the generalists these answers are enough.
+"""
+
+import json
+import shlex
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from models import STUDENTS, MultiStudent, confidence, macs
+from utils import cli
+from utils.answers import predict
+from utils.augment import Augmentation, Batches
+from utils.checkpoint import COMMANDS, FILES, check_students, load_network
+from utils.contexts import CONTEXTS, DEGRADED, GROUPS, UNSEEN, image_seeds, in_context, kinds
+from utils.data import Split, fingerprint, load_splits
+from utils.device import for_inference, pick_device
+from utils.distillation import best_threshold, label_weights, selector_labels
+from utils.files import UserError, replacing, shown
+from utils.safe_load import read_arrays
+from utils.selector_study import fit
+from utils.statistics import auroc, mcnemar_p, share, wilson_interval
+
+# ------------------------------------------------------------------ settings
+
+BATCH_SIZE = 500  # images a step
+SEEDS = 5  # of each selector that the study trains
+IMAGES = 20_000  # of the training images, the first ones, for these selectors
+STEPS = 1000  # of each of them
+OUT = Path("results")  # for contexts.json, the figures, and contexts/ with the answers
+GENERALISTS = Path("runs/contexts")  # with the folders once/ and twice/
+STAGES = {"once": 1, "twice": 2}  # epochs of a generalist, in those of the specialist
+TESTED = ("clean", "degraded", "unseen")  # the mixture consists of the first two
+
+
+@dataclass
+class Network:
+    """A checkpoint of the study: where it lies, what it must hold, and what makes it.
+
+    paired: a student of a pair, which is asked about the training images too.
+    """
+
+    path: Path
+    arch: str
+    context: str
+    command: str
+    paired: bool = False
+
+    def read(self) -> tuple[nn.Module, dict[str, Any]]:
+        """As `load_network`. Raises UserError where it is missing or was trained on others."""
+        if not self.path.exists():
+            raise UserError(f"{shown(self.path)} is missing; make it with: {self.command}")
+        net, facts = load_network(self.path, self.arch)
+        if (found := facts["hyperparameters"].get("context", "clean")) != self.context:
+            raise UserError(
+                f"{shown(self.path)} was trained on {found} images, not on {self.context} ones; "
+                f"make it with: {self.command}"
+            )
+        return net, facts
+
+
+@dataclass
+class Told:
+    """What a network answers, float32 (N, classes) by set of images, and what is known of it."""
+
+    logits: dict[str, torch.Tensor]
+    facts: dict[str, Any]
+
+
+@dataclass
+class Pair:
+    """What two students answer, DenseNet-121 first, and the labels, int64 (N,), by set of images.
+
+    work: MACs of the first, the second, and a selector.
+    """
+
+    logits: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    labels: dict[str, torch.Tensor]
+    work: tuple[int, int, int]
+
+    def right(self, images: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Where the first, the second, and the mean of their logits are right: bool (N,)."""
+        first, second = self.logits[images]
+        answers = (first, second, first + second)
+        return tuple(each.argmax(dim=1) == self.labels[images] for each in answers)
+
+
+@dataclass
+class Outcome:
+    """What a policy does on the rows, the test images in every context of TESTED.
+
+    right: bool (N,), where its answer is the label.
+    ran: bool (N,) of each, where the first student, the second and the selector run.
+    scores: (N,), high where the first is preferred, of a policy that runs one of them.
+    """
+
+    right: torch.Tensor
+    ran: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    scores: torch.Tensor | None = None
+
+
+# ------------------------------------------------------------------ the story
+
+
+def main() -> None:
+    parser = cli.common_parser(__doc__, globals())
+    parser.add_argument(
+        "--generalists", type=Path, default=GENERALISTS, metavar="PATH",
+        help="folder of the folders once and twice (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seeds", type=cli.flag("SEEDS", int), default=SEEDS, metavar="N",
+        help="trainings of each selector of the study (default: %(default)s)",
+    )  # fmt: skip
+    cli.add_out(parser, OUT, "contexts.json, the figures, and contexts/ with the answers")
+    args = parser.parse_args()
+    device = pick_device(args.device)
+    cli.figures_into(args.out)
+    from studies import context_figures as figures
+
+    system, networks = needed(args.checkpoint_dir, args.generalists, device)
+    train, val, test = load_splits(args.data_dir, args.subset, device)
+    train = train.take(slice(IMAGES))
+    images, rows = image_sets(train, val, test), rows_by_context(test)
+    told = ask(networks, images, args.out / "contexts", args.batch_size)
+    labels = {
+        "train": train.labels.cpu(),
+        "val": val.labels.cpu(),
+        "test": test.labels.cpu().repeat(len(TESTED)),
+    }
+    specialists, generalists = (
+        pair([told[f"{arch}{stage}"] for arch in STUDENTS], labels, system.selector)
+        for stage in ("", ", once")
+    )
+    scores = predict(system.selector, images["test"], "selector", args.batch_size).sigmoid().cpu()
+    policies = {
+        "selector": [routed(specialists, scores, system.threshold)],
+        "more confident": [more_confident(specialists)],
+        "cascade": [cascade(specialists)],
+        "ensemble": [cascade(specialists, 1.01)],
+        "true context": [one_of_both(specialists, torch.arange(len(scores)) >= len(test))],
+        "oracle": [oracle(specialists)],
+        "generalists, cascade": [cascade(generalists)],
+        "generalists, ensemble": [cascade(generalists, 1.01)],
+    }
+    for name, both, lesson in (
+        ("selector, published labels", specialists, lesson_of(specialists)),
+        ("selector, weighted labels", specialists, lesson_of(specialists, weighted=True)),
+        ("selector, taught the context", specialists, true_contexts(train)),
+        ("generalists, selector", generalists, lesson_of(generalists, weighted=True)),
+    ):
+        print(f"training {args.seeds} selectors: {name}", flush=True)
+        policies[name] = [
+            trained(both, lesson, images, seed, args.batch_size) for seed in range(args.seeds)
+        ]
+
+    study = report(told, labels, rows, policies, specialists, generalists)
+    print_report(study)
+    with replacing(args.out / "contexts.json", binary=False) as file:
+        json.dump(study, file, indent=1)
+    written = figures.draw_all(args.out, study, system, test)
+    print(f"wrote {', '.join(map(shown, [args.out / 'contexts.json', *written]))}")
+
+
+# ------------------------------------------------------------------ networks and their answers
+
+
+def needed(
+    checkpoints: Path, generalists: Path, device: torch.device
+) -> tuple[MultiStudent, dict[str, Network]]:
+    """The specialists behind their selector, and the classifiers that are to be asked.
+
+    Raises UserError where one of the system is missing or does not belong to it.
+    """
+    folder, teacher = checkpoints / "contexts", checkpoints / FILES["resnet50"]
+
+    def student(arch: str, context: str, where: Path, paired: bool, *flags: str) -> Network:
+        words = [
+            "python", "StudentTrain.py", "--model", str(1 + STUDENTS.index(arch)),
+            "--context", context, "--teacher", shown(teacher), "--checkpoint-dir", shown(where),
+            *flags,
+        ]  # fmt: skip
+        return Network(where / FILES[arch], arch, context, shlex.join(words), paired)
+
+    shipped = checkpoints / FILES["googlenet"]
+    networks = {
+        "teacher": Network(teacher, "resnet50", "clean", COMMANDS["resnet50"]),
+        "densenet121": student("densenet121", "degraded", folder, True),
+        "googlenet": Network(
+            folder / FILES["googlenet"], "googlenet", "clean",
+            shlex.join(["cp", shown(shipped), shown(folder)]), True,
+        ),
+    }  # fmt: skip
+    selector = Network(
+        folder / FILES["selector"], "selector", "mixed",
+        "python trainSelector.py --context mixed --label-weight difference "
+        + shlex.join(["--checkpoint-dir", shown(folder)]),
+    )  # fmt: skip
+    read = [networks[arch].read() for arch in STUDENTS]
+    net, facts = selector.read()
+    check_students(selector.path, facts, [student for student, _ in read])
+    for arch, (_, trained_so) in zip(STUDENTS, read, strict=True):
+        for stage, times in STAGES.items():
+            epochs = str(times * trained_so["hyperparameters"]["epochs"])
+            networks[f"{arch}, {stage}"] = student(
+                arch, "mixed", generalists / stage, times == 1, "--epochs", epochs
+            )
+    students = [for_inference(each, device) for each, _ in read]
+    threshold = facts.get("threshold", 0.5)
+    return MultiStudent(students, for_inference(net, device), threshold).eval(), networks
+
+
+def image_sets(train: Split, val: Split, test: Split) -> dict[str, torch.Tensor]:
+    """What the networks are asked about: "train" and "val" in the mixture, and "test", the rows."""
+    return {
+        "train": in_context(train, "mixed").images,
+        "val": in_context(val, "mixed").images,
+        "test": torch.cat([in_context(test, context).images for context in TESTED]),
+    }
+
+
+def rows_by_context(test: Split) -> dict[str, torch.Tensor]:
+    """The places among the rows, int64, of each group and of each kind that there is."""
+    places, seeds, rows = torch.arange(len(test)), image_seeds(test), {}
+    for k, group in enumerate(TESTED):
+        rows[group] = places + k * len(test)
+        seen = kinds(group, seeds)
+        for kind in CONTEXTS[group]:
+            own = torch.tensor([each == kind for each in seen])
+            if own.any():
+                rows[kind] = rows[group][own]
+    degraded = torch.tensor([kind != "clean" for kind in kinds("mixed", seeds)])
+    return rows | {"mixed": torch.where(degraded, rows["degraded"], rows["clean"])}
+
+
+def ask(
+    networks: Mapping[str, Network], images: dict[str, torch.Tensor], folder: Path, batch_size: int
+) -> dict[str, Told]:
+    """What each network answers, kept in `folder` for the next time, in half precision.
+
+    Raises UserError, before any is asked, where neither a network nor its answers are there.
+    """
+    key, told, nets = fingerprint(images.values()), {}, {}
+    sets, paths = {}, {name: folder / f"{name.replace(', ', '-')}.npz" for name in networks}
+    for name, network in networks.items():
+        sets[name] = {k: v for k, v in images.items() if k != "train" or network.paired}
+        told[name] = kept(paths[name], key, sets[name])
+        if network.path.exists() or told[name] is None:
+            net, facts = network.read()
+            weights = fingerprint(net.state_dict().values())
+            if told[name] is None or told[name].facts["weights"] != weights:
+                nets[name] = net, facts["hyperparameters"], weights
+    for name, (net, made, weights) in nets.items():
+        facts = {
+            "images": key,
+            "weights": weights,
+            "macs": round(1e6 * macs(net)),
+            "context": networks[name].context,
+            **{fact: made.get(fact) for fact in ("epochs", "data", "init")},
+        }
+        net = for_inference(net, images["test"].device)
+        logits = {
+            split: predict(net, each, f"{name}, {split}", batch_size).half().cpu()
+            for split, each in sets[name].items()
+        }
+        with replacing(paths[name]) as file:
+            np.savez(file, facts=json.dumps(facts), **{k: v.numpy() for k, v in logits.items()})
+        told[name] = Told({split: each.float() for split, each in logits.items()}, facts)
+    return told
+
+
+def kept(path: Path, key: str, images: Mapping[str, torch.Tensor]) -> Told | None:
+    """The answers at `path`, where they are to these images."""
+    if not path.exists():
+        return None
+    try:
+        arrays = read_arrays(path, ["facts", *images])
+        facts = dict(json.loads(str(arrays["facts"])))
+        logits = {split: torch.from_numpy(arrays[split]).float() for split in images}
+        if not all(logits[split].shape[:1] == each.shape[:1] for split, each in images.items()):
+            raise ValueError("it has another number of answers")
+        if facts["images"] != key:
+            print(f"{shown(path)} is of other images: they are asked about anew")
+            return None
+        return Told(logits, facts)
+    except (UserError, LookupError, TypeError, ValueError, RecursionError) as error:
+        print(f"{shown(path)} is damaged ({error}): the network is asked again")
+        return None
+
+
+def pair(both: list[Told], labels: dict[str, torch.Tensor], selector: nn.Module) -> Pair:
+    first, second = both
+    logits = {split: (first.logits[split], second.logits[split]) for split in labels}
+    work = (first.facts["macs"], second.facts["macs"], round(1e6 * macs(selector)))
+    return Pair(logits, labels, work)
+
+
+# ------------------------------------------------------------------ policies
+
+
+def one_of_both(both: Pair, to_first: torch.Tensor) -> Outcome:
+    """The first student where told, bool (N,), and the second elsewhere."""
+    first, second, _ = both.right("test")
+    right = torch.where(to_first, first, second)
+    return Outcome(right, (to_first, ~to_first, torch.zeros_like(to_first)))
+
+
+def routed(both: Pair, scores: torch.Tensor, threshold: float) -> Outcome:
+    """The first student where a selector's probability (N,) is the threshold or more."""
+    outcome = one_of_both(both, scores >= threshold)
+    first, second, selector = outcome.ran
+    return Outcome(outcome.right, (first, second, torch.ones_like(selector)), scores)
+
+
+def more_confident(both: Pair) -> Outcome:
+    """Both run, and the one that is surer of its class answers."""
+    first, second = map(confidence, both.logits["test"])
+    outcome = one_of_both(both, first >= second)
+    always = torch.ones_like(outcome.right)
+    return Outcome(outcome.right, (always, always, ~always), first - second)
+
+
+def cascade(both: Pair, threshold: float | None = None) -> Outcome:
+    """The second student; where it is less sure than the threshold, the mean of both.
+
+    None: the threshold is chosen on the validation images. Above 1 both always run.
+    """
+    if threshold is None:
+        _, alone, together = both.right("val")
+        threshold = best_threshold(confidence(both.logits["val"][1]), alone, together)
+    _, alone, together = both.right("test")
+    sure = confidence(both.logits["test"][1])
+    unsure, always = sure < threshold, torch.ones_like(alone)
+    return Outcome(torch.where(unsure, together, alone), (unsure, always, ~always), -sure)
+
+
+def oracle(both: Pair) -> Outcome:
+    """The student that is right, where one is; the second where both are or neither is."""
+    first, second, _ = both.right("test")
+    return one_of_both(both, first & ~second)
+
+
+# ------------------------------------------------------------------ selectors
+
+
+def lesson_of(both: Pair, weighted: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels for the training images, as published, and how much each counts: float32 (N,)."""
+    labels = selector_labels(*both.logits["train"], both.labels["train"])
+    if weighted:
+        return labels, label_weights(*both.logits["train"], both.labels["train"])
+    return labels, torch.ones_like(labels)
+
+
+def true_contexts(train: Split) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `lesson_of`, with the context in place of the students' answers: 1 where degraded."""
+    seen = kinds("mixed", image_seeds(train))
+    return torch.tensor([float(kind != "clean") for kind in seen]), torch.ones(len(seen))
+
+
+def trained(
+    both: Pair, lesson: tuple[torch.Tensor, torch.Tensor], images: dict[str, torch.Tensor],
+    seed: int, batch_size: int,
+) -> Outcome:  # fmt: skip
+    """Routing by a selector that learned this lesson, its threshold chosen on validation."""
+    batches = Batches(images["train"], 128, seed, Augmentation())
+    net = fit(batches, *(each.to(images["train"].device) for each in lesson), STEPS)
+    val, test = (
+        predict(net, images[split], None, batch_size).sigmoid().cpu() for split in ("val", "test")
+    )
+    return routed(both, test, best_threshold(val, *both.right("val")[:2]))
+
+
+# ------------------------------------------------------------------ what they give
+
+
+def report(
+    told: dict[str, Told], labels: dict[str, torch.Tensor], rows: dict[str, torch.Tensor],
+    policies: dict[str, list[Outcome]], specialists: Pair, generalists: Pair,
+) -> dict:  # fmt: skip
+    """What contexts.json says: accuracies and shares in [0, 1], by group and by kind; MACs of one
+    image on average, of the mixture where no other context is named."""
+    right = {
+        name: each.logits["test"].argmax(dim=1) == labels["test"] for name, each in told.items()
+    }
+    on_val = {
+        name: share(each.logits["val"].argmax(dim=1) == labels["val"])
+        for name, each in told.items()
+    }
+    stages = [f"{arch}, {stage}" for arch in STUDENTS for stage in STAGES]
+    best, better = max(stages, key=on_val.get), max(STUDENTS, key=on_val.get)
+    rivals = {name: right[name][rows["mixed"]] for name in (*STUDENTS, *stages)}
+
+    def alone(name: str) -> dict:
+        facts = told[name].facts
+        made = {key: facts[key] for key in ("context", "epochs", "data", "init")}
+        return {**accuracies(right[name], rows), "macs": facts["macs"], "trained": made}
+
+    def measured(outcome: Outcome, both: Pair) -> dict:
+        first, second, _ = both.right("test")
+        work = sum(ran * macs for ran, macs in zip(outcome.ran, both.work, strict=True))
+        mixed, facts = rows["mixed"], accuracies(outcome.right, rows)
+        facts["macs"] = round(work[mixed].double().mean().item())
+        facts["macs_by_context"] = {
+            group: round(work[rows[group]].double().mean().item()) for group in GROUPS
+        }
+        facts[f"share_{STUDENTS[0]}"] = {
+            name: share(outcome.ran[0][places]) for name, places in rows.items()
+        }
+        apart = mixed[(first != second)[mixed]]
+        if outcome.scores is not None and len(first[apart].unique()) == 2:
+            facts["auroc"] = auroc(outcome.scores[apart], first[apart])
+        p = {name: mcnemar_p(outcome.right[mixed], rival) for name, rival in rivals.items()}
+        return {**facts, "mcnemar_p": p[best], "mcnemar_p_against": p}
+
+    return {
+        "images": len(rows["clean"]),
+        "degraded": list(DEGRADED),
+        "unseen": list(UNSEEN),
+        "better_student": better,
+        "best_generalist": best,
+        "teacher": alone("teacher"),
+        "students": {name: alone(name) for name in STUDENTS},
+        "generalists": {name: alone(name) for name in stages},
+        "policies": {
+            name: averaged(
+                [
+                    measured(each, generalists if name.startswith("generalists") else specialists)
+                    for each in runs
+                ]
+            )
+            for name, runs in policies.items()
+        },
+    }
+
+
+def accuracies(right: torch.Tensor, rows: dict[str, torch.Tensor]) -> dict:
+    """The accuracy on each of the rows' contexts, and its 95 % interval."""
+    accuracy = {name: share(right[places]) for name, places in rows.items()}
+    interval = {name: wilson_interval(accuracy[name], len(rows[name])) for name in rows}
+    return {"accuracy": accuracy, "interval": interval}
+
+
+def averaged(runs: list[dict]) -> dict:
+    """One run as it is; of several seeds the mean of each number, and the runs themselves.
+
+    The intervals are the means of the runs' intervals, and p the median of theirs.
+    """
+    if len(runs) == 1:
+        return runs[0]
+
+    def mean(values: list) -> Any:
+        if isinstance(values[0], dict):
+            return {key: mean([each[key] for each in values]) for key in values[0]}
+        if isinstance(values[0], tuple):
+            return [statistics.mean(each) for each in zip(*values, strict=True)]
+        return statistics.mean(values)
+
+    middle = {"mcnemar_p": statistics.median(run["mcnemar_p"] for run in runs)}
+    deviation = {
+        group: statistics.stdev(run["accuracy"][group] for run in runs) for group in GROUPS
+    }
+    return {**mean(runs), **middle, "deviation": deviation, "runs": runs}
+
+
+def print_report(study: dict) -> None:
+    """Accuracies of all that answers, by group of contexts, as a table."""
+    print(f"\n{'top-1 %':<30}" + "".join(f"{group:>10}" for group in GROUPS), end="")
+    print(f"{'MMACs':>8}{'AUROC':>8}{'p':>10}")
+    lines = {"teacher": study["teacher"], **study["students"], **study["generalists"]}
+    for name, facts in {**lines, **study["policies"]}.items():
+        area, p = facts.get("auroc"), facts.get("mcnemar_p")
+        print(
+            f"{name:<30}"
+            + "".join(f"{100 * facts['accuracy'][group]:>10.2f}" for group in GROUPS)
+            + f"{facts['macs'] / 1e6:>8.1f}"
+            + f"{'' if area is None else f'{area:.3f}':>8}{'' if p is None else f'{p:.1g}':>10}"
+        )
+    print(f"p: against {study['best_generalist']}, on the mixture, McNemar's\n")
+
+
+if __name__ == "__main__":
+    cli.run(main)
