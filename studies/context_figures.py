@@ -99,6 +99,7 @@ def pictures(system: MultiStudent, test: Split, count: int = 3) -> Figure:
         len(places), len(KINDS), figsize=(1.3 * len(KINDS), 1.75 * len(places)), squeeze=False,
         layout="constrained",
     )  # fmt: skip
+    figure.get_layout_engine().set(h_pad=0.12)  # for the line below the last row
     for row, place in enumerate(places):
         for column, kind in enumerate(KINDS):
             axes = grid[row, column]

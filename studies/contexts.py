@@ -38,8 +38,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from models import STUDENTS, MultiStudent, confidence, macs
+from studies.selectors import fit
 from utils import cli
 from utils.answers import predict
 from utils.augment import Augmentation, Batches
@@ -50,15 +52,14 @@ from utils.device import for_inference, pick_device
 from utils.distillation import best_threshold, label_weights, selector_labels
 from utils.files import UserError, replacing, shown
 from utils.safe_load import read_arrays
-from utils.selector_study import fit
 from utils.statistics import auroc, mcnemar_p, share, wilson_interval
 
 # ------------------------------------------------------------------ settings
 
 BATCH_SIZE = 500  # images a step
 SEEDS = 5  # of each selector that the study trains
-IMAGES = 20_000  # of the training images, the first ones, for these selectors
-STEPS = 1000  # of each of them
+IMAGES = 10_000  # of the training images, the first ones, for these selectors
+EPOCHS = 6  # of each of them
 OUT = Path("results")  # for contexts.json, the figures, and contexts/ with the answers
 GENERALISTS = Path("runs/contexts")  # with the folders once/ and twice/
 STAGES = {"once": 1, "twice": 2}  # epochs of a generalist, in those of the specialist
@@ -164,28 +165,26 @@ def main() -> None:
         pair([told[f"{arch}{stage}"] for arch in STUDENTS], labels, system.selector)
         for stage in ("", ", once")
     )
+
+    def taught(both: Pair, labels: torch.Tensor, weights: torch.Tensor) -> list[Outcome]:
+        seeds = tqdm(range(args.seeds), unit="selector", leave=False)
+        return [trained(both, labels, weights, images, seed, args.batch_size) for seed in seeds]
+
     scores = predict(system.selector, images["test"], "selector", args.batch_size).sigmoid().cpu()
     policies = {
         "selector": [routed(specialists, scores, system.threshold)],
+        "selector, published labels": taught(specialists, *lesson_of(specialists)),
+        "selector, weighted labels": taught(specialists, *lesson_of(specialists, weighted=True)),
+        "selector, taught the context": taught(specialists, *true_contexts(train)),
         "more confident": [more_confident(specialists)],
         "cascade": [cascade(specialists)],
         "ensemble": [cascade(specialists, 1.01)],
         "true context": [one_of_both(specialists, torch.arange(len(scores)) >= len(test))],
         "oracle": [oracle(specialists)],
+        "generalists, selector": taught(generalists, *lesson_of(generalists, weighted=True)),
         "generalists, cascade": [cascade(generalists)],
         "generalists, ensemble": [cascade(generalists, 1.01)],
     }
-    for name, both, lesson in (
-        ("selector, published labels", specialists, lesson_of(specialists)),
-        ("selector, weighted labels", specialists, lesson_of(specialists, weighted=True)),
-        ("selector, taught the context", specialists, true_contexts(train)),
-        ("generalists, selector", generalists, lesson_of(generalists, weighted=True)),
-    ):
-        print(f"training {args.seeds} selectors: {name}", flush=True)
-        policies[name] = [
-            trained(both, lesson, images, seed, args.batch_size) for seed in range(args.seeds)
-        ]
-
     study = report(told, labels, rows, policies, specialists, generalists)
     print_report(study)
     with replacing(args.out / "contexts.json", binary=False) as file:
@@ -390,12 +389,13 @@ def true_contexts(train: Split) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def trained(
-    both: Pair, lesson: tuple[torch.Tensor, torch.Tensor], images: dict[str, torch.Tensor],
+    both: Pair, labels: torch.Tensor, weights: torch.Tensor, images: dict[str, torch.Tensor],
     seed: int, batch_size: int,
 ) -> Outcome:  # fmt: skip
-    """Routing by a selector that learned this lesson, its threshold chosen on validation."""
+    """Routing by a selector that learned these labels, its threshold chosen on validation."""
     batches = Batches(images["train"], 128, seed, Augmentation())
-    net = fit(batches, *(each.to(images["train"].device) for each in lesson), STEPS)
+    device = images["train"].device
+    net = fit(batches, labels.to(device), weights.to(device), EPOCHS)
     val, test = (
         predict(net, images[split], None, batch_size).sigmoid().cpu() for split in ("val", "test")
     )

@@ -1,0 +1,170 @@
+"""The study of contexts: its policies on six rows by hand, and a whole run of some dozen images."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import STUDENTS, MultiStudent
+from studies import contexts
+from studies.contexts import Pair, cascade, more_confident, one_of_both, oracle, routed
+from utils import cli
+from utils.answers import predict, top1
+from utils.checkpoint import load_network
+from utils.contexts import GROUPS, in_context
+from utils.data import load_splits
+
+CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
+CAT, DOG, HARDLY = [4.0, 0.0], [0.0, 5.0], [0.5, 0.0]  # 0.98 for 0, 0.99 for 1, 0.62 for 0
+
+
+@pytest.fixture
+def both():
+    """Six images of class 0: the first student is right on 1 to 3, the second on 1, 4 and 5."""
+    first = torch.tensor([CAT, CAT, CAT, DOG, DOG, DOG])
+    second = torch.tensor([HARDLY, DOG, [0.0, 0.3], CAT, HARDLY, DOG])
+    logits = dict.fromkeys(("train", "val", "test"), (first, second))
+    labels = dict.fromkeys(logits, torch.zeros(6, dtype=torch.long))
+    return Pair(logits, labels, (500, 200, 10))
+
+
+def test_policies_answer_and_run_as_worked_out_by_hand(both):
+    scores = torch.tensor([0.1, 0.9, 0.5, 0.2, 0.7, 0.3])
+    for outcome, right, first, second in (
+        (routed(both, scores, 0.5), [1, 1, 1, 1, 0, 0], [0, 1, 1, 0, 1, 0], [1, 0, 0, 1, 0, 1]),
+        (more_confident(both), [1, 0, 1, 0, 0, 0], [1] * 6, [1] * 6),
+        (cascade(both, 0.9), [1, 0, 1, 1, 0, 0], [1, 0, 1, 0, 1, 0], [1] * 6),
+        (cascade(both, 1.01), [1, 0, 1, 0, 0, 0], [1] * 6, [1] * 6),
+        (cascade(both), [1, 0, 1, 1, 1, 0], [0, 0, 1, 0, 0, 0], [1] * 6),
+        (oracle(both), [1, 1, 1, 1, 1, 0], [0, 1, 1, 0, 0, 0], [1, 0, 0, 1, 1, 1]),
+    ):
+        assert outcome.right.int().tolist() == right
+        assert [each.int().tolist() for each in outcome.ran[:2]] == [first, second]
+    assert routed(both, scores, 0.5).ran[2].all() and not oracle(both).ran[2].any()
+    everywhere = torch.ones(6, dtype=torch.bool)
+    assert one_of_both(both, everywhere).right.int().tolist() == [1, 1, 1, 0, 0, 0]
+
+
+def test_runs_of_several_seeds_are_averaged():
+    runs = [
+        {"accuracy": dict.fromkeys(GROUPS, x), "interval": {"mixed": (x - 0.1, x + 0.1)},
+         "macs": 100 * x, "mcnemar_p": p}
+        for x, p in ((0.5, 0.2), (0.7, 0.01), (0.9, 0.9))
+    ]  # fmt: skip
+    told = contexts.averaged(runs)
+    assert told["accuracy"]["mixed"] == pytest.approx(0.7) and told["mcnemar_p"] == 0.2
+    assert told["interval"]["mixed"] == pytest.approx([0.6, 0.8])
+    assert told["deviation"]["clean"] == pytest.approx(0.2) and told["runs"] == runs
+    assert contexts.averaged(runs[:1]) is runs[0]
+
+
+@pytest.fixture
+def study(tmp_path, small_npz, monkeypatch, capsys):
+    """Run the study on 40 images of each split with the shipped weights, as if trained so."""
+    monkeypatch.setattr(contexts, "EPOCHS", 1)
+    monkeypatch.setattr(contexts, "IMAGES", 30)
+    monkeypatch.chdir(tmp_path)
+    trained_on = {
+        "checkpoints/contexts/densenet121.pth": "degraded",
+        "checkpoints/contexts/googlenet.pth": "clean",
+        "checkpoints/contexts/selector.pth": "mixed",
+        **{f"runs/contexts/{stage}/{arch}.pth": "mixed"
+           for stage in ("once", "twice") for arch in STUDENTS},
+    }  # fmt: skip
+    for name, context in trained_on.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint = torch.load(CHECKPOINTS / path.name, weights_only=True)
+        checkpoint["hyperparameters"]["context"] = context
+        torch.save(checkpoint, path)
+    shutil.copy(CHECKPOINTS / "teacher.pth", tmp_path / "checkpoints")
+
+    def study(status=0):
+        monkeypatch.setattr(
+            sys, "argv",
+            ["contexts.py", "--checkpoint-dir", "checkpoints", "--data-dir", str(small_npz),
+             "--subset", "40", "--seeds", "2", "--device", "cpu"],
+        )  # fmt: skip
+        with pytest.raises(SystemExit) as stop:
+            cli.run(contexts.main)
+        out, err = capsys.readouterr()
+        assert (stop.value.code or 0) == status, out + err
+        return out, err
+
+    return study
+
+
+def test_the_study_runs_from_its_files_and_then_from_what_was_answered(
+    study, tmp_path, small_npz, monkeypatch
+):
+    out, err = study()
+    told = json.loads((tmp_path / "results" / "contexts.json").read_text())
+    assert {path.name for path in (tmp_path / "results").glob("*.png")} == {
+        "contexts_accuracy.png", "contexts_share.png", "contexts_pictures.png"
+    }  # fmt: skip
+    test = load_splits(small_npz, 40)[2]
+    nets = {arch: load_network(CHECKPOINTS / f"{arch}.pth")[0] for arch in STUDENTS}
+    selector, facts = load_network(CHECKPOINTS / "selector.pth")
+    system = MultiStudent(list(nets.values()), selector, facts["threshold"]).eval()
+    for group in GROUPS:
+        seen = in_context(test, group)
+        for name, net in nets.items():
+            found = told["students"][name]["accuracy"][group]
+            assert found == pytest.approx(top1(predict(net, seen.images), test.labels), abs=0.03)
+        logits, choice = predict(system, seen.images)
+        policy = told["policies"]["selector"]
+        assert policy["accuracy"][group] == pytest.approx(top1(logits, test.labels), abs=0.06)
+        share = (choice == 0).double().mean().item()
+        assert policy["share_densenet121"][group] == pytest.approx(share, abs=0.06)
+    for name, policy in told["policies"].items():
+        assert set(GROUPS) | {"noise", "sharp"} <= set(policy["accuracy"]), name
+        low, high = policy["interval"]["mixed"]
+        assert low <= policy["accuracy"]["mixed"] <= high
+        if not name.startswith("generalists"):
+            assert policy["accuracy"]["mixed"] <= told["policies"]["oracle"]["accuracy"]["mixed"]
+    assert told["policies"]["true context"]["share_densenet121"]["clean"] == 0
+    assert told["policies"]["true context"]["share_densenet121"]["unseen"] == 1
+    work = [told["students"][arch]["macs"] for arch in STUDENTS]
+    assert told["policies"]["more confident"]["macs"] == sum(work)
+    assert len(told["policies"]["selector, weighted labels"]["runs"]) == 2
+    assert told["generalists"]["googlenet, once"]["trained"]["context"] == "mixed"
+
+    shutil.rmtree(tmp_path / "runs")
+    (tmp_path / "checkpoints" / "teacher.pth").unlink()
+    answers = tmp_path / "results" / "contexts" / "densenet121.npz"
+    answers.write_bytes(answers.read_bytes()[:-9])
+    monkeypatch.setattr(contexts, "predict", spy := Spy())
+    out, err = study()
+    assert "densenet121.npz is damaged" in out
+    assert spy.named == {"densenet121, train", "densenet121, val", "densenet121, test", "selector"}
+    assert json.loads((tmp_path / "results" / "contexts.json").read_text()) == told
+
+
+class Spy:
+    """`predict`, which notes the titles of what it is asked."""
+
+    def __init__(self):
+        self.named = set()
+
+    def __call__(self, net, images, title=None, batch_size=500):
+        self.named |= {title} - {None}
+        return predict(net, images, title, batch_size)
+
+
+def test_what_is_missing_or_was_trained_on_other_images_is_named_with_its_command(study, tmp_path):
+    (tmp_path / "runs/contexts/twice/googlenet.pth").unlink()
+    _, err = study(status=2)
+    last = err.splitlines()[-1]
+    epochs = 2 * load_network(CHECKPOINTS / "googlenet.pth")[1]["hyperparameters"]["epochs"]
+    assert last.endswith(
+        "runs/contexts/twice/googlenet.pth is missing; make it with: python StudentTrain.py "
+        "--model 2 --context mixed --teacher checkpoints/teacher.pth "
+        f"--checkpoint-dir runs/contexts/twice --epochs {epochs}"
+    )
+    assert not (tmp_path / "results" / "contexts").exists()
+    shutil.copy(CHECKPOINTS / "densenet121.pth", tmp_path / "checkpoints" / "contexts")
+    _, err = study(status=2)
+    assert "densenet121.pth was trained on clean images, not on degraded ones" in err
