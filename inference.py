@@ -281,7 +281,7 @@ def by_context(of: torch.Tensor, right: dict[str, torch.Tensor], choice: torch.T
     return {
         "images": len(chosen),
         "accuracy": {name: each[of].mean().item() for name, each in right.items()},
-        "sent": {name: int((chosen == k).sum()) for k, name in enumerate(STUDENTS)},
+        "sent": {name: (chosen == k).sum().item() for k, name in enumerate(STUDENTS)},
     }
 
 

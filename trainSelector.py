@@ -3,7 +3,7 @@
     python trainSelector.py
     python trainSelector.py --epochs 1 --subset 2000   a quick try
     python trainSelector.py --resume                   go on where Ctrl-C stopped it
-    python trainSelector.py --context mixed --checkpoint-dir checkpoints/contexts    see README.md
+    python trainSelector.py --context mixed --checkpoint-dir checkpoints/contexts
     torchrun --standalone --nproc_per_node=2 trainSelector.py     on two GPUs
 
 Needs checkpoints/densenet121.pth and googlenet.pth, made by StudentTrain.py. Writes

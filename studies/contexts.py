@@ -30,8 +30,8 @@ the teacher and the generalists these answers are enough.
 import json
 import shlex
 import statistics
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,20 @@ from torch import nn
 from tqdm import tqdm
 
 from models import STUDENTS, MultiStudent, confidence, macs
-from studies.selectors import fit
+from studies.policies import (
+    Networks,
+    Outcome,
+    cascade,
+    measured,
+    measured_policy,
+    oracle,
+    routed,
+    selector,
+)
+from studies.selectors import AUGMENTATION, STEP, fit
 from utils import cli
-from utils.answers import predict
-from utils.augment import Augmentation, Batches
+from utils.answers import predict, top1
+from utils.augment import Batches
 from utils.checkpoint import COMMANDS, FILES, check_students, load_network
 from utils.contexts import CONTEXTS, DEGRADED, GROUPS, UNSEEN, image_seeds, in_context, kinds
 from utils.data import Split, fingerprint, load_splits
@@ -52,7 +62,7 @@ from utils.device import for_inference, pick_device
 from utils.distillation import best_threshold, label_weights, selector_labels
 from utils.files import UserError, replacing, shown
 from utils.safe_load import read_arrays
-from utils.statistics import auroc, mcnemar_p, share, wilson_interval
+from utils.statistics import mcnemar_p
 
 # ------------------------------------------------------------------ settings
 
@@ -100,36 +110,7 @@ class Told:
     facts: dict[str, Any]
 
 
-@dataclass
-class Pair:
-    """What two students answer, DenseNet-121 first, and the labels, int64 (N,), by set of images.
-
-    work: MACs of the first, the second, and a selector.
-    """
-
-    logits: dict[str, tuple[torch.Tensor, torch.Tensor]]
-    labels: dict[str, torch.Tensor]
-    work: tuple[int, int, int]
-
-    def right(self, images: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Where the first, the second, and the mean of their logits are right: bool (N,)."""
-        first, second = self.logits[images]
-        answers = (first, second, first + second)
-        return tuple(each.argmax(dim=1) == self.labels[images] for each in answers)
-
-
-@dataclass
-class Outcome:
-    """What a policy does on the rows, the test images in every context of TESTED.
-
-    right: bool (N,), where its answer is the label.
-    ran: bool (N,) of each, where the first student, the second and the selector run.
-    scores: (N,), high where the first is preferred, of a policy that runs one of them.
-    """
-
-    right: torch.Tensor
-    ran: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-    scores: torch.Tensor | None = None
+Policy = Callable[[Networks], tuple[Outcome, torch.Tensor | None]]  # and scores, as of its AUROC
 
 
 # ------------------------------------------------------------------ the story
@@ -161,31 +142,38 @@ def main() -> None:
         "val": val.labels.cpu(),
         "test": test.labels.cpu().repeat(len(TESTED)),
     }
+    work = round(1e6 * macs(system.selector))
     specialists, generalists = (
-        pair([told[f"{arch}{stage}"] for arch in STUDENTS], labels, system.selector)
+        pair({arch: told[f"{arch}{stage}"] for arch in STUDENTS}, labels, work)
         for stage in ("", ", once")
     )
 
-    def taught(both: Pair, labels: torch.Tensor, weights: torch.Tensor) -> list[Outcome]:
-        seeds = tqdm(range(args.seeds), unit="selector", leave=False)
-        return [trained(both, labels, weights, images, seed, args.batch_size) for seed in seeds]
+    def taught(both: dict[str, Networks], *lesson: torch.Tensor) -> list[tuple[Networks, Policy]]:
+        """Routing by selectors that learned the same lesson, one a seed."""
+        return [
+            trained(both, *lesson, images, seed, args.batch_size)
+            for seed in tqdm(range(args.seeds), unit="selector", leave=False)
+        ]
 
-    scores = predict(system.selector, images["test"], "selector", args.batch_size).sigmoid().cpu()
+    scores = predict(system.selector, images["test"], "selector", args.batch_size).cpu()
+    degraded = torch.arange(len(scores)) >= len(test)
+    special = with_scores(specialists["test"], selector=scores, context=degraded)
+    general = generalists["test"]
     policies = {
-        "selector": [routed(specialists, scores, system.threshold)],
-        "selector, published labels": taught(specialists, *lesson_of(specialists)),
-        "selector, weighted labels": taught(specialists, *lesson_of(specialists, weighted=True)),
+        "selector": [(special, routing(system.threshold))],
+        "selector, published labels": taught(specialists, *lesson_of(specialists["train"])),
+        "selector, weighted labels": taught(specialists, *lesson_of(specialists["train"], True)),
         "selector, taught the context": taught(specialists, *true_contexts(train)),
-        "more confident": [more_confident(specialists)],
-        "cascade": [cascade(specialists)],
-        "ensemble": [cascade(specialists, 1.01)],
-        "true context": [one_of_both(specialists, torch.arange(len(scores)) >= len(test))],
-        "oracle": [oracle(specialists)],
-        "generalists, selector": taught(generalists, *lesson_of(generalists, weighted=True)),
-        "generalists, cascade": [cascade(generalists)],
-        "generalists, ensemble": [cascade(generalists, 1.01)],
+        "more confident": [(special, more_confident)],
+        "cascade": [(special, cascading(specialists["val"]))],
+        "ensemble": [(special, ensemble)],
+        "true context": [(special, true_context)],
+        "oracle": [(special, lambda nets: (oracle(nets), None))],
+        "generalists, selector": taught(generalists, *lesson_of(generalists["train"], True)),
+        "generalists, cascade": [(general, cascading(generalists["val"]))],
+        "generalists, ensemble": [(general, ensemble)],
     }
-    study = report(told, labels, rows, policies, specialists, generalists)
+    study = report(told, labels, rows, policies)
     print_report(study)
     with replacing(args.out / "contexts.json", binary=False) as file:
         json.dump(study, file, indent=1)
@@ -222,14 +210,14 @@ def needed(
             shlex.join(["cp", shown(shipped), shown(folder)]), True,
         ),
     }  # fmt: skip
-    selector = Network(
+    router = Network(
         folder / FILES["selector"], "selector", "mixed",
         "python trainSelector.py --context mixed --label-weight difference "
         + shlex.join(["--checkpoint-dir", shown(folder)]),
     )  # fmt: skip
     read = [networks[arch].read() for arch in STUDENTS]
-    net, facts = selector.read()
-    check_students(selector.path, facts, [student for student, _ in read])
+    net, facts = router.read()
+    check_students(router.path, facts, [student for student, _ in read])
     for arch, (_, trained_so) in zip(STUDENTS, read, strict=True):
         for stage, times in STAGES.items():
             epochs = str(times * trained_so["hyperparameters"]["epochs"])
@@ -319,67 +307,69 @@ def kept(path: Path, key: str, images: Mapping[str, torch.Tensor]) -> Told | Non
         return None
 
 
-def pair(both: list[Told], labels: dict[str, torch.Tensor], selector: nn.Module) -> Pair:
-    first, second = both
-    logits = {split: (first.logits[split], second.logits[split]) for split in labels}
-    work = (first.facts["macs"], second.facts["macs"], round(1e6 * macs(selector)))
-    return Pair(logits, labels, work)
+def pair(
+    both: Mapping[str, Told], labels: Mapping[str, torch.Tensor], selector_work: int
+) -> dict[str, Networks]:
+    """Two students as the policies take them, by set of images."""
+    work = {arch: each.facts["macs"] for arch, each in both.items()} | {"selector": selector_work}
+    return {
+        split: Networks({arch: each.logits[split] for arch, each in both.items()}, work, own)
+        for split, own in labels.items()
+    }
+
+
+def with_scores(nets: Networks, **scores: torch.Tensor) -> Networks:
+    """The same, and a number (N,) for each image under each name."""
+    return replace(nets, logits=nets.logits | scores)
+
+
+def part(nets: Networks, places: torch.Tensor) -> Networks:
+    """The same on some of the images."""
+    logits = {name: each[places] for name, each in nets.logits.items()}
+    return replace(nets, logits=logits, labels=nets.labels[places])
 
 
 # ------------------------------------------------------------------ policies
 
 
-def one_of_both(both: Pair, to_first: torch.Tensor) -> Outcome:
-    """The first student where told, bool (N,), and the second elsewhere."""
-    first, second, _ = both.right("test")
-    right = torch.where(to_first, first, second)
-    return Outcome(right, (to_first, ~to_first, torch.zeros_like(to_first)))
+def routing(threshold: float) -> Policy:
+    """Student 1 where the selector gives it this probability or more."""
+    return lambda nets: (selector(nets, threshold), nets.logits["selector"])
 
 
-def routed(both: Pair, scores: torch.Tensor, threshold: float) -> Outcome:
-    """The first student where a selector's probability (N,) is the threshold or more."""
-    outcome = one_of_both(both, scores >= threshold)
-    first, second, selector = outcome.ran
-    return Outcome(outcome.right, (first, second, torch.ones_like(selector)), scores)
+def cascading(val: Networks) -> Policy:
+    """Student 2, and both where it is less sure than a threshold that is chosen on `val`."""
+    doubt, together = confidence(val.logits[STUDENTS[1]]), cascade(val, 1.01).right
+    threshold = best_threshold(doubt, val.right(STUDENTS[1]), together)
+    return lambda nets: (cascade(nets, threshold), -confidence(nets.logits[STUDENTS[1]]))
 
 
-def more_confident(both: Pair) -> Outcome:
+def ensemble(nets: Networks) -> tuple[Outcome, None]:
+    """The mean of both students' logits."""
+    return cascade(nets, 1.01), None
+
+
+def more_confident(nets: Networks) -> tuple[Outcome, torch.Tensor]:
     """Both run, and the one that is surer of its class answers."""
-    first, second = map(confidence, both.logits["test"])
-    outcome = one_of_both(both, first >= second)
-    always = torch.ones_like(outcome.right)
-    return Outcome(outcome.right, (always, always, ~always), first - second)
+    first, second = (confidence(nets.logits[arch]) for arch in STUDENTS)
+    outcome = routed(nets, first >= second, 0)
+    work = sum(nets.work[arch] for arch in STUDENTS)
+    return Outcome(outcome.right, torch.ones_like(outcome.first_ran), work), first - second
 
 
-def cascade(both: Pair, threshold: float | None = None) -> Outcome:
-    """The second student; where it is less sure than the threshold, the mean of both.
-
-    None: the threshold is chosen on the validation images. Above 1 both always run.
-    """
-    if threshold is None:
-        _, alone, together = both.right("val")
-        threshold = best_threshold(confidence(both.logits["val"][1]), alone, together)
-    _, alone, together = both.right("test")
-    sure = confidence(both.logits["test"][1])
-    unsure, always = sure < threshold, torch.ones_like(alone)
-    return Outcome(torch.where(unsure, together, alone), (unsure, always, ~always), -sure)
-
-
-def oracle(both: Pair) -> Outcome:
-    """The student that is right, where one is; the second where both are or neither is."""
-    first, second, _ = both.right("test")
-    return one_of_both(both, first & ~second)
+def true_context(nets: Networks) -> tuple[Outcome, None]:
+    """Student 1 for degraded images, student 2 for clean ones, as if the context were known."""
+    return routed(nets, nets.logits["context"], 0), None
 
 
 # ------------------------------------------------------------------ selectors
 
 
-def lesson_of(both: Pair, weighted: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+def lesson_of(train: Networks, weighted: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Labels for the training images, as published, and how much each counts: float32 (N,)."""
-    labels = selector_labels(*both.logits["train"], both.labels["train"])
-    if weighted:
-        return labels, label_weights(*both.logits["train"], both.labels["train"])
-    return labels, torch.ones_like(labels)
+    both = [train.logits[arch] for arch in STUDENTS]
+    labels = selector_labels(*both, train.labels)
+    return labels, label_weights(*both, train.labels) if weighted else torch.ones_like(labels)
 
 
 def true_contexts(train: Split) -> tuple[torch.Tensor, torch.Tensor]:
@@ -389,59 +379,60 @@ def true_contexts(train: Split) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def trained(
-    both: Pair, labels: torch.Tensor, weights: torch.Tensor, images: dict[str, torch.Tensor],
-    seed: int, batch_size: int,
-) -> Outcome:  # fmt: skip
+    both: dict[str, Networks], labels: torch.Tensor, weights: torch.Tensor,
+    images: dict[str, torch.Tensor], seed: int, batch_size: int,
+) -> tuple[Networks, Policy]:  # fmt: skip
     """Routing by a selector that learned these labels, its threshold chosen on validation."""
-    batches = Batches(images["train"], 128, seed, Augmentation())
+    batches = Batches(images["train"], STEP, seed, AUGMENTATION)
     device = images["train"].device
     net = fit(batches, labels.to(device), weights.to(device), EPOCHS)
-    val, test = (
-        predict(net, images[split], None, batch_size).sigmoid().cpu() for split in ("val", "test")
-    )
-    return routed(both, test, best_threshold(val, *both.right("val")[:2]))
+    val, test = (predict(net, images[split], None, batch_size).cpu() for split in ("val", "test"))
+    threshold = best_threshold(val.sigmoid(), *both["val"].students_right())
+    return with_scores(both["test"], selector=test), routing(threshold)
 
 
 # ------------------------------------------------------------------ what they give
 
 
 def report(
-    told: dict[str, Told], labels: dict[str, torch.Tensor], rows: dict[str, torch.Tensor],
-    policies: dict[str, list[Outcome]], specialists: Pair, generalists: Pair,
+    told: Mapping[str, Told], labels: Mapping[str, torch.Tensor],
+    rows: Mapping[str, torch.Tensor], policies: Mapping[str, list[tuple[Networks, Policy]]],
 ) -> dict:  # fmt: skip
-    """What contexts.json says: accuracies and shares in [0, 1], by group and by kind; MACs of one
-    image on average, of the mixture where no other context is named."""
+    """What contexts.json says: accuracies, shares and intervals by context, in [0, 1].
+
+    MACs, AUROC and McNemar's p are of the mixture; MACs of one image on average.
+    """
     right = {
         name: each.logits["test"].argmax(dim=1) == labels["test"] for name, each in told.items()
     }
-    on_val = {
-        name: share(each.logits["val"].argmax(dim=1) == labels["val"])
-        for name, each in told.items()
-    }
+    on_val = {name: top1(each.logits["val"], labels["val"]) for name, each in told.items()}
     stages = [f"{arch}, {stage}" for arch in STUDENTS for stage in STAGES]
     best, better = max(stages, key=on_val.get), max(STUDENTS, key=on_val.get)
     rivals = {name: right[name][rows["mixed"]] for name in (*STUDENTS, *stages)}
 
     def alone(name: str) -> dict:
         facts = told[name].facts
+        found = [measured(right[name][places], facts["macs"]) for places in rows.values()]
         made = {key: facts[key] for key in ("context", "epochs", "data", "init")}
-        return {**accuracies(right[name], rows), "macs": facts["macs"], "trained": made}
+        return {
+            **by_context(found, rows, "accuracy", "interval"),
+            "macs": facts["macs"],
+            "trained": made,
+        }
 
-    def measured(outcome: Outcome, both: Pair) -> dict:
-        first, second, _ = both.right("test")
-        work = sum(ran * macs for ran, macs in zip(outcome.ran, both.work, strict=True))
-        mixed, facts = rows["mixed"], accuracies(outcome.right, rows)
-        facts["macs"] = round(work[mixed].double().mean().item())
-        facts["macs_by_context"] = {
-            group: round(work[rows[group]].double().mean().item()) for group in GROUPS
-        }
-        facts[f"share_{STUDENTS[0]}"] = {
-            name: share(outcome.ran[0][places]) for name, places in rows.items()
-        }
-        apart = mixed[(first != second)[mixed]]
-        if outcome.scores is not None and len(first[apart].unique()) == 2:
-            facts["auroc"] = auroc(outcome.scores[apart], first[apart])
-        p = {name: mcnemar_p(outcome.right[mixed], rival) for name, rival in rivals.items()}
+    def run(nets: Networks, policy: Policy) -> dict:
+        found = []
+        for places in rows.values():
+            own = part(nets, places)
+            found.append(measured_policy(own, *policy(own)))
+        names = ("accuracy", "interval", "macs", f"share_{STUDENTS[0]}")
+        facts = by_context(found, rows, *names)
+        mixed = dict(zip(rows, found, strict=True))["mixed"]
+        facts["macs_by_context"], facts["macs"] = facts["macs"], mixed["macs"]
+        if "auroc_interval" in mixed:
+            facts |= {name: mixed[name] for name in ("auroc", "auroc_interval")}
+        outcome, _ = policy(part(nets, rows["mixed"]))
+        p = {name: mcnemar_p(outcome.right, rival) for name, rival in rivals.items()}
         return {**facts, "mcnemar_p": p[best], "mcnemar_p_against": p}
 
     return {
@@ -454,22 +445,18 @@ def report(
         "students": {name: alone(name) for name in STUDENTS},
         "generalists": {name: alone(name) for name in stages},
         "policies": {
-            name: averaged(
-                [
-                    measured(each, generalists if name.startswith("generalists") else specialists)
-                    for each in runs
-                ]
-            )
+            name: averaged([run(nets, policy) for nets, policy in runs])
             for name, runs in policies.items()
         },
     }
 
 
-def accuracies(right: torch.Tensor, rows: dict[str, torch.Tensor]) -> dict:
-    """The accuracy on each of the rows' contexts, and its 95 % interval."""
-    accuracy = {name: share(right[places]) for name, places in rows.items()}
-    interval = {name: wilson_interval(accuracy[name], len(rows[name])) for name in rows}
-    return {"accuracy": accuracy, "interval": interval}
+def by_context(found: list[dict], rows: Mapping[str, torch.Tensor], *names: str) -> dict:
+    """Some of the facts that were found on each of the rows' contexts, by fact and context."""
+    return {
+        name: {context: facts[name] for context, facts in zip(rows, found, strict=True)}
+        for name in names
+    }
 
 
 def averaged(runs: list[dict]) -> dict:

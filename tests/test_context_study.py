@@ -1,4 +1,4 @@
-"""The study of contexts: its policies on six rows by hand, and a whole run of some dozen images."""
+"""The study of contexts: its policies on six images by hand, and a whole run of a few dozen."""
 
 import json
 import shutil
@@ -10,7 +10,8 @@ import torch
 
 from models import STUDENTS, MultiStudent
 from studies import contexts
-from studies.contexts import Pair, cascade, more_confident, one_of_both, oracle, routed
+from studies.contexts import cascading, ensemble, more_confident, part, true_context
+from studies.policies import Networks
 from utils import cli
 from utils.answers import predict, top1
 from utils.checkpoint import load_network
@@ -22,30 +23,31 @@ CAT, DOG, HARDLY = [4.0, 0.0], [0.0, 5.0], [0.5, 0.0]  # 0.98 for 0, 0.99 for 1,
 
 
 @pytest.fixture
-def both():
+def nets():
     """Six images of class 0: the first student is right on 1 to 3, the second on 1, 4 and 5."""
-    first = torch.tensor([CAT, CAT, CAT, DOG, DOG, DOG])
-    second = torch.tensor([HARDLY, DOG, [0.0, 0.3], CAT, HARDLY, DOG])
-    logits = dict.fromkeys(("train", "val", "test"), (first, second))
-    labels = dict.fromkeys(logits, torch.zeros(6, dtype=torch.long))
-    return Pair(logits, labels, (500, 200, 10))
+    logits = {
+        "densenet121": torch.tensor([CAT, CAT, CAT, DOG, DOG, DOG]),
+        "googlenet": torch.tensor([HARDLY, DOG, [0.0, 0.3], CAT, HARDLY, DOG]),
+        "context": torch.tensor([True, True, True, True, False, False]),
+    }
+    work = {"densenet121": 500, "googlenet": 200, "selector": 10}
+    return Networks(logits, work, torch.zeros(6, dtype=torch.long))
 
 
-def test_policies_answer_and_run_as_worked_out_by_hand(both):
-    scores = torch.tensor([0.1, 0.9, 0.5, 0.2, 0.7, 0.3])
-    for outcome, right, first, second in (
-        (routed(both, scores, 0.5), [1, 1, 1, 1, 0, 0], [0, 1, 1, 0, 1, 0], [1, 0, 0, 1, 0, 1]),
-        (more_confident(both), [1, 0, 1, 0, 0, 0], [1] * 6, [1] * 6),
-        (cascade(both, 0.9), [1, 0, 1, 1, 0, 0], [1, 0, 1, 0, 1, 0], [1] * 6),
-        (cascade(both, 1.01), [1, 0, 1, 0, 0, 0], [1] * 6, [1] * 6),
-        (cascade(both), [1, 0, 1, 1, 1, 0], [0, 0, 1, 0, 0, 0], [1] * 6),
-        (oracle(both), [1, 1, 1, 1, 1, 0], [0, 1, 1, 0, 0, 0], [1, 0, 0, 1, 1, 1]),
+def test_policies_answer_and_run_as_worked_out_by_hand(nets):
+    for policy, right, first_ran, work in (
+        (more_confident, [1, 0, 1, 0, 0, 0], [1] * 6, 700),
+        (ensemble, [1, 0, 1, 0, 0, 0], [1] * 6, 700),
+        (true_context, [1, 1, 1, 0, 1, 0], [1, 1, 1, 1, 0, 0], (4 * 500 + 2 * 200) / 6),
+        # Of the thresholds that ask both about image 3, and not about 1 and 5, nearest to 0.5.
+        (cascading(nets), [1, 0, 1, 1, 1, 0], [0, 0, 1, 0, 0, 0], 200 + 500 / 6),
     ):
+        outcome, _ = policy(nets)
         assert outcome.right.int().tolist() == right
-        assert [each.int().tolist() for each in outcome.ran[:2]] == [first, second]
-    assert routed(both, scores, 0.5).ran[2].all() and not oracle(both).ran[2].any()
-    everywhere = torch.ones(6, dtype=torch.bool)
-    assert one_of_both(both, everywhere).right.int().tolist() == [1, 1, 1, 0, 0, 0]
+        assert outcome.first_ran.int().tolist() == first_ran
+        assert outcome.macs == pytest.approx(work)
+    some = part(nets, torch.tensor([4, 0]))
+    assert true_context(some)[0].right.tolist() == [True, True]
 
 
 def test_runs_of_several_seeds_are_averaged():

@@ -106,8 +106,9 @@ def test_the_mode_tells_a_cpu_tensor_from_a_cuda_one(cuda):
     [
         (teacherTrain, ["--epochs=1", "--subset=40"]),
         (StudentTrain, ["--epochs=1", "--subset=40", "--model=2"]),
-        (trainSelector, ["--epochs=1", "--subset=40"]),
-        (inference, ["--subset=40"]),
+        (StudentTrain, ["--epochs=1", "--subset=40", "--model=2", "--context=degraded"]),
+        (trainSelector, ["--epochs=1", "--subset=40", "--context=degraded"]),
+        (inference, ["--subset=40", "--context=degraded"]),
         (inference, ["--policy=googlenet", "1.png", "2.png"]),
     ],
 )

@@ -7,6 +7,7 @@ and of its own kind.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torchvision.transforms.v2 import InterpolationMode
@@ -122,10 +123,10 @@ def degrade(images: torch.Tensor, context: str, seeds: torch.Tensor) -> torch.Te
 
 def in_context(split: Split, context: str) -> Split:
     """The images of `split` as `context` shows them, the same in every run and subset."""
-    return Split(degrade(split.images, context, image_seeds(split)), split.labels, split.indices)
+    return replace(split, images=degrade(split.images, context, image_seeds(split)))
 
 
 def image_seeds(split: Split) -> torch.Tensor:
-    """A fixed seed for each image, by its place in the set: int64 (N,)."""
-    places = torch.from_numpy(split.indices)
-    return draw(int(places.max()) + 1, torch.Generator().manual_seed(0))[places]
+    """A fixed seed for each image, by its place in the set: int64 (N,), on the CPU."""
+    seeds = draw(split.indices.max() + 1, torch.Generator().manual_seed(0))
+    return seeds[torch.from_numpy(split.indices)]
