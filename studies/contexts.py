@@ -61,7 +61,7 @@ from utils.data import Split, fingerprint, load_splits
 from utils.device import for_inference, pick_device
 from utils.distillation import best_threshold, label_weights, selector_labels
 from utils.files import UserError, replacing, shown
-from utils.safe_load import read_arrays
+from utils.safe_load import brief, read_arrays
 from utils.statistics import mcnemar_p
 
 # ------------------------------------------------------------------ settings
@@ -73,6 +73,7 @@ EPOCHS = 6  # of each of them
 OUT = Path("results")  # for contexts.json, the figures, and contexts/ with the answers
 GENERALISTS = Path("runs/contexts")  # with the folders once/ and twice/
 STAGES = {"once": 1, "twice": 2}  # epochs of a generalist, in those of the specialist
+MADE = ("epochs", "data", "init")  # what contexts.json says of a training, but for the context
 TESTED = ("clean", "degraded", "unseen")  # the mixture consists of the first two
 
 
@@ -96,8 +97,8 @@ class Network:
         net, facts = load_network(self.path, self.arch)
         if (found := facts["hyperparameters"].get("context", "clean")) != self.context:
             raise UserError(
-                f"{shown(self.path)} was trained on {found} images, not on {self.context} ones; "
-                f"make it with: {self.command}"
+                f"{shown(self.path)} was trained in the context {brief(found)}, not in "
+                f"{self.context!r}; make it with: {self.command}"
             )
         return net, facts
 
@@ -220,9 +221,10 @@ def needed(
     check_students(router.path, facts, [student for student, _ in read])
     for arch, (_, trained_so) in zip(STUDENTS, read, strict=True):
         for stage, times in STAGES.items():
-            epochs = str(times * trained_so["hyperparameters"]["epochs"])
+            epochs = trained_so["hyperparameters"].get("epochs")
+            flags = ["--epochs", str(times * epochs)] if type(epochs) is int else []
             networks[f"{arch}, {stage}"] = student(
-                arch, "mixed", generalists / stage, times == 1, "--epochs", epochs
+                arch, "mixed", generalists / stage, times == 1, *flags
             )
     students = [for_inference(each, device) for each, _ in read]
     threshold = facts.get("threshold", 0.5)
@@ -275,13 +277,18 @@ def ask(
             "weights": weights,
             "macs": round(1e6 * macs(net)),
             "context": networks[name].context,
-            **{fact: made.get(fact) for fact in ("epochs", "data", "init")},
+            **{fact: made.get(fact) for fact in MADE},
         }
         net = for_inference(net, images["test"].device)
         logits = {
             split: predict(net, each, f"{name}, {split}", batch_size).half().cpu()
             for split, each in sets[name].items()
         }
+        if not all(each.isfinite().all() for each in logits.values()):
+            raise UserError(
+                f"{shown(networks[name].path)}: its logits do not fit into half precision; train "
+                "it anew"
+            )
         with replacing(paths[name]) as file:
             np.savez(file, facts=json.dumps(facts), **{k: v.numpy() for k, v in logits.items()})
         told[name] = Told({split: each.float() for split, each in logits.items()}, facts)
@@ -298,6 +305,8 @@ def kept(path: Path, key: str, images: Mapping[str, torch.Tensor]) -> Told | Non
         logits = {split: torch.from_numpy(arrays[split]).float() for split in images}
         if not all(logits[split].shape[:1] == each.shape[:1] for split, each in images.items()):
             raise ValueError("it has another number of answers")
+        if type(facts["macs"]) is not int or not {"weights", "context", *MADE} <= set(facts):
+            raise ValueError("it does not say of what network")
         if facts["images"] != key:
             print(f"{shown(path)} is of other images: they are asked about anew")
             return None
@@ -413,7 +422,7 @@ def report(
     def alone(name: str) -> dict:
         facts = told[name].facts
         found = [measured(right[name][places], facts["macs"]) for places in rows.values()]
-        made = {key: facts[key] for key in ("context", "epochs", "data", "init")}
+        made = {key: facts[key] for key in ("context", *MADE)}
         return {
             **by_context(found, rows, "accuracy", "interval"),
             "macs": facts["macs"],

@@ -169,4 +169,4 @@ def test_what_is_missing_or_was_trained_on_other_images_is_named_with_its_comman
     assert not (tmp_path / "results" / "contexts").exists()
     shutil.copy(CHECKPOINTS / "densenet121.pth", tmp_path / "checkpoints" / "contexts")
     _, err = study(status=2)
-    assert "densenet121.pth was trained on clean images, not on degraded ones" in err
+    assert "densenet121.pth was trained in the context 'clean', not in 'degraded'; make it" in err

@@ -6,6 +6,7 @@ every batch, process and program. An image that is degraded in "mixed" is also t
 and of its own kind.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,8 +15,6 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from utils.data import Split
-
-SEVERITIES = 5
 
 
 def noise(images: torch.Tensor, sigma: float, seeds: torch.Tensor) -> torch.Tensor:
@@ -89,7 +88,7 @@ def kinds(context: str, seeds: torch.Tensor) -> list[str]:
 
 def severities(seeds: torch.Tensor) -> torch.Tensor:
     """The severity of each image, where it is degraded: int64 (N,) in 1 to 5."""
-    return 1 + (seeds >> 32) % SEVERITIES
+    return 1 + (seeds >> 32) % 5
 
 
 def degrade(images: torch.Tensor, context: str, seeds: torch.Tensor) -> torch.Tensor:
@@ -105,11 +104,11 @@ def degrade(images: torch.Tensor, context: str, seeds: torch.Tensor) -> torch.Te
     """
     if context == "clean":
         return images
-    groups: dict[tuple[str, int], list[int]] = {}
+    groups = defaultdict(list)  # the places of each kind and severity
     for place, group in enumerate(
         zip(kinds(context, seeds), severities(seeds).tolist(), strict=True)
     ):
-        groups.setdefault(group, []).append(place)
+        groups[group].append(place)
     seen = images.clone()
     for (kind, severity), places in groups.items():
         if kind == "clean":
