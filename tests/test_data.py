@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchvision import transforms
 
-from utils import data, safe_load
+from utils import data, download, safe_load
 from utils.augment import Augmentation, Batches, crop_and_flip, cut_out
 from utils.data import (
     Split,
@@ -171,17 +171,25 @@ WRONG = {
         lambda a: a.update(train_labels=a["train_labels"][1:]),
         "expected uint8 (99, 32, 32, 3)",
     ),
-    "label 10": (
-        lambda a: a["test_labels"].put(3, 10),
+    "label 10 of ten names": (
+        lambda a: (a.update(classes=data.CLASSES), a["test_labels"].put(3, 10)),
         "test_labels must be integers from 0 to 9",
+    ),
+    "label 1000": (
+        lambda a: a.update(test_labels=a["test_labels"] + np.int64(991)),
+        "test_labels must be integers from 0 to 999",
+    ),
+    "one class": (
+        lambda a: a.update(train_labels=a["train_labels"] * 0, test_labels=a["test_labels"] * 0),
+        "all images are of one class",
     ),
     "label -1": (
         lambda a: a.update(train_labels=a["train_labels"].astype(np.int64) - 1),
-        "train_labels must be integers from 0 to 9",
+        "train_labels must be integers from 0 to 999",
     ),
     "float labels": (
         lambda a: a.update(train_labels=a["train_labels"] / 1),
-        "train_labels must be integers from 0 to 9",
+        "train_labels must be integers from 0 to 999",
     ),
     "labels in a column": (  # as Keras has them
         lambda a: a.update(train_labels=a["train_labels"][:, None]),
@@ -204,6 +212,17 @@ WRONG = {
 }
 
 
+NO_NAMES = [
+    ["one"], ["a", "a"], ["a", ""], ["a", " "], ["a", "b\n"], ["a", "\x1b[2J"], ["a", "b" * 41],
+    [["a", "b"]], [1, 2], [b"a", b"b"], [f"c{k}" for k in range(1001)],
+]  # fmt: skip
+for number, names in enumerate(NO_NAMES):
+    WRONG[f"classes {number}"] = (
+        lambda a, names=names: a.update(classes=names),
+        "classes must be 2 to 1,000 different names",
+    )
+
+
 @pytest.fixture
 def arrays():
     """A data set in memory: 100 images to train on, 20 to test on."""
@@ -223,6 +242,72 @@ def test_own_file_with_a_wrong_array_is_refused(wrong, arrays, tmp_path):
     message = error_of(tmp_path / "mine.npz")
     assert str(tmp_path / "mine.npz") in message
     assert reason in message
+
+
+@pytest.mark.parametrize("names", [None, ["cat", 'Löwe, "big"', "$x$"]])
+@pytest.mark.parametrize("file", ["mine.npz", "MINE.NPZ", "mine"])
+def test_number_and_names_of_the_classes_are_those_of_the_data(names, file, arrays, tmp_path):
+    for labels in ("train_labels", "test_labels"):
+        arrays[labels] %= 3
+    named = {} if names is None else {"classes": names}
+    with open(tmp_path / file, "wb") as output:
+        np.savez(output, **arrays, **named)
+    train, val, test = load_splits(tmp_path / file)
+    for split in (train, val, test.take(slice(5))):
+        assert split.classes == tuple(names or ["class 0", "class 1", "class 2"])
+        assert split.name == str(tmp_path / file)
+
+
+def test_many_classes_are_listed_in_part():
+    assert data.listed(["cat", "dog"]) == "2 classes: cat, dog"
+    told = data.listed(data.numbered(1000))
+    assert told == "1,000 classes: class 0, class 1, class 2, ..., class 999"
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A folder that is not the default one; to download anything fails the test."""
+    for source in ("_from_url", "_from_npm"):
+        monkeypatch.setattr(download, source, lambda *_: pytest.fail("a download"))
+    monkeypatch.setattr(data, "FOLDER", tmp_path / "data")
+    (tmp_path / "other").mkdir()
+    return tmp_path / "other"
+
+
+@pytest.mark.parametrize("kind", ["misspelt", "empty", "class folders", "damaged batches", ".npy"])
+def test_a_data_dir_without_data_is_refused_and_not_downloaded_to(kind, elsewhere):
+    folder, told = elsewhere, "holds no CIFAR-10 (no cifar10.npz"
+    if kind == "misspelt":
+        folder, told = (
+            elsewhere / "dta",
+            "no such file or folder; leave it out to download CIFAR-10",
+        )
+    elif kind == "class folders":
+        (folder / "cat").mkdir()
+        (folder / "cat" / "1.png").touch()
+    elif kind == "damaged batches":
+        (folder / "cifar-10-batches-py").mkdir()
+        told = "holds no CIFAR-10 (" + str(folder / "cifar-10-batches-py") + ": a file is missing"
+    elif kind == ".npy":
+        folder, told = elsewhere / "mine.NPY", "is one array: put all four into one .npz file"
+        with open(folder, "wb") as file:
+            np.save(file, np.zeros(3))
+    before = sorted(elsewhere.rglob("*"))
+    message = error_of(folder)
+    assert str(folder) in message and told in message and len(message.splitlines()) == 1
+    assert sorted(elsewhere.rglob("*")) == before
+
+
+def test_batches_in_another_folder_are_read_and_nothing_is_left_there(
+    elsewhere, arrays, monkeypatch
+):
+    def fetch(folder, check, download):
+        assert (folder, download) == (elsewhere, False)
+        return arrays
+
+    monkeypatch.setattr(data, "fetch", fetch)
+    assert len(load_splits(elsewhere)[2]) == 20
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_array_file_under_another_name_is_refused(tmp_path):
@@ -269,9 +354,6 @@ def test_what_is_no_regular_archive_is_refused_at_once(tmp_path):
     os.mkfifo(path)
     assert "pipe" in error_of(path)
     path.unlink()
-    path.mkdir()
-    assert "folder" in error_of(path)
-    path.rmdir()
     with zipfile.ZipFile(path, "w") as archive:
         for n in range(10_000):
             archive.writestr(f"{n:060}", b"")
@@ -287,7 +369,7 @@ def cache(arrays, tmp_path, monkeypatch):
     return tmp_path / "cifar10.npz"
 
 
-def no_fetch(folder, check):
+def no_fetch(folder, check, download):
     raise AssertionError("fetched, although the file is there")
 
 
@@ -300,11 +382,13 @@ def test_cached_cifar10_is_read_and_not_fetched(cache, arrays, monkeypatch):
 
 def test_cifar10_is_fetched_once(cache, arrays, monkeypatch):
     cache.unlink()
-    monkeypatch.setattr(data, "fetch", lambda folder, check: arrays)
+    monkeypatch.setattr(data, "FOLDER", cache.parent)
+    monkeypatch.setattr(data, "fetch", lambda folder, check, download: arrays if download else None)
     first = load_splits(cache.parent)
     monkeypatch.setattr(data, "fetch", no_fetch)
     for split, again in zip(first, load_splits(cache.parent), strict=True):
         assert torch.equal(split.images, again.images)
+    assert load_splits(cache)[0].classes == data.CLASSES  # named as a file of one's own, too
 
 
 def test_damaged_byte_in_the_cache_is_found(cache):

