@@ -25,7 +25,7 @@ from models import STUDENTS
 from utils import cli
 from utils.answers import TeacherAnswers, report_test_accuracy, score, with_its_stem
 from utils.augment import Augmentation
-from utils.checkpoint import ALONE, FILES, load_network, starting_network
+from utils.checkpoint import ALONE, FILES, check_classes, load_network, starting_network
 from utils.contexts import in_context
 from utils.data import fingerprint, load_splits, named_images
 from utils.device import autocast, for_inference, pick_device, seed_everything, to_device
@@ -94,6 +94,7 @@ def main() -> None:
         taught_by = fingerprint(teacher.state_dict().values())
     train, val, test = load_splits(args.data_dir, args.subset, device)
     if teacher:
+        check_classes(teacher_path, facts, train.classes, train.name)
         if facts["val_accuracy"] is None:
             teacher = with_its_stem(teacher, val.take(slice(500)), args.teacher)
         teacher = for_inference(teacher, device)
@@ -101,18 +102,18 @@ def main() -> None:
         train = named_images(train, args.indices)
     val = in_context(val, args.context)
     seed_everything(args.seed)
-    student, init = from_first(lambda: starting_network(arch, STEM, args.init, path))
+    student, init = from_first(lambda: starting_network(arch, STEM, args.init, path, train.classes))
     student = to_device(student, device)
     cli.announce(
         f"Training student {args.model}, {arch} with the {STEM} stem",
-        **cli.training_facts(args, device, student, len(train), len(val), path),
+        **cli.training_facts(args, device, student, train, val, path),
         distillation="none" if alone else f"{args.distill_loss}, alpha {ALPHA}",
         context=args.context,
     )
 
     run = Run(
         student, path, train.images, train.labels,
-        arch=arch, stem=STEM, epochs=args.epochs, batch_size=args.batch_size,
+        arch=arch, stem=STEM, classes=train.classes, epochs=args.epochs, batch_size=args.batch_size,
         optimizer=OPTIMIZER, lr=args.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY,
         warmup=WARMUP, seed=args.seed, augmentation=Augmentation(CROP, FLIP, CUTOUT),
         views=0 if alone else TEACHER_VIEWS, context=args.context,

@@ -32,9 +32,9 @@ from tqdm import tqdm
 from models import STUDENTS, Cascade, MultiStudent, macs
 from utils import cli
 from utils.answers import predict
-from utils.checkpoint import ALONE, FILES, check_students, load_network
+from utils.checkpoint import ALONE, FILES, check_classes, check_students, load_network
 from utils.contexts import CONTEXTS, image_seeds, in_context, kinds
-from utils.data import CLASSES, Split, fingerprint, load_sample, load_splits
+from utils.data import Split, fingerprint, is_default, listed, load_sample, load_splits
 from utils.device import for_inference, pick_device, precision
 from utils.files import UserError, replacing, shown
 from utils.photos import image_files, one_line, read_image
@@ -113,27 +113,32 @@ def main() -> int:
         system, names, made_of = load_policy(args.policy, args, device)
         if args.csv:
             return write_answers(system, names, made_of, args, device)
-        return print_answers(system, names, args.images, args.batch_size, device)
+        return print_answers(
+            system, names, made_of["classes"], args.images, args.batch_size, device
+        )
 
     figures = cli.figures_into(args.out)
     histories = figures.read_histories(args.checkpoint_dir)
-    system, *_ = load_policy("selector", args, device)
+    system, _, made_of = load_policy("selector", args, device)
     cascade, *_ = load_policy("cascade", args, device)
     networks = dict(zip(STUDENTS, system.students, strict=True))
     teacher = args.checkpoint_dir / FILES["resnet50"]
     if not teacher.exists():
         print(f"no teacher at {shown(teacher)}: it is left out\n")
+    dataset, test = test_images(args.data_dir, args.subset, device)
+    check_classes(args.checkpoint_dir / FILES[STUDENTS[0]], made_of, test.classes, test.name)
     for name, arch, path in (
         ("teacher", "resnet50", teacher),
         *((f"{arch}_alone", arch, args.checkpoint_dir / file) for arch, file in ALONE.items()),
     ):
         if path.exists():
-            networks[name] = for_inference(load_network(path, arch)[0], device)
-    dataset, test = test_images(args.data_dir, args.subset, device)
+            net, facts = load_network(path, arch)
+            check_classes(path, facts, test.classes, test.name)
+            networks[name] = for_inference(net, device)
     seen, test = kinds(args.context, image_seeds(test)), in_context(test, args.context)
     dataset += "" if args.context == "clean" else f", {args.context}"
     cli.announce(
-        f"Classifying {len(test):,} images: {dataset}",
+        f"Classifying {len(test):,} images: {dataset}, {listed(test.classes)}",
         device=f"{device}, {precision(device)}",
         networks=", ".join(networks),
         selector=f"student 1 from a probability of {system.threshold:.2f} on",
@@ -164,6 +169,9 @@ def load_policy(
     threshold = args.threshold if policy == args.policy else None
     archs = (policy,) if policy in STUDENTS else STUDENTS
     trained = [load_network(folder / FILES[arch], arch) for arch in archs]
+    check_classes(
+        folder / FILES[archs[-1]], trained[-1][1], trained[0][1]["classes"], FILES[archs[0]]
+    )
     nets = {arch: net for arch, (net, _) in zip(archs, trained, strict=True)}
     if policy == "selector" or (policy == "cascade" and threshold is None):
         path = folder / FILES["selector"]
@@ -194,10 +202,11 @@ def load_policy(
 def test_images(data_dir: Path, subset: int | None, device: torch.device) -> tuple[str, Split]:
     """The name of what is classified, and its images: the test set, or the sample in its place."""
     try:
-        name = f"test images of {data_dir}" if data_dir.suffix == ".npz" else "CIFAR-10 test set"
-        return name, load_splits(data_dir, subset, device)[2]
+        test = load_splits(data_dir, subset, device)[2]
+        own = test.name != "CIFAR-10"
+        return f"test images of {test.name}" if own else "CIFAR-10 test set", test
     except UserError as error:
-        if data_dir.suffix == ".npz":  # asked for by name: nothing else will do
+        if not is_default(data_dir):  # asked for by name: nothing else will do
             raise
         print(f"\nThe CIFAR-10 test set cannot be had: {error}\n", file=sys.stderr)
         print("The 1,000 test images in data/sample.npz take its place.\n", file=sys.stderr)
@@ -251,7 +260,7 @@ def measure(
     work["better_student"], speed["better_student"] = work[better], speed[better]
 
     names = [name for name in LABELS if name in right]
-    members = {CLASSES[k]: labels == k for k in labels.unique().tolist()}
+    members = {test.classes[k]: labels == k for k in labels.unique().tolist()}
     accuracy = {name: right[name].mean().item() for name in names}
     metrics = {
         "accuracy": accuracy,
@@ -305,12 +314,13 @@ def print_tables(metrics: dict) -> None:
         )
     columns = [name for name in ("teacher", *STUDENTS, "routed") if name in metrics["accuracy"]]
     heads = [*columns, "to student 1"]
-    print(f"\n{'top-1 % by class':<18}" + "".join(f"{head:>14}" for head in heads))
+    width = max(18, *(len(label) + 1 for label in metrics["route_share_per_class"]))
+    print(f"\n{'top-1 % by class':<{width}}" + "".join(f"{head:>14}" for head in heads))
     for label, share in metrics["route_share_per_class"].items():
         shares = [*(metrics["per_class"][name][label] for name in columns), share]
-        print(f"{label:<18}" + "".join(f"{100 * each:>14.1f}" for each in shares))
+        print(f"{label:<{width}}" + "".join(f"{100 * each:>14.1f}" for each in shares))
     shares = [*(metrics["accuracy"][name] for name in columns), metrics["route_share"][STUDENTS[0]]]
-    print(f"{'all':<18}" + "".join(f"{100 * each:>14.1f}" for each in shares) + "\n")
+    print(f"{'all':<{width}}" + "".join(f"{100 * each:>14.1f}" for each in shares) + "\n")
     if metrics["context"] == "clean":
         return
     heads = [*columns, "to student 1", "to student 2"]
@@ -330,11 +340,17 @@ def print_tables(metrics: dict) -> None:
 def answers(
     system: nn.Module,
     names: Sequence[str],
+    classes: Sequence[str],
     files: Iterator[Path],
     batch_size: int,
     device: torch.device,
 ) -> Iterator[list[Answer]]:
-    """The answer for each file, in their order, a batch at a time; `names` are of the choices."""
+    """The answer for each file, in their order, a batch at a time.
+
+    Args:
+        names: of the system's choices.
+        classes: of its logits.
+    """
     while batch := [Answer(file) for file in islice(files, batch_size)]:
         images = []
         for each in batch:
@@ -350,7 +366,7 @@ def answers(
             for each, probability, label, student in zip(
                 good, best.values.tolist(), best.indices.tolist(), choice.tolist(), strict=True
             ):
-                each.label, each.student = CLASSES[label], names[student]
+                each.label, each.student = classes[label], names[student]
                 each.probability = probability
         yield batch
 
@@ -358,22 +374,23 @@ def answers(
 def print_answers(
     system: nn.Module,
     names: Sequence[str],
+    classes: Sequence[str],
     paths: list[Path],
     batch_size: int,
     device: torch.device,
 ) -> int:
     """Print a line for each image: its class, probability and student. 2 if one is no image."""
     failed = 0
-    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may be unable to show a name
-    print(f"{'class':<12}{'probability':>11}  {'student':<13}file")
-    for batch in answers(system, names, image_files(paths), batch_size, device):
+    width = max(12, *(len(name) + 1 for name in classes))
+    print(f"{'class':<{width}}{'probability':>11}  {'student':<13}file")
+    for batch in answers(system, names, classes, image_files(paths), batch_size, device):
         for each in batch:
             if each.error:
                 failed += 1
                 print(f"inference.py: error: {each.error}", file=sys.stderr)
             else:
                 print(
-                    f"{each.label:<12}{each.probability:>11.1%}  {each.student:<13}"
+                    f"{each.label:<{width}}{each.probability:>11.1%}  {each.student:<13}"
                     f"{one_line(each.file)}"
                 )
         sys.stdout.flush()
@@ -398,7 +415,7 @@ def write_answers(
         files = takewhile(lambda _: not stop.signal, image_files(args.images))
         files = (file for file in files if not table.skips(file))
         with tqdm(unit="img", initial=table.answered + table.failed) as bar:
-            for batch in answers(system, names, files, args.batch_size, device):
+            for batch in answers(system, names, made_of["classes"], files, args.batch_size, device):
                 table.write(batch)
                 bar.update(len(batch))
         done = f"{table.answered:,} images answered, {table.failed:,} files failed"

@@ -50,16 +50,16 @@ def main() -> None:
     from_first(lambda: claim(path))
     train, val, test = load_splits(args.data_dir, args.subset, device)
     seed_everything(args.seed)
-    teacher, init = from_first(lambda: starting_network(ARCH, STEM, args.init, path))
+    teacher, init = from_first(lambda: starting_network(ARCH, STEM, args.init, path, train.classes))
     teacher = to_device(teacher, device)
     cli.announce(
         f"Training the teacher, {ARCH} with the {STEM} stem",
-        **cli.training_facts(args, device, teacher, len(train), len(val), path),
+        **cli.training_facts(args, device, teacher, train, val, path),
     )
 
     run = Run(
         teacher, path, train.images, train.labels,
-        arch=ARCH, stem=STEM, epochs=args.epochs, batch_size=args.batch_size,
+        arch=ARCH, stem=STEM, classes=train.classes, epochs=args.epochs, batch_size=args.batch_size,
         optimizer=OPTIMIZER, lr=args.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY,
         warmup=WARMUP, seed=args.seed, augmentation=Augmentation(CROP, FLIP, CUTOUT),
         facts={"init": init}, resume=args.resume,

@@ -18,7 +18,7 @@ from models import STUDENTS, MultiStudent, Selector, confidence, macs
 from utils import cli
 from utils.answers import predict, top1
 from utils.augment import Augmentation
-from utils.checkpoint import FILES, amend_checkpoint, load_network
+from utils.checkpoint import FILES, amend_checkpoint, check_classes, load_network
 from utils.contexts import in_context
 from utils.data import fingerprint, load_splits
 from utils.device import autocast, for_inference, pick_device, seed_everything, to_device
@@ -63,21 +63,25 @@ def main() -> None:
     join_group(device)
     path = args.checkpoint_dir / FILES["selector"]
     from_first(lambda: claim(path))
+    paths = [args.checkpoint_dir / FILES[arch] for arch in STUDENTS]
     students = from_first(
-        lambda: [load_network(args.checkpoint_dir / FILES[arch], arch)[0] for arch in STUDENTS]
+        lambda: [load_network(*each) for each in zip(paths, STUDENTS, strict=True)]
     )
-    # Each image in one context for good: its label is of this very picture, seen by both students.
     splits = load_splits(args.data_dir, args.subset, device)
+    for student_path, (_, facts) in zip(paths, students, strict=True):
+        check_classes(student_path, facts, splits[0].classes, splits[0].name)
+    # Each image in one context for good: its label is of this very picture, seen by both students.
     train, val, test = (in_context(split, args.context) for split in splits)
     seed_everything(args.seed)
     selector = to_device(Selector(DEPTH, BATCH_NORM), device)
     cli.announce(
         f"Training the selector, {DEPTH} blocks, between {' and '.join(STUDENTS)}",
-        **cli.training_facts(args, device, selector, len(train), len(val), path),
+        **cli.training_facts(args, device, selector, train, val, path),
         context=args.context,
         labels="weighted by the difference of errors" if args.label_weight else "as published",
     )
 
+    students = [student for student, _ in students]
     trained = [fingerprint(student.state_dict().values()) for student in students]
     work = [macs(student) for student in students]
     handicap = COST_WEIGHT * (work[0] - work[1]) / max(work)
@@ -96,7 +100,8 @@ def main() -> None:
 
     run = Run(
         selector, path, train.images, train.labels,
-        arch="selector", stem=None, epochs=args.epochs, batch_size=args.batch_size,
+        arch="selector", stem=None, classes=train.classes,
+        epochs=args.epochs, batch_size=args.batch_size,
         optimizer=OPTIMIZER, lr=args.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY,
         warmup=WARMUP, seed=args.seed, augmentation=Augmentation(CROP, FLIP, CUTOUT),
         facts={

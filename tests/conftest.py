@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.data import load_sample
+from utils.data import CLASSES, load_sample
 
 # Two processes of tests share the machine; threads that wait for one another would crawl.
 torch.set_num_threads(1)
@@ -41,5 +41,6 @@ def small_npz(tmp_path_factory, sample):
         train_labels=labels[:600],
         test_images=images[600:],
         test_labels=labels[600:],
+        classes=CLASSES,
     )
     return path

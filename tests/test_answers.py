@@ -11,6 +11,7 @@ from torch import nn
 import StudentTrain
 from utils.answers import TeacherAnswers
 from utils.augment import Augmentation, Batches
+from utils.data import CLASSES
 from utils.files import UserError
 
 
@@ -52,7 +53,8 @@ def test_a_student_learns_from_the_teachers_answers_to_the_very_images_that_it_s
 
     monkeypatch.setattr("utils.device.has_bf16", lambda device: False)
     monkeypatch.setattr(StudentTrain, "TEACHER_VIEWS", views)
-    monkeypatch.setattr(StudentTrain, "load_network", lambda *_: (teacher, {"val_accuracy": 0.9}))
+    facts = {"val_accuracy": 0.9, "classes": CLASSES}
+    monkeypatch.setattr(StudentTrain, "load_network", lambda *_: (teacher, facts))
     monkeypatch.setattr(StudentTrain, "for_inference", lambda net, device: net)
     monkeypatch.setattr(StudentTrain, "starting_network", lambda *_: (Spy(), None))
     monkeypatch.setattr(StudentTrain, "report_test_accuracy", lambda path, test: None)

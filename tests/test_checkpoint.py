@@ -24,12 +24,14 @@ from utils.checkpoint import (
     FILES,
     KEYS,
     amend_checkpoint,
+    check_classes,
     load_network,
     read_checkpoint,
     save_checkpoint,
+    starting_network,
     write_dict,
 )
-from utils.data import CLASSES, normalize
+from utils.data import CLASSES, normalize, numbered
 from utils.files import UserError
 from utils.safe_load import brief, read_dict
 
@@ -624,7 +626,7 @@ def test_weights_from_elsewhere_are_read(form, googlenet, path):
     loaded, facts = load_network(path, "googlenet", "cifar")
     torch.testing.assert_close(loaded.state_dict(), dict(net.state_dict()), rtol=0, atol=0)
     assert isinstance(loaded.maxpool1, nn.Identity) and not loaded.training
-    assert facts["classes"] == list(CLASSES) and facts["val_accuracy"] is None
+    assert facts["classes"] == numbered(10) and facts["val_accuracy"] is None
     assert "is not one of this project's checkpoints" in refusal(path)  # unless they are asked for
 
 
@@ -658,6 +660,38 @@ def test_weights_from_elsewhere_that_do_not_fit_are_counted(change, words, googl
         load_network(path, "googlenet", "cifar-pool")
 
 
+# ------------------------------------------------------------------ classes
+
+
+@pytest.mark.parametrize("names", [["cat", 'Löwe, "big"'], numbered(1000)], ids=["2", "1000"])
+def test_a_network_tells_as_many_classes_apart_as_its_data_have(names, path):
+    net = network("googlenet", classes=len(names)).eval()
+    save_checkpoint(path, net, "googlenet", "cifar-pool", {}, 1, 0.5, names)
+    loaded, facts = load_network(path)
+    assert facts["classes"] == names and loaded(torch.zeros(1, 3, 32, 32)).shape == (1, len(names))
+    check_classes(path, facts, tuple(names), "mine.npz")
+    assert starting_network("googlenet", "cifar-pool", path, Path("new.pth"), names)[1]
+
+
+def test_a_network_for_other_classes_is_refused_with_the_difference(googlenet, path):
+    net, _ = googlenet
+    for names, told in (
+        (numbered(3), "has 10 classes: airplane, .*, and mine.npz has 3 classes: class 0, class 1"),
+        (
+            [*CLASSES[:9], "car"],
+            "calls class 9 'truck', and mine.npz 'car': name the data .*--data",
+        ),
+    ):
+        with pytest.raises(UserError, match=told):
+            check_classes(googlenet[1], load_network(googlenet[1])[1], names, "mine.npz")
+    torch.save(net.state_dict(), path)  # from elsewhere, of which the number is all that is known
+    _, facts = load_network(path, "googlenet", "cifar")
+    check_classes(path, facts, [*CLASSES[:9], "car"], "mine.npz")
+    for init in (path, googlenet[1]):
+        with pytest.raises(UserError, match="has 10 classes, the data have 3: leave --init out"):
+            starting_network("googlenet", "cifar-pool", init, Path("new.pth"), numbered(3))
+
+
 # ------------------------------------------------------------------ facts
 
 
@@ -674,13 +708,15 @@ def test_weights_from_elsewhere_that_do_not_fit_are_counted(change, words, googl
         ("stem", "imagenet"),
         ("stem", torch.zeros(2)),
         ("state_dict", [1]),
-        ("classes", list("abc")),
+        ("classes", ["cat"]),
+        ("classes", ["cat", "cat"]),
         ("classes", tuple(CLASSES)),
         ("classes", [*CLASSES[:9], 9]),
         ("classes", [torch.zeros(20, 20) for _ in range(10)]),
         ("mean", [0.5, 0.5]),
         ("mean", [0.5, 0.5, float("nan")]),
         ("mean", 0.5),
+        ("mean", [0.5, 0.5, 0.5]),  # nothing is normalized so
         ("std", [0.5, 0.5, float("inf")]),
         ("std", [0.5, 0.5, True]),
         ("val_accuracy", 80.0),

@@ -2,11 +2,14 @@
 
 import hashlib
 import os
+import re
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torchvision import transforms
 
 from utils import data, download, safe_load
@@ -308,6 +311,28 @@ def test_batches_in_another_folder_are_read_and_nothing_is_left_there(
     monkeypatch.setattr(data, "fetch", fetch)
     assert len(load_splits(elsewhere)[2]) == 20
     assert list(elsewhere.iterdir()) == []
+
+
+def test_the_readmes_example_makes_a_data_set_of_cifar_100(tmp_path, arrays, monkeypatch):
+    """With a stand-in for torchvision's data set, of the same attributes."""
+
+    class CIFAR100:
+        def __init__(self, root, train, download):
+            kind = "train" if train else "test"
+            self.data = arrays[f"{kind}_images"]
+            self.targets = [int(label) * 11 for label in arrays[f"{kind}_labels"]]
+            self.classes = [f"thing {k}" for k in range(100)]
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR100", CIFAR100)
+    monkeypatch.chdir(tmp_path)
+    readme = (Path(data.__file__).parent.parent / "README.md").read_text()
+    (script,) = re.findall(r"```python\n([^`]*CIFAR100[^`]*)```", readme)
+    assert len([line for line in script.splitlines() if line]) == 5
+    exec(script, {})
+    train, _, test = load_splits(Path("cifar100.npz"))
+    assert len(train.classes) == 100 and train.classes[99] == "thing 99"
+    assert torch.equal(test.labels, torch.arange(20) % 10 * 11)
+    assert np.array_equal(train.images, arrays["train_images"][train.indices])
 
 
 def test_array_file_under_another_name_is_refused(tmp_path):

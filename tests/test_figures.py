@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import inference
+from models import STUDENTS
 from studies import policies, selectors
-from utils import specialize
+from utils import figures, specialize
 from utils.checkpoint import FILES
 from utils.files import UserError
 
@@ -33,6 +34,35 @@ def test_figures_are_drawn_whatever_the_environment_says(tmp_path, backend):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_of_many_classes_those_are_drawn_on_which_the_students_differ_most(tmp_path):
+    names = [f"class {k} of a rather long name" for k in range(1000)]
+    share = {name: (k + 0.5) / 1000 for k, name in enumerate(names)}
+    per_class = {
+        "densenet121": share,
+        "googlenet": {name: 0.5 for name in names},
+        "routed": share,
+    }
+    metrics = {
+        "dataset": "mine",
+        "images": 2000,
+        "accuracy": dict.fromkeys(per_class, 0.5),
+        "per_class": per_class,
+        "route_share": dict.fromkeys(STUDENTS, 0.5),
+        "route_share_per_class": share,
+    }
+    for draw in (figures.per_class_accuracy, figures.route_share):
+        figure = draw(metrics)
+        axes = figure.axes[0]
+        labels = (
+            axes.get_xticklabels() if draw is figures.per_class_accuracy else axes.get_yticklabels()
+        )
+        assert [label.get_text() for label in labels] == [*names[:10], *names[-10:]]
+        assert "20 of 1,000 classes on which the students differ most" in (
+            axes.get_title("left") + axes.get_xlabel()
+        )
+        figures.save(figure, tmp_path / "figure.png")
 
 
 def test_without_matplotlib_nothing_is_begun():

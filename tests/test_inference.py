@@ -18,7 +18,8 @@ from torch import nn
 
 import inference
 from models import STUDENTS, Cascade, MultiStudent
-from utils import compression
+from utils import cli, compression
+from utils.data import CLASSES
 from utils.files import UserError
 from utils.photos import FORMATS, MAX_BYTES, image_files, read_image
 
@@ -269,7 +270,9 @@ def test_good_pictures_are_answered_beside_bad_ones(tmp_path, capsys, system):
     Image.new("RGB", (50, 50), (10, 30, 200)).save(tmp_path / "blue.png")
     (tmp_path / "notes.txt").write_text("no image")
     paths = [tmp_path, tmp_path / "missing.png"]
-    status = inference.print_answers(system.eval(), STUDENTS, paths, 2, torch.device("cpu"))
+    status = inference.print_answers(
+        system.eval(), STUDENTS, CLASSES, paths, 2, torch.device("cpu")
+    )
     out, err = capsys.readouterr()
     assert status == 2
     assert re.search(r"ship +99\.\d% +googlenet +\S*blue.png", out)
@@ -277,7 +280,9 @@ def test_good_pictures_are_answered_beside_bad_ones(tmp_path, capsys, system):
     assert "notes.txt: not an image" in err and "missing.png: no such file" in err
     assert "Traceback" not in err
     good = [tmp_path / "red.png"]
-    assert inference.print_answers(system.eval(), STUDENTS, good, 2, torch.device("cpu")) == 0
+    assert (
+        inference.print_answers(system.eval(), STUDENTS, CLASSES, good, 2, torch.device("cpu")) == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -293,7 +298,7 @@ def test_who_answered_under_another_policy_is_named(
     Image.new("RGB", (40, 40), RGB).save(tmp_path / "red.png")
     cascade = Cascade([Always(red), Always(blue)], threshold).eval()
     names = ("googlenet", "both")
-    assert inference.print_answers(cascade, names, [tmp_path], 2, torch.device("cpu")) == 0
+    assert inference.print_answers(cascade, names, CLASSES, [tmp_path], 2, torch.device("cpu")) == 0
     assert f" {expected} " in capsys.readouterr().out
 
 
@@ -313,9 +318,9 @@ def test_names_are_shown_on_one_line_whatever_is_in_them(tmp_path, monkeypatch, 
     for name, stream in printed.items():
         stream.reconfigure(errors="backslashreplace" if name == "stderr" else "strict")
         monkeypatch.setattr(sys, name, stream)
-    assert (
-        inference.print_answers(system.eval(), STUDENTS, [tmp_path], 100, torch.device("cpu")) == 2
-    )
+    things = (system.eval(), STUDENTS, CLASSES, [tmp_path], 100, torch.device("cpu"))
+    with pytest.raises(SystemExit, match="2"):
+        cli.run(lambda: inference.print_answers(*things))
     sys.stderr.flush()
     out, err = (stream.buffer.getvalue().decode(encoding) for stream in printed.values())
     assert len(out.splitlines()) == 1 + 1 + len(ODD_NAMES)
@@ -330,7 +335,7 @@ def test_no_more_images_are_classified_at_once_than_asked_for(tmp_path, system, 
         Image.new("RGB", (40, 40), RGB).save(tmp_path / f"{k}.png")
     sizes = []
     system.selector.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    inference.print_answers(system.eval(), STUDENTS, [tmp_path], 3, torch.device("cpu"))
+    inference.print_answers(system.eval(), STUDENTS, CLASSES, [tmp_path], 3, torch.device("cpu"))
     assert sizes == [3, 3, 1]
 
 
@@ -364,7 +369,10 @@ def test_an_empty_folder_among_others_is_told_beside_their_answers(tmp_path, sys
     (tmp_path / "empty").mkdir()
     Image.new("RGB", (40, 40), RGB).save(tmp_path / "red.png")
     paths = [tmp_path / "empty", tmp_path / "red.png", tmp_path / "gone.png"]
-    assert inference.print_answers(system.eval(), STUDENTS, paths, 2, torch.device("cpu")) == 2
+    assert (
+        inference.print_answers(system.eval(), STUDENTS, CLASSES, paths, 2, torch.device("cpu"))
+        == 2
+    )
     out, err = capsys.readouterr()
     assert "red.png" in out and "empty: no images in this folder" in err
     assert "gone.png: no such file" in err and "2 of the files could not be read" in err

@@ -218,8 +218,9 @@ def test_a_student_learns_from_a_teacher_from_elsewhere(pipeline, small_npz, tmp
     flags = ["--epochs", 1, *QUICK[2:], "--teacher", path]
     out, _ = call("StudentTrain.py", tmp_path, small_npz, "--model", 1, *flags)
     assert out.rstrip().endswith(f"next: python StudentTrain.py --model 2 --teacher {path}")
-    told = rf"{path} is from elsewhere: taken for (\S+), with the data's classes, mean and std; "
-    told += r"top-1 of \d+ validation images: (\S+)% with cifar, (\S+)% with cifar-pool"
+    told = rf"{path} is from elsewhere: taken for (\S+), with the data's classes, CIFAR-10's "
+    told += r"mean and std; top-1 of \d+ validation images: "
+    told += r"(\S+)% with cifar, (\S+)% with cifar-pool"
     found, cifar, pool = re.search(told, out).groups()
     assert found == ("cifar" if float(cifar) >= float(pool) else "cifar-pool")
     taught = load_network(tmp_path / "densenet121.pth")[1]["hyperparameters"]["teacher"]
@@ -495,7 +496,6 @@ def test_a_nonsense_flag_is_named(script, flag, monkeypatch, capsys, tmp_path):
                    ("--checkpoint-dir", "long" * 2000)]
 )  # fmt: skip
 def test_a_path_that_cannot_be_is_named(flag, path, small_npz, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("utils.data.fetch", lambda folder, check: dict(np.load(small_npz)))
     places = {"--data-dir": str(small_npz), "--checkpoint-dir": str(tmp_path)} | {flag: path}
     words = [word for place in places.items() for word in place]
     monkeypatch.setattr(sys, "argv", ["teacherTrain.py", "--epochs=1", "--subset=9", *words])
@@ -619,6 +619,7 @@ def test_classes_without_an_image_are_left_out(pipeline, small_npz, tmp_path, ca
 def test_without_the_test_set_inference_falls_back_to_the_sample_and_says_so(
     pipeline, tmp_path, call, monkeypatch
 ):
+    monkeypatch.setattr("utils.data.FOLDER", tmp_path / "empty")  # the only one that may be so
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.setenv("PATH", "")  # where npm would be
@@ -627,3 +628,5 @@ def test_without_the_test_set_inference_falls_back_to_the_sample_and_says_so(
     assert "cannot be had" in err and "data/sample.npz" in err
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["dataset"].startswith("sample") and metrics["images"] == 30
+    _, err = call("inference.py", pipeline[0], tmp_path / "emtpy", *flags, status=2)
+    assert f"--data-dir {tmp_path / 'emtpy'}: no such file or folder" in err

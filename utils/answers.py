@@ -85,7 +85,7 @@ def with_its_stem(net: nn.Module, val: Split, path: Path) -> nn.Module:
     Both stems have the very same weights; the one that gets more of the images in `val` right is
     taken, and told.
     """
-    nets = {stem: network("resnet50", stem) for stem in STEMS}
+    nets = {stem: network("resnet50", stem, net.fc.out_features) for stem in STEMS}
     accuracy = {}
     for stem, each in nets.items():
         each.load_state_dict(net.state_dict())

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from models import STEMS, Selector, network
+from models import CLASS_COUNTS, STEMS, Selector, network
 from utils.contexts import CONTEXTS
-from utils.data import CLASSES, MEAN, STD, fingerprint
+from utils.data import CLASSES, MEAN, STD, are_names, fingerprint, listed, numbered
 from utils.files import UserError, replacing, shown
 from utils.safe_load import brief, read_dict
 
@@ -45,6 +45,7 @@ def save_checkpoint(
     hyperparameters: Mapping[str, Any],
     epoch: int,
     val_accuracy: float,
+    classes: Sequence[str] = CLASSES,
 ) -> None:
     """Write the weights of `net` and what is known of them to `path`, which is replaced whole.
 
@@ -63,7 +64,7 @@ def save_checkpoint(
         "arch": arch,
         "stem": stem,
         "state_dict": state_dict,
-        "classes": list(CLASSES),
+        "classes": list(classes),
         "mean": list(MEAN),
         "std": list(STD),
         "val_accuracy": val_accuracy,
@@ -103,7 +104,7 @@ def read_checkpoint(path: Path, arch: str | None = None, stem: str | None = None
         path: a file written by `save_checkpoint`.
         arch: the architecture that it must hold; None takes any.
         stem: takes a file from elsewhere, too: weights alone or under one of WRAPPERS, for `arch`
-            with this stem. Its classes, mean and std are the data's, its val_accuracy is None.
+            with this stem. Its classes have no names but numbers, and its val_accuracy is None.
 
     Raises:
         UserError: the file is missing, cut short, no checkpoint, of another architecture, or
@@ -132,11 +133,14 @@ def _from_elsewhere(content: dict[str, Any], arch: str, stem: str) -> dict[str, 
     names = [str(name).replace("_orig_mod.", "") for name in weights]
     while names and all(name.startswith("module.") for name in names):
         names = [name.removeprefix("module.") for name in names]
+    state_dict = dict(zip(names, weights.values(), strict=True))
+    last = state_dict.get("classifier.bias" if arch == "densenet121" else "fc.bias")
+    count = len(last) if isinstance(last, torch.Tensor) and last.ndim == 1 else 0
     return {
         "arch": arch,
         "stem": stem,
-        "state_dict": dict(zip(names, weights.values(), strict=True)),
-        "classes": list(CLASSES),
+        "state_dict": state_dict,
+        "classes": numbered(count if count in CLASS_COUNTS else len(CLASSES)),
         "mean": list(MEAN),
         "std": list(STD),
         "val_accuracy": None,
@@ -160,11 +164,12 @@ FACTS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # what a value must be,
     ),
     "state_dict": ("a dictionary", lambda it: isinstance(it, dict)),
     "classes": (
-        f"a list of {len(CLASSES)} names",
-        lambda it: type(it) is list and [type(name) for name in it] == [str] * len(CLASSES),
+        f"a list of 2 to {CLASS_COUNTS[-1]:,} different names",
+        lambda it: type(it) is list and are_names(it),
     ),
-    "mean": ("three numbers from 0 to 1", _is_color),
-    "std": ("three numbers from 0 to 1", _is_color),
+    # Images are normalized with CIFAR-10's, whatever they show: no other network would fit.
+    "mean": (f"{list(MEAN)}", lambda it: _is_color(it) and it == list(MEAN)),
+    "std": (f"{list(STD)}", lambda it: _is_color(it) and it == list(STD)),
     "val_accuracy": ("a number from 0 to 1", _within(0, 1)),
     "test_accuracy": ("a number from 0 to 1", lambda it: it is None or _within(0, 1)(it)),
     "hyperparameters": ("a dictionary", lambda it: type(it) is dict),
@@ -252,17 +257,38 @@ def check_students(path: Path, selector: Mapping[str, Any], students: Sequence[n
         )
 
 
+def check_classes(
+    path: Path, checkpoint: Mapping[str, Any], classes: Sequence[str], of: object
+) -> None:
+    """Raise UserError unless the network at `path` tells the `classes` apart that `of` has.
+
+    Of weights from elsewhere, which name none, only the number must be the same.
+    """
+    found = checkpoint["classes"]
+    if checkpoint.get("val_accuracy", 0) is None and len(found) == len(classes):
+        return
+    if list(found) != list(classes):
+        said = f"has {listed(found)}, and {of} has {listed(classes)}"
+        if len(found) == len(classes):
+            k = next(k for k in range(len(found)) if found[k] != classes[k])
+            said = f"calls class {k} {found[k]!r}, and {of} {classes[k]!r}"
+        raise UserError(
+            f"{shown(path)} {said}: name the data that it was trained on with --data-dir, or "
+            "networks of these data with --checkpoint-dir"
+        )
+
+
 def starting_network(
-    arch: str, stem: str, init: Path | None, path: Path
+    arch: str, stem: str, init: Path | None, path: Path, classes: Sequence[str] = CLASSES
 ) -> tuple[nn.Module, str | None]:
     """The network that a run to `path` starts from, and the fingerprint of its weights.
 
     Without `init` it is randomly initialized, and the fingerprint None. `init` may come from
     elsewhere, see `read_checkpoint`. Raises UserError as `load_network` does, where `init` has
-    another stem, or where the run would overwrite it.
+    another stem or another number of classes than `classes`, or where the run would overwrite it.
     """
     if init is None:
-        return network(arch, stem), None
+        return network(arch, stem, len(classes)), None
     if init.resolve() == path.resolve():
         raise UserError(f"--init {init} is what this run writes: copy it to another name first")
     net, checkpoint = load_network(init, arch, stem)
@@ -270,12 +296,19 @@ def starting_network(
         print(elsewhere(init, stem))
     if checkpoint["stem"] != stem:
         raise UserError(f"--init {init} has the {checkpoint['stem']} stem, STEM is {stem!r}")
+    if (count := len(checkpoint["classes"])) != len(classes):
+        raise UserError(
+            f"--init {init} has {count} classes, the data have {len(classes)}: leave --init out"
+        )
     return net, fingerprint(net.state_dict().values())
 
 
 def elsewhere(path: Path, stem: str) -> str:
-    """What there is to say of weights from elsewhere, which tell neither."""
-    return f"{path} is from elsewhere: taken for {stem}, with the data's classes, mean and std"
+    """What there is to say of weights from elsewhere, which tell none of it."""
+    return (
+        f"{path} is from elsewhere: taken for {stem}, with the data's classes, CIFAR-10's mean and "
+        "std"
+    )
 
 
 def _fits(tensor: Any, expected: torch.Tensor) -> bool:

@@ -16,6 +16,7 @@ from torch import nn
 from models import STEMS, parameters
 from models.selector import WIDTHS
 from utils.contexts import CONTEXTS
+from utils.data import FOLDER, Split, listed
 from utils.device import precision
 from utils.distillation import LOSSES
 from utils.distributed import rank, ranks
@@ -173,9 +174,9 @@ def common_parser(doc: str, block: Mapping[str, Any]) -> argparse.ArgumentParser
         help="cpu, cuda or cuda:1; auto takes a GPU where there is one (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--data-dir", type=Path, default=ROOT / "data", metavar="PATH",
-        help="folder of CIFAR-10, downloaded into it where missing, or an .npz file of your own "
-        "images (default: data)",
+        "--data-dir", type=Path, default=FOLDER, metavar="PATH",
+        help="a folder that holds CIFAR-10, or an .npz file of your own images (default: data, "
+        "into which CIFAR-10 is downloaded)",
     )  # fmt: skip
     parser.add_argument(
         "--checkpoint-dir", type=Path, default=ROOT / "checkpoints", metavar="PATH",
@@ -216,15 +217,16 @@ def training_facts(
     args: argparse.Namespace,
     device: torch.device,
     net: nn.Module,
-    images: int,
-    val: int,
+    train: Split,
+    val: Split,
     path: Path,
 ) -> dict[str, object]:
     """What a training script announces."""
     processes = f", {ranks()} processes" if ranks() > 1 else ""
     return {
         "device": f"{device}, {precision(device)}{processes}",
-        "images": f"{images:,} to train on, {val:,} to validate",
+        "data": f"{train.name}, {listed(train.classes)}",
+        "images": f"{len(train):,} to train on, {len(val):,} to validate",
         "parameters": f"{parameters(net):.2f} M",
         "epochs": f"{args.epochs}, batches of {args.batch_size}, learning rate up to {args.lr:g}",
         "writes": shown(path),
@@ -233,6 +235,8 @@ def training_facts(
 
 def run(main: Callable[[], int | None]) -> None:
     """Run a script's `main`: a UserError is one line on stderr and exit status 2, no traceback."""
+    with contextlib.suppress(AttributeError, OSError):  # a notebook's stdout shows all names
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal's may be unable to
     try:
         status = main()
         sys.stdout.flush()

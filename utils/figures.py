@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from models import STUDENTS
 from utils.checkpoint import ALONE, FILES
-from utils.data import CLASSES, Split
+from utils.data import Split
 from utils.files import UserError, replacing, shown
 
 COLORS = {"densenet121": "#d9822b", "googlenet": "#2a9d8f", "routed": "#6a4c93"}
@@ -33,6 +33,7 @@ plt.rcParams.update(
         "axes.grid.axis": "y",
         "axes.axisbelow": True,
         "grid.alpha": 0.3,
+        "text.parse_math": False,  # a dollar in a class's name is a dollar
     }
 )
 
@@ -99,18 +100,30 @@ def save(figure: Figure, path: Path) -> None:
 def per_class_accuracy(metrics: dict) -> Figure:
     """Bars of both students' and the routed top-1 accuracy, a group a class."""
     figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
-    classes, width = list(metrics["per_class"]["routed"]), 0.27
+    (classes, which), width = _most_apart(metrics), 0.27
     positions = np.arange(len(classes))
     for k, (name, color) in enumerate(COLORS.items()):
         heights = [100 * metrics["per_class"][name][label] for label in classes]
         overall = f"{NAMES[name]} ({100 * metrics['accuracy'][name]:.1f} % overall)"
         axes.bar(positions + (k - 1) * width, heights, width, color=color, label=overall)
-    axes.set_xticks(positions, classes)
+    room = 100 / len(classes)  # characters that stand side by side
+    axes.set_xticks(positions, classes, rotation=90 if max(map(len, classes)) > room else 0)
     axes.set_ylim(0, 100)
     axes.set_ylabel("top-1 accuracy, %")
-    axes.set_title(f"{metrics['dataset']}, {metrics['images']:,} images", loc="left")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.27), ncols=3, frameon=False)
+    axes.set_title(f"{metrics['dataset']}, {metrics['images']:,} images{which}", loc="left")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
+
+
+def _most_apart(metrics: dict, count: int = 20) -> tuple[list[str], str]:
+    """The classes, or those of them on which the students differ most, and what to say of these."""
+    classes = list(metrics["per_class"]["routed"])
+    one, two = (metrics["per_class"][arch] for arch in STUDENTS)
+    kept = set(sorted(classes, key=lambda label: -abs(one[label] - two[label]))[:count])
+    if len(kept) == len(classes):
+        return classes, ""
+    which = f"; the {count} of {len(classes):,} classes on which the students differ most"
+    return [label for label in classes if label in kept], which
 
 
 def accuracy_per_epoch(histories: dict[str, list[dict[str, float]]]) -> Figure:
@@ -138,8 +151,8 @@ def accuracy_per_epoch(histories: dict[str, list[dict[str, float]]]) -> Figure:
 def route_share(metrics: dict) -> Figure:
     """The share of each class's images that the selector sends to each student."""
     figure, axes = plt.subplots(figsize=(9, 3.5), layout="constrained")
-    classes = list(metrics["route_share_per_class"])
-    first = 100 * np.array(list(metrics["route_share_per_class"].values()))
+    classes, which = _most_apart(metrics)
+    first = 100 * np.array([metrics["route_share_per_class"][label] for label in classes])
     for arch, widths, left in zip(STUDENTS, (first, 100 - first), (0, first), strict=True):
         total = 100 * metrics["route_share"][arch]
         label = f"{NAMES[arch]} ({total:.1f} % of all)"
@@ -147,7 +160,7 @@ def route_share(metrics: dict) -> Figure:
     axes.grid(False)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
-    axes.set_xlabel("images sent to each student, %")
+    axes.set_xlabel(f"images sent to each student, %{which}")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     return figure
 
@@ -163,9 +176,13 @@ def samples(test: Split, predictions: np.ndarray, choice: np.ndarray, count: int
     ):
         arch = STUDENTS[student]
         axes.imshow(image)
-        axes.set_title(CLASSES[label], fontsize=9)
+        axes.set_title(_short(test.classes[label]), fontsize=9)
         for place, text, color in (
-            (-0.05, CLASSES[prediction], "black" if prediction == label else "#c1121f"),
+            (
+                -0.05,
+                _short(test.classes[prediction]),
+                "black" if prediction == label else "#c1121f",
+            ),
             (-0.19, NAMES[arch], COLORS[arch]),
         ):
             axes.text(
@@ -176,6 +193,10 @@ def samples(test: Split, predictions: np.ndarray, choice: np.ndarray, count: int
         "Above each image its class; below it the answer, red where wrong, and who gave it"
     )
     return figure
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 18 else f"{name[:17]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def accuracy_against_work(routing: dict) -> Figure:

@@ -18,7 +18,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from utils.augment import Augmentation, Batches
 from utils.checkpoint import save_checkpoint, write_dict
-from utils.data import data_facts
+from utils.data import CLASSES, data_facts
 from utils.device import enough_memory, keep_freed_memory, precision
 from utils.distributed import from_first, gather_objects, rank, ranks, total
 from utils.files import UserError, replacing, shown
@@ -90,6 +90,7 @@ class Run:
         images, targets: uint8 (N, 32, 32, 3) and (N, ...), on the device; the targets only
             identify the run: `batches` takes those to learn from.
         arch, stem: of the network, for its checkpoint; the selector has no stem.
+        classes: their names, for the checkpoint.
         epochs: passes over the images.
         batch_size: images a step.
         optimizer: one of utils.optim.OPTIMIZERS.
@@ -114,6 +115,7 @@ class Run:
         *,
         arch: str,
         stem: str | None,
+        classes: Sequence[str] = CLASSES,
         epochs: int,
         batch_size: int,
         optimizer: str,
@@ -129,6 +131,7 @@ class Run:
         resume: bool = False,
     ) -> None:
         self.net, self.path, self.arch, self.stem = net, path, arch, stem
+        self.classes = list(classes)
         self.total_epochs, self.batch_size, self.lr, self.warmup = epochs, batch_size, lr, warmup
         self.resume, self.device = resume, images.device
         self.hyperparameters = {
@@ -312,7 +315,7 @@ class Run:
         if improved and rank() == 0:
             save_checkpoint(
                 self.path, self.net, self.arch, self.stem, self.hyperparameters, now.epoch,
-                val_accuracy,
+                val_accuracy, self.classes,
             )  # fmt: skip
         if rank() == 0:
             with replacing(self.path.with_suffix(".csv"), binary=False) as file:
@@ -328,7 +331,9 @@ class Run:
     @property
     def _identity(self) -> dict[str, Any]:
         """What a run is: two that differ in any of it do not continue one another."""
-        return {"arch": self.arch, "stem": self.stem, **self.hyperparameters}
+        return {
+            "arch": self.arch, "stem": self.stem, "classes": self.classes, **self.hyperparameters,
+        }  # fmt: skip
 
     @property
     def _place(self) -> str:

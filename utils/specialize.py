@@ -17,8 +17,8 @@ import torch
 from models import STUDENTS
 from utils import cli
 from utils.answers import predict
-from utils.checkpoint import FILES, load_network
-from utils.data import CLASSES, Split, load_splits
+from utils.checkpoint import FILES, check_classes, load_network
+from utils.data import Split, load_splits
 from utils.device import for_inference, pick_device
 from utils.distillation import absolute_error
 from utils.files import UserError, replacing, shown, try_folder
@@ -44,7 +44,9 @@ def favoring(train: Split, mine: torch.Tensor) -> np.ndarray:
 
 def vehicles(train: Split) -> tuple[torch.Tensor, torch.Tensor]:
     """Where an image is of a vehicle, and where of an animal: two bool (N,)."""
-    is_vehicle = torch.tensor([name in VEHICLES for name in CLASSES])
+    is_vehicle = torch.tensor([name in VEHICLES for name in train.classes])
+    if not is_vehicle.any():
+        raise UserError(f"{train.name} has no {', '.join(VEHICLES)}: choose another kind")
     there = is_vehicle.to(train.labels.device)[train.labels]
     return there, ~there
 
@@ -68,7 +70,9 @@ def main() -> None:
     train = load_splits(args.data_dir, args.subset, device)[0]
 
     def answers(arch: str) -> torch.Tensor:
-        net, facts = load_network(args.checkpoint_dir / FILES[arch], arch)
+        path = args.checkpoint_dir / FILES[arch]
+        net, facts = load_network(path, arch)
+        check_classes(path, facts, train.classes, train.name)
         logits = predict(for_inference(net, device), train.images, arch, args.batch_size)
         return logits.sigmoid() >= facts["threshold"] if arch == "selector" else logits
 
