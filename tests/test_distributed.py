@@ -1,6 +1,7 @@
 """Two processes on the CPU, started by torchrun, train as one does."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -146,7 +147,7 @@ def test_a_script_stopped_under_torchrun_resumes_with_another_number_of_processe
     alone = start(*flags(students, small_npz, done + 2), "--resume", launcher=[sys.executable])
     out, _ = finish(alone)
     assert f"resuming after epoch {done}, step" in out
-    assert "2 processes, going on on" in out and "the weights will not be the same" in out
+    assert re.search("2 processes, .*, going on on .* 1 process, .*: the weights will not be", out)
     assert f"begun for 2000 epochs, now {done + 2}" in out
 
     checkpoint = torch.load(students / "selector.pth", weights_only=True)

@@ -77,7 +77,8 @@ class Run:
     """A training run that leaves the epoch that is best by validation in `path`.
 
     Beside `path` it keeps, after every epoch, the history as NAME.csv and the last state as
-    NAME.state.pth, from which `resume` continues to the same weights, bit for bit on the CPU.
+    NAME.state.pth, from which `resume` continues to the same weights, bit for bit on the same CPU
+    with the same PyTorch and number of threads; in another place it says that they will differ.
     Ctrl-C and SIGTERM save the state after the current step and exit with status 130 and 143. What
     an earlier run left is kept as NAME.previous.pth and NAME.previous.state.pth.
 
@@ -338,8 +339,13 @@ class Run:
     @property
     def _place(self) -> str:
         """Where a run computes: another place rounds differently."""
-        processes = f"{ranks()} process{'es' if ranks() > 1 else ''}"
-        return f"{self.device.type}, {precision(self.device)}, {processes}"
+        place = [self.device.type, precision(self.device)]
+        place.append(f"{ranks()} process{'es' if ranks() > 1 else ''}")
+        if self.device.type == "cpu":
+            threads = torch.get_num_threads()
+            place.append(f"{threads} thread{'s' if threads > 1 else ''}")
+            place.append(torch.backends.cpu.get_cpu_capability())
+        return ", ".join([*place, f"PyTorch {torch.__version__}"])
 
     def _save_state(self) -> None:
         cuda = self.device.type == "cuda"
@@ -406,7 +412,7 @@ class Run:
                 torch.cuda.set_rng_state(state["cuda_rng"][rank()])
         if place != self._place:
             print(
-                f"begun on {place[:80] if place.isprintable() else brief(place)}, going on on "
+                f"begun on {place[:200] if place.isprintable() else brief(place)}, going on on "
                 f"{self._place}: the weights will not be the same bit for bit"
             )
         if epochs != self.total_epochs:
