@@ -83,6 +83,20 @@ def main() -> None:
 
     students = [student for student, _ in students]
     trained = [fingerprint(student.state_dict().values()) for student in students]
+    run = Run(
+        selector, path, train.images, train.labels,
+        arch="selector", stem=None, classes=train.classes,
+        epochs=args.epochs, batch_size=args.batch_size,
+        optimizer=OPTIMIZER, lr=args.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY,
+        warmup=WARMUP, seed=args.seed, augmentation=Augmentation(CROP, FLIP, CUTOUT),
+        facts={
+            "depth": DEPTH, "batch_norm": BATCH_NORM, "cost_weight": COST_WEIGHT,
+            "label_weight": args.label_weight, "context": args.context, "students": trained,
+        },
+        resume=args.resume,
+    )  # fmt: skip
+    run.begin()  # before the students label the images, which takes minutes
+
     work = [macs(student) for student in students]
     handicap = COST_WEIGHT * (work[0] - work[1]) / max(work)
     students = [for_inference(student, device) for student in students]
@@ -98,18 +112,6 @@ def main() -> None:
     val_targets = selector_labels(*val_logits, val.labels, handicap)
     right = [logits.argmax(dim=1) == val.labels for logits in val_logits]
 
-    run = Run(
-        selector, path, train.images, train.labels,
-        arch="selector", stem=None, classes=train.classes,
-        epochs=args.epochs, batch_size=args.batch_size,
-        optimizer=OPTIMIZER, lr=args.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY,
-        warmup=WARMUP, seed=args.seed, augmentation=Augmentation(CROP, FLIP, CUTOUT),
-        facts={
-            "depth": DEPTH, "batch_norm": BATCH_NORM, "cost_weight": COST_WEIGHT,
-            "label_weight": args.label_weight, "context": args.context, "students": trained,
-        },
-        resume=args.resume,
-    )  # fmt: skip
     for _ in run.epochs():
         for images, better, weight in run.batches(targets, weights):
             with autocast(device):

@@ -19,7 +19,7 @@ import StudentTrain
 import teacherTrain
 import trainSelector
 from models import STUDENTS, MultiStudent
-from utils import cli
+from utils import cli, files
 from utils.answers import predict, top1
 from utils.checkpoint import FILES, load_network
 from utils.contexts import image_seeds, in_context, kinds
@@ -166,7 +166,24 @@ def test_a_selector_is_resumed_though_its_labels_round_otherwise(
     labels = trainSelector.selector_labels
     monkeypatch.setattr(trainSelector, "selector_labels", lambda *args: 1 - labels(*args))
     out, _ = call("trainSelector.py", folder, small_npz, *QUICK, "--resume")
-    assert "the run is finished: no epoch is left" in out
+    assert "the run is finished: no epoch is left, as of 20" in out
+
+
+def test_a_selector_that_was_killed_while_it_labeled_its_images_is_the_one_that_is_resumed(
+    pipeline, small_npz, tmp_path, call, monkeypatch
+):
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    folder = copy_of(pipeline[0], tmp_path)
+    earlier = (folder / "selector.state.pth").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(trainSelector, "selector_labels", kill)
+        call("trainSelector.py", folder, small_npz, *QUICK, status=130)
+    files._claims.pop().release()  # as the end of a process does
+    out, _ = call("trainSelector.py", folder, small_npz, *QUICK, "--resume")
+    assert "resuming after epoch 0, step 0" in out
+    assert (folder / "selector.previous.state.pth").read_bytes() == earlier
 
 
 def test_a_run_is_not_resumed_with_another_teacher(pipeline, small_npz, tmp_path, call):

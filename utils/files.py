@@ -43,6 +43,15 @@ def replacing(path: Path, binary: bool = True) -> Iterator:
             partial.unlink()
 
 
+def move(path: Path, to: Path) -> None:
+    """Rename a file, for good; UserError, naming it, where that fails."""
+    try:
+        os.replace(path, to)
+        _sync_folder(to.parent)
+    except OSError as error:
+        raise UserError(f"cannot rename {path} to {to.name}: {error.strerror or error}") from error
+
+
 def try_folder(folder: Path) -> None:
     """Make `folder` and, for a moment, a file in it, so that no result is lost for want of it.
 

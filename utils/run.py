@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from utils.checkpoint import save_checkpoint, write_dict
 from utils.data import CLASSES, data_facts
 from utils.device import enough_memory, keep_freed_memory, precision
 from utils.distributed import from_first, gather_objects, rank, ranks, total
-from utils.files import UserError, replacing, shown
+from utils.files import UserError, move, replacing, shown
 from utils.optim import one_cycle, optimizers
 from utils.safe_load import brief, read_dict
 
@@ -159,21 +160,31 @@ class Run:
         self.optimizers = optimizers(net, optimizer, lr, momentum, weight_decay)
         self.schedulers = self._schedules(steps_done=0)
         self.progress = Progress()
+        self._begun = False
         self.state_path = path.with_suffix(".state.pth")
 
     def _schedules(self, steps_done: int) -> list[torch.optim.lr_scheduler.OneCycleLR]:
         steps = self.total_epochs * self.data.steps
         return [one_cycle(it, self.lr, self.warmup, steps, steps_done) for it in self.optimizers]
 
+    def begin(self) -> None:
+        """Be the run that --resume goes on with from here on: one that is new, or where it stopped.
+
+        `epochs` does it; a script does it before, where there is work to do first. Raises UserError
+        where a file cannot be written, or where the run is to resume from a state that cannot be
+        continued.
+        """
+        if not self._begun and not (self.resume and self._continue()):
+            self._begin()
+        self._begun = True
+
     def epochs(self) -> Iterator[int]:
         """Yield the epochs that are left, counted from 0. The script calls `end_epoch` in each.
 
-        Raises UserError where a file cannot be written, or where the run is to resume from a state
-        that cannot be continued.
+        Raises UserError as `begin` does.
         """
         with StopRequest() as self._stop:
-            if not (self.resume and self._continue()):
-                self._begin()
+            self.begin()
             while self.progress.epoch < self.total_epochs:
                 yield self.progress.epoch
                 if self._stop.agreed() and self.progress.epoch < self.total_epochs:
@@ -185,6 +196,8 @@ class Run:
         if state is None:
             print(f"nothing to resume at {shown(self.state_path)}: starting with epoch 1")
             return False
+        saved = datetime.fromtimestamp(from_first(lambda: self.state_path.stat().st_mtime))
+        saved = f"{saved:%Y-%m-%d %H:%M}"
         try:
             self._load_state(state)
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
@@ -193,20 +206,37 @@ class Run:
                 f"cannot resume: {self.state_path} does not fit, {reason}; {START_ANEW}"
             ) from error
         if self.progress.epoch == self.total_epochs:
-            print("the run is finished: no epoch is left")
+            print(f"the run is finished: no epoch is left, as of {saved}")
         else:
-            print(f"resuming after epoch {self.progress.epoch}, step {self.progress.step}")
+            now = self.progress
+            print(f"resuming after epoch {now.epoch}, step {now.step}, as saved on {saved}")
         return True
 
     def _begin(self) -> None:
-        """Keep what an earlier run left, and see that a state can be written, before epoch 1."""
-        for path in (self.path, self.state_path):
-            if rank() == 0 and path.exists():
-                kept = path.with_name(path.name.replace(".", ".previous.", 1))
-                with replacing(kept) as file:
-                    file.write(path.read_bytes())
-                print(f"what an earlier run left is kept: {shown(kept)}")
-        self._save_state()
+        """Keep what an earlier run left, and save the state of this one, before epoch 1.
+
+        The earlier state goes first, so that no kill lets --resume go on with it in silence. It
+        comes back where this run cannot begin.
+        """
+        weights, state = (
+            path.with_name(path.name.replace(".", ".previous.", 1))
+            for path in (self.path, self.state_path)
+        )
+        moved = rank() == 0 and self.state_path.exists()
+        if moved:
+            move(self.state_path, state)
+        try:
+            if rank() == 0 and self.path.exists():
+                with replacing(weights) as file:
+                    file.write(self.path.read_bytes())
+                print(f"what an earlier run left is kept: {shown(weights)}")
+            self._save_state()
+        except UserError:
+            if moved:
+                move(state, self.state_path)
+            raise
+        if moved:
+            print(f"what an earlier run left is kept: {shown(state)}")
 
     def batches(
         self, *rows: torch.Tensor, clean: bool = False
