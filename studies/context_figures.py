@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from models import STUDENTS, MultiStudent
 from utils.answers import predict
 from utils.contexts import DEGRADED, GROUPS, UNSEEN, degrade
-from utils.data import CLASSES, Split
+from utils.data import Split
 from utils.figures import COLORS, NAMES, save
 
 KINDS = ("clean", *DEGRADED, *UNSEEN)
@@ -109,7 +109,7 @@ def pictures(system: MultiStudent, test: Split, count: int = 3) -> Figure:
             right = answer == test.labels[place].item()
             axes.set_title(kind if row == 0 else "", fontsize=10)
             for height, text, color in (
-                (-0.04, CLASSES[answer] + ("" if right else " (wrong)"),
+                (-0.04, test.classes[answer] + ("" if right else " (wrong)"),
                  "black" if right else "#c1121f"),
                 (-0.2, NAMES[arch], COLORS[arch]),
             ):  # fmt: skip

@@ -55,7 +55,14 @@ from studies.selectors import AUGMENTATION, STEP, fit
 from utils import cli
 from utils.answers import predict, top1
 from utils.augment import Batches
-from utils.checkpoint import COMMANDS, FILES, check_students, load_network
+from utils.checkpoint import (
+    COMMANDS,
+    FILES,
+    check_classes,
+    check_students,
+    load_network,
+    read_checkpoint,
+)
 from utils.contexts import CONTEXTS, DEGRADED, GROUPS, UNSEEN, image_seeds, in_context, kinds
 from utils.data import Split, fingerprint, load_splits
 from utils.device import for_inference, pick_device
@@ -135,6 +142,8 @@ def main() -> None:
 
     system, networks = needed(args.checkpoint_dir, args.generalists, device)
     train, val, test = load_splits(args.data_dir, args.subset, device)
+    for path in [each.path for each in networks.values() if each.path.exists()]:
+        check_classes(path, read_checkpoint(path), test.classes, test.name)
     train = train.take(slice(IMAGES))
     images, rows = image_sets(train, val, test), rows_by_context(test)
     told = ask(networks, images, args.out / "contexts", args.batch_size)

@@ -25,7 +25,7 @@ import torch
 from models import STUDENTS, confidence, macs
 from utils import cli
 from utils.answers import predict
-from utils.checkpoint import FILES, check_students, load_network
+from utils.checkpoint import FILES, check_classes, check_students, load_network
 from utils.data import fingerprint, load_splits
 from utils.device import for_inference, pick_device
 from utils.files import UserError, replacing, shown, try_folder
@@ -301,6 +301,9 @@ def collect(args: argparse.Namespace) -> None:
         [nets[arch] for arch in STUDENTS],
     )
     _, *splits = load_splits(args.data_dir, args.subset, device)
+    for arch, file in FILES.items():
+        path = args.checkpoint_dir / file
+        check_classes(path, facts[arch], splits[0].classes, splits[0].name)
     about = {
         "classes": facts[STUDENTS[0]]["classes"],
         "weights": {

@@ -35,7 +35,7 @@ from models import STUDENTS, Selector
 from utils import cli
 from utils.answers import predict
 from utils.augment import Augmentation, Batches, crop_and_flip
-from utils.checkpoint import ALONE, FILES, load_network
+from utils.checkpoint import ALONE, FILES, check_classes, load_network
 from utils.data import Split, data_facts, fingerprint, load_splits
 from utils.device import autocast, for_inference, pick_device, seed_everything, to_device
 from utils.distillation import best_threshold, label_weights, selector_labels
@@ -336,10 +336,12 @@ def main() -> None:
     figures = cli.figures_into(args.out)
     train, val, test = load_splits(args.data_dir, args.subset, device)
     folds = out_of_fold(args.out_of_fold, args.out / "out_of_fold.npz", train)
-    students = [
-        for_inference(load_network(args.checkpoint_dir / FILES[arch], arch)[0], device)
-        for arch in STUDENTS
-    ]
+    students = []
+    for arch in STUDENTS:
+        path = args.checkpoint_dir / FILES[arch]
+        student, facts = load_network(path, arch)
+        check_classes(path, facts, train.classes, train.name)
+        students.append(for_inference(student, device))
     told = selectors(students, train, val, test, args.seeds, folds, args.batch_size)
     print_table(told)
     written = [args.out / name for name in ("selectors.json", "selectors.png")]
