@@ -1,7 +1,8 @@
 # make demo        images routed to the better student, with the weights in checkpoints/
 # make test        lint, then the test suite
 # make test-long   all tests, the slow ones and 50,000 mutated files too
-# make reproduce   train everything: EPOCHS=1 and SUBSET=2000 make it quick, RESUME=1 goes on
+# make reproduce   train everything: EPOCHS=1 and SUBSET=2000 make it quick, RESUME=1 goes on;
+#                  with SUBSET it writes into runs/quick/
 # make reproduce-contexts   train the system for several contexts and its rivals, and study them
 
 PYTHON ?= python3

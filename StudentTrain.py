@@ -2,7 +2,7 @@
 
     python StudentTrain.py --model 1
     python StudentTrain.py --model 2
-    python StudentTrain.py --model 2 --epochs 1 --subset 2000   a quick try
+    python StudentTrain.py --model 2 --epochs 1 --subset 2000   a quick try, in runs/quick/
     python StudentTrain.py --model 1 --resume                   go on where Ctrl-C stopped it
     python StudentTrain.py --model 2 --distill-loss none        without the teacher, to compare
     python StudentTrain.py --model 1 --teacher PATH             a ResNet-50 from elsewhere teaches
@@ -16,7 +16,6 @@ which inference.py measures too.
 With both students made, trainSelector.py comes next.
 """
 
-import shlex
 from pathlib import Path
 
 import torch
@@ -31,7 +30,7 @@ from utils.data import fingerprint, load_splits, named_images
 from utils.device import autocast, for_inference, pick_device, seed_everything, to_device
 from utils.distillation import LOSSES, distillation_loss
 from utils.distributed import from_first, join_group
-from utils.files import UserError, claim
+from utils.files import UserError, claim, shown
 from utils.run import Run
 
 # ------------------------------------------------------------------ hyperparameters
@@ -88,7 +87,7 @@ def main() -> None:
     from_first(lambda: claim(path))
     teacher, taught_by = None, None
     if not alone:
-        teacher_path = args.teacher or args.checkpoint_dir / FILES["resnet50"]
+        teacher_path = args.teacher or cli.found(args, FILES["resnet50"])
         stem = STEM if args.teacher else None  # of weights from elsewhere, for now
         teacher, facts = from_first(lambda: load_network(teacher_path, "resnet50", stem))
         taught_by = fingerprint(teacher.state_dict().values())
@@ -108,6 +107,7 @@ def main() -> None:
         f"Training student {args.model}, {arch} with the {STEM} stem",
         **cli.training_facts(args, device, student, train, val, path),
         distillation="none" if alone else f"{args.distill_loss}, alpha {ALPHA}",
+        **({} if alone else {"teacher": shown(teacher_path)}),
         context=args.context,
     )
 
@@ -125,31 +125,30 @@ def main() -> None:
     )  # fmt: skip
     answers = None
     if teacher and TEACHER_VIEWS:
-        folder = teacher_path.with_suffix(".answers")
+        beside = path if args.quick else teacher_path
+        folder = beside.with_name(f"{teacher_path.stem}.answers")
         answers = TeacherAnswers(teacher, taught_by, run.data, folder)
 
-    def taught(shown: torch.Tensor | None = None) -> torch.Tensor | None:
+    def taught(seen: torch.Tensor | None = None) -> torch.Tensor | None:
         """The teacher's logits for the very crops that the student sees, clean: kept, or new."""
         if alone or answers:
-            return shown
+            return seen
         with torch.no_grad():
-            return teacher(shown)
+            return teacher(seen)
 
     for epoch in run.epochs():
         rows = [train.labels, answers.epoch(epoch)] if answers else [train.labels]
-        for images, labels, *shown in run.batches(*rows, clean=not (alone or answers)):
+        for images, labels, *seen in run.batches(*rows, clean=not (alone or answers)):
             with autocast(device):
                 logits = run.model(images)
                 loss = distillation_loss(
-                    logits, taught(*shown), labels, args.distill_loss, ALPHA, TEMPERATURE
+                    logits, taught(*seen), labels, args.distill_loss, ALPHA, TEMPERATURE
                 )
             run.step(loss, correct=logits.argmax(dim=1) == labels)
         run.end_epoch(*score(student, val, args.batch_size))
 
     report_test_accuracy(path, in_context(test, args.context))
-    same = f" --teacher {shlex.quote(str(args.teacher))}" if args.teacher else ""
-    next_one = f"StudentTrain.py --model 2{same}" if args.model == 1 else "trainSelector.py"
-    print(f"next: python {next_one}")
+    print(f"next: {cli.next_command(args, taught_by)}")
 
 
 if __name__ == "__main__":

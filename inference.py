@@ -6,6 +6,7 @@
     python inference.py more/ --policy cascade         another way to choose between the students
     python inference.py --context mixed    the same images, half of them noisy, dark, blurred, ...
     python inference.py --out results      write the tables and figures somewhere else
+    python inference.py --subset 500       a quick try, in runs/quick/, of its networks if any
 
 Needs checkpoints/densenet121.pth, googlenet.pth and selector.pth. Measured too, where they are
 there, are teacher.pth and the students trained without it, densenet121_alone.pth and
@@ -72,7 +73,7 @@ LABELS = {
 
 
 def main() -> int:
-    parser = cli.common_parser(__doc__, globals())
+    parser = cli.common_parser(__doc__, globals(), quick=True)
     parser.add_argument("images", nargs="*", type=Path, help="your own images, or folders of them")
     cli.add_out(parser, OUT, "metrics.json and the figures")
     parser.add_argument(
@@ -103,6 +104,11 @@ def main() -> int:
         parser.error("--csv is for your own images: name them, or a folder of them")
     if args.images and args.context != "clean":
         parser.error("--context is for the test set: your own images are seen as they are")
+    if args.images and args.subset is not None:
+        parser.error(
+            "--subset is for the test set: your own images are all answered; the networks of a "
+            "quick try lie in --checkpoint-dir runs/quick"
+        )
     device = pick_device(args.device)
     if args.images:
         firsts = (
@@ -118,30 +124,31 @@ def main() -> int:
         )
 
     figures = cli.figures_into(args.out)
-    histories = figures.read_histories(args.checkpoint_dir)
+    archs = {"teacher": "resnet50", **{f"{arch}_alone": arch for arch in ALONE}}
+    files = {"teacher": FILES["resnet50"], **{arch: FILES[arch] for arch in STUDENTS}}
+    files |= {f"{arch}_alone": file for arch, file in ALONE.items()}
+    paths = {name: cli.found(args, file) for name, file in files.items()}
+    histories = figures.read_histories(paths)
     system, _, made_of = load_policy("selector", args, device)
     cascade, *_ = load_policy("cascade", args, device)
     networks = dict(zip(STUDENTS, system.students, strict=True))
-    teacher = args.checkpoint_dir / FILES["resnet50"]
-    if not teacher.exists():
-        print(f"no teacher at {shown(teacher)}: it is left out\n")
+    if not paths["teacher"].exists():
+        print(f"no teacher at {shown(paths['teacher'])}: it is left out\n")
     dataset, test = test_images(args.data_dir, args.subset, device)
-    check_classes(args.checkpoint_dir / FILES[STUDENTS[0]], made_of, test.classes, test.name)
-    for name, arch, path in (
-        ("teacher", "resnet50", teacher),
-        *((f"{arch}_alone", arch, args.checkpoint_dir / file) for arch, file in ALONE.items()),
-    ):
-        if path.exists():
-            net, facts = load_network(path, arch)
-            check_classes(path, facts, test.classes, test.name)
+    check_classes(paths[STUDENTS[0]], made_of, test.classes, test.name)
+    for name, arch in archs.items():
+        if paths[name].exists():
+            net, facts = load_network(paths[name], arch)
+            check_classes(paths[name], facts, test.classes, test.name)
             networks[name] = for_inference(net, device)
     seen, test = kinds(args.context, image_seeds(test)), in_context(test, args.context)
     dataset += "" if args.context == "clean" else f", {args.context}"
     cli.announce(
         f"Classifying {len(test):,} images: {dataset}, {listed(test.classes)}",
         device=f"{device}, {precision(device)}",
-        networks=", ".join(networks),
-        selector=f"student 1 from a probability of {system.threshold:.2f} on",
+        networks=", ".join(shown(paths[name]) for name in networks),
+        selector=f"{shown(cli.found(args, FILES['selector']))}, student 1 from a probability of "
+        f"{system.threshold:.2f} on",
         cascade=f"student 1 too where student 2 has less than {cascade.threshold:.2f}",
         writes=shown(args.out),
     )
@@ -165,16 +172,14 @@ def load_policy(
     those in the selector's checkpoint. What it is made of is all that an answer depends on, but for
     the image.
     """
-    folder = args.checkpoint_dir
     threshold = args.threshold if policy == args.policy else None
     archs = (policy,) if policy in STUDENTS else STUDENTS
-    trained = [load_network(folder / FILES[arch], arch) for arch in archs]
-    check_classes(
-        folder / FILES[archs[-1]], trained[-1][1], trained[0][1]["classes"], FILES[archs[0]]
-    )
+    paths = [cli.found(args, FILES[arch]) for arch in archs]
+    trained = [load_network(*each) for each in zip(paths, archs, strict=True)]
+    check_classes(paths[-1], trained[-1][1], trained[0][1]["classes"], shown(paths[0]))
     nets = {arch: net for arch, (net, _) in zip(archs, trained, strict=True)}
     if policy == "selector" or (policy == "cascade" and threshold is None):
-        path = folder / FILES["selector"]
+        path = cli.found(args, FILES["selector"])
         selector, chosen = load_network(path, "selector")
         check_students(path, chosen, list(nets.values()))
     students = [for_inference(net, device) for net in nets.values()]

@@ -1,7 +1,7 @@
 """Train the teacher, a ResNet-50, on CIFAR-10.
 
     python teacherTrain.py                            the whole run, as in the block below
-    python teacherTrain.py --epochs 1 --subset 2000   a quick try
+    python teacherTrain.py --epochs 1 --subset 2000   a quick try, in runs/quick/
     python teacherTrain.py --resume                   go on where Ctrl-C stopped it
     torchrun --standalone --nproc_per_node=2 teacherTrain.py      on two GPUs
 
@@ -72,8 +72,8 @@ def main() -> None:
             run.step(loss, correct=logits.argmax(dim=1) == labels)
         run.end_epoch(*score(teacher, val, args.batch_size))
 
-    report_test_accuracy(path, test)
-    print("next: python StudentTrain.py --model 1")
+    made = report_test_accuracy(path, test)
+    print(f"next: {cli.next_command(args, taught_by=made)}")
 
 
 if __name__ == "__main__":

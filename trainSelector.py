@@ -1,7 +1,7 @@
 """Train the selector: a small CNN that sends each image to the student that does better on it.
 
     python trainSelector.py
-    python trainSelector.py --epochs 1 --subset 2000   a quick try
+    python trainSelector.py --epochs 1 --subset 2000   a quick try, in runs/quick/
     python trainSelector.py --resume                   go on where Ctrl-C stopped it
     python trainSelector.py --context mixed --checkpoint-dir checkpoints/contexts
     torchrun --standalone --nproc_per_node=2 trainSelector.py     on two GPUs
@@ -63,7 +63,7 @@ def main() -> None:
     join_group(device)
     path = args.checkpoint_dir / FILES["selector"]
     from_first(lambda: claim(path))
-    paths = [args.checkpoint_dir / FILES[arch] for arch in STUDENTS]
+    paths = [cli.found(args, FILES[arch]) for arch in STUDENTS]
     students = from_first(
         lambda: [load_network(*each) for each in zip(paths, STUDENTS, strict=True)]
     )
@@ -77,6 +77,7 @@ def main() -> None:
     cli.announce(
         f"Training the selector, {DEPTH} blocks, between {' and '.join(STUDENTS)}",
         **cli.training_facts(args, device, selector, train, val, path),
+        students=", ".join(map(shown, paths)),
         context=args.context,
         labels="weighted by the difference of errors" if args.label_weight else "as published",
     )
@@ -142,7 +143,7 @@ def main() -> None:
         f"images, {facts['test_accuracy']:.2%} on {len(test):,} test images, of which "
         f"{share(choice == 0):.1%} went to {STUDENTS[0]}; wrote {shown(path)}"
     )
-    print("next: python inference.py")
+    print(f"next: {cli.next_command(args)}")
 
 
 if __name__ == "__main__":

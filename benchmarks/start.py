@@ -32,7 +32,9 @@ def main(device: str, checkpoint_dir: str) -> None:
 
     passed("import the rest")
     place = pick_device(device)
-    args = Namespace(policy="selector", threshold=None, checkpoint_dir=Path(checkpoint_dir))
+    args = Namespace(
+        policy="selector", threshold=None, checkpoint_dir=Path(checkpoint_dir), quick=False
+    )
     system = inference.load_policy("selector", args, place)[0]
     passed("load the weights")
     predict(system, torch.zeros(1, 32, 32, 3, dtype=torch.uint8, device=place))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from utils import checkpoint
 from utils.data import CLASSES, load_sample
 
 # Two processes of tests share the machine; threads that wait for one another would crawl.
@@ -22,6 +23,12 @@ def pytest_terminal_summary(terminalreporter):
     reports = terminalreporter.getreports("passed")
     for line in [text for report in reports for name, text in report.user_properties]:
         terminalreporter.line(line)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_typed(monkeypatch):
+    """A script that a test calls keeps the flags that it was given; a process ends with it."""
+    monkeypatch.setattr(checkpoint, "typed", checkpoint.Typed())
 
 
 @pytest.fixture(scope="session")

@@ -135,7 +135,8 @@ def test_all_documented_keys_are_there(path):
 
 @pytest.mark.parametrize("arch", FILES)
 def test_missing_file_names_the_command_that_makes_it(arch, tmp_path):
-    assert refusal(tmp_path / FILES[arch]).endswith(f"is missing; make it with: {COMMANDS[arch]}")
+    told = f"is missing; make it with: {COMMANDS[arch]} --checkpoint-dir {tmp_path}"
+    assert refusal(tmp_path / FILES[arch]).endswith(told)
 
 
 def test_flipped_byte_in_the_weights_is_found(path):

@@ -88,7 +88,7 @@ def study(tmp_path, small_npz, monkeypatch, capsys):
         monkeypatch.setattr(
             sys, "argv",
             ["contexts.py", "--checkpoint-dir", "checkpoints", "--data-dir", str(small_npz),
-             "--subset", "40", "--seeds", "2", "--device", "cpu"],
+             "--out", "results", "--subset", "40", "--seeds", "2", "--device", "cpu"],
         )  # fmt: skip
         with pytest.raises(SystemExit) as stop:
             cli.run(contexts.main)

@@ -1,9 +1,11 @@
 """The four scripts as a user runs them: as programs, in order, on real images."""
 
+import argparse
 import csv
 import json
 import math
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,7 +21,8 @@ import StudentTrain
 import teacherTrain
 import trainSelector
 from models import STUDENTS, MultiStudent
-from utils import cli, files
+from studies import policies, selectors
+from utils import cli, files, specialize
 from utils.answers import predict, top1
 from utils.checkpoint import FILES, load_network
 from utils.contexts import image_seeds, in_context, kinds
@@ -52,6 +55,12 @@ def run(*args, status=0, **kwargs):
     return done
 
 
+def drop_claims():
+    """As the end of a process does."""
+    while files._claims:
+        files._claims.pop().release()
+
+
 @pytest.fixture
 def call(monkeypatch, capsys):
     """`run`, in this very process, which has loaded PyTorch already; stdout and stderr."""
@@ -61,6 +70,7 @@ def call(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", [script, *places, *map(str, flags)])
         with pytest.raises(SystemExit) as stop:
             cli.run(SCRIPTS[script.removesuffix(".py")].main)
+        drop_claims()
         out, err = capsys.readouterr()
         assert (stop.value.code or 0) == status, out + err
         return out, err
@@ -85,21 +95,47 @@ def pipeline(tmp_path_factory, small_npz):
     return folder, printed
 
 
-def test_each_script_says_what_it_does_shows_progress_and_names_the_next(pipeline):
+def test_each_script_says_what_it_does_shows_progress_and_names_the_next(pipeline, small_npz):
     folder, printed = pipeline
     follow = {
         "teacher": "next: python StudentTrain.py --model 1",
         "student 1": "next: python StudentTrain.py --model 2",
         "student 2": "next: python trainSelector.py",
+        "alone": "next: python trainSelector.py",  # not made yet
         "selector": "next: python inference.py",
     }
+    places = f" --data-dir {small_npz} --device cpu --subset 60 --checkpoint-dir {folder}"
     for name, next_command in follow.items():
         out, err = printed[name].stdout, printed[name].stderr
         for fact in ("cpu, ", "60 to train on, ", " M\n", "2, batches of 20", str(folder)):
             assert fact in out, (name, fact)
-        assert out.rstrip().endswith(next_command)
+        assert out.rstrip().endswith(next_command + places)
         for fact in ("epoch 2/2", "img/s", "loss ", "top-1 "):
             assert fact in err, (name, fact)
+
+
+@pytest.mark.parametrize(
+    "gone, changed, teacher, expected",
+    [
+        ([], None, "teacher.pth", "inference.py"),
+        ([], None, "googlenet.pth", "StudentTrain.py --model 1"),  # as another teacher would
+        (["selector.pth"], None, "teacher.pth", "trainSelector.py"),
+        ([], "googlenet.pth", None, "trainSelector.py"),
+        (["densenet121.pth"], None, "teacher.pth", "StudentTrain.py --model 1"),
+        (["googlenet.pth"], None, "teacher.pth", "StudentTrain.py --model 2"),
+        (["googlenet.pth", "teacher.pth"], None, None, "teacherTrain.py"),
+        (["teacher.pth"], None, None, "inference.py"),
+    ],
+)
+def test_the_next_command_can_use_what_there_is(
+    pipeline, tmp_path, gone, changed, teacher, expected
+):
+    folder = copy_of(pipeline[0], tmp_path, changed)
+    taught_by = teacher and fingerprint(load_network(folder / teacher)[0].state_dict().values())
+    for name in gone:
+        (folder / name).unlink()
+    args = argparse.Namespace(checkpoint_dir=folder, quick=False)
+    assert cli.next_command(args, taught_by) == f"python {expected} --checkpoint-dir {folder}"
 
 
 def test_every_checkpoint_is_in_half_precision_and_knows_its_accuracies(pipeline):
@@ -180,7 +216,6 @@ def test_a_selector_that_was_killed_while_it_labeled_its_images_is_the_one_that_
     with monkeypatch.context() as patch:
         patch.setattr(trainSelector, "selector_labels", kill)
         call("trainSelector.py", folder, small_npz, *QUICK, status=130)
-    files._claims.pop().release()  # as the end of a process does
     out, _ = call("trainSelector.py", folder, small_npz, *QUICK, "--resume")
     assert "resuming after epoch 0, step 0" in out
     assert (folder / "selector.previous.state.pth").read_bytes() == earlier
@@ -234,7 +269,7 @@ def test_a_student_learns_from_a_teacher_from_elsewhere(pipeline, small_npz, tmp
     torch.save({"net": {f"module.{name}": tensor for name, tensor in weights.items()}}, path)
     flags = ["--epochs", 1, *QUICK[2:], "--teacher", path]
     out, _ = call("StudentTrain.py", tmp_path, small_npz, "--model", 1, *flags)
-    assert out.rstrip().endswith(f"next: python StudentTrain.py --model 2 --teacher {path}")
+    assert f"next: python StudentTrain.py --model 2 --teacher {path} --data-dir" in out
     told = rf"{path} is from elsewhere: taken for (\S+), with the data's classes, CIFAR-10's "
     told += r"mean and std; top-1 of \d+ validation images: "
     told += r"(\S+)% with cifar, (\S+)% with cifar-pool"
@@ -416,6 +451,7 @@ def test_the_threshold_moves_the_cascade_from_one_student_to_the_mean_of_both(
     [
         (["--policy=googlenet", "--threshold=0.5"], "--threshold: --policy googlenet has none"),
         (["--policy=coin"], "--policy: invalid choice: 'coin'"),
+        (["one.png", "--subset=5"], "--subset is for the test set: your own images are all"),
         *((["--threshold", value], "--threshold") for value in ("1.5", "nan", "-0.1", "x")),
     ],
 )
@@ -439,7 +475,8 @@ def test_a_missing_input_is_named_with_the_command_that_makes_it(
         (tmp_path / FILES[arch]).symlink_to(pipeline[0] / FILES[arch])
     script, *flags = script.split()
     _, err = call(script, tmp_path, small_npz, *flags, status=2)
-    assert missing in err and made_by in err and len(err.splitlines()) == 1
+    made_by += f" --data-dir {small_npz} --device cpu --checkpoint-dir {tmp_path}\n"
+    assert missing in err and err.endswith(made_by) and len(err.splitlines()) == 1
 
 
 def test_a_student_whose_logits_are_not_finite_ends_inference_and_spares_its_files(
@@ -594,7 +631,8 @@ def test_a_system_is_trained_and_measured_in_a_context(pipeline, small_npz, tmp_
     folder = copy_of(pipeline[0], tmp_path)
     call("StudentTrain.py", folder, small_npz, "--model", 2, "--context", "degraded", *QUICK)
     flags = ["--context", "mixed", "--label-weight", "difference", *QUICK]
-    call("trainSelector.py", folder, small_npz, *flags)
+    out, _ = call("trainSelector.py", folder, small_npz, *flags)
+    assert f"next: python inference.py --context mixed --data-dir {small_npz} --device" in out
     test, printed = load_splits(small_npz, 90)[2], {}
     for context in ("clean", "mixed"):
         flags = ["--context", context, "--subset", 90, "--out", tmp_path / context]
@@ -623,7 +661,8 @@ def test_a_system_is_trained_and_measured_in_a_context(pipeline, small_npz, tmp_
     assert "--context is for the test set" in err
     shutil.copy(pipeline[0] / "googlenet.pth", folder)
     _, err = call("inference.py", folder, small_npz, status=2)
-    assert f"--checkpoint-dir {folder} --context mixed --label-weight difference" in err
+    again = f"--context mixed --label-weight difference --data-dir {small_npz} --device cpu"
+    assert f"trainSelector.py {again} --checkpoint-dir {folder}\n" in err
 
 
 def test_classes_without_an_image_are_left_out(pipeline, small_npz, tmp_path, call):
@@ -647,3 +686,133 @@ def test_without_the_test_set_inference_falls_back_to_the_sample_and_says_so(
     assert metrics["dataset"].startswith("sample") and metrics["images"] == 30
     _, err = call("inference.py", pipeline[0], tmp_path / "emtpy", *flags, status=2)
     assert f"--data-dir {tmp_path / 'emtpy'}: no such file or folder" in err
+
+
+# ------------------------------------------------------------------ own data, and quick tries
+
+
+@pytest.fixture
+def typed(monkeypatch, capsys):
+    """A command as a user types it, in this very process; its stdout."""
+
+    def typed(command):
+        _, *words = shlex.split(command)
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as stop:
+            cli.run(SCRIPTS[Path(words[0]).stem].main)
+        drop_claims()
+        out, err = capsys.readouterr()
+        assert not stop.value.code, out + err
+        return out
+
+    return typed
+
+
+def test_the_next_commands_typed_as_printed_lead_to_answers_in_the_classes_of_the_data(
+    tmp_path, sample, typed, monkeypatch
+):
+    names = ["cat", 'Löwe, "big"', "$x$"]
+    data, folder = tmp_path / "my data.NPZ", tmp_path / "my networks"
+    some = sample.labels < 3
+    images, labels = sample.images[some].numpy(), sample.labels[some].numpy()
+    with open(data, "wb") as file:
+        np.savez(
+            file, train_images=images[:200], train_labels=labels[:200], test_images=images[200:],
+            test_labels=labels[200:], classes=names,
+        )  # fmt: skip
+    monkeypatch.chdir(tmp_path)  # from elsewhere
+    command = f"python {shlex.quote(str(ROOT))}/teacherTrain.py --device cpu --subset 40"
+    command += " --data-dir 'my data.NPZ' --checkpoint-dir 'my networks'"
+    scripts = []
+    while not scripts or scripts[-1] != "inference.py":
+        scripts.append(Path(shlex.split(command)[1]).name)
+        more = " --epochs 1 --batch-size 20"
+        out = typed(command + (" --out out" if scripts[-1] == "inference.py" else more))
+        assert f"my data.NPZ, 3 classes: {', '.join(names)}\n" in out
+        command = out.splitlines()[-1].removeprefix("next: ")
+    assert scripts == [
+        "teacherTrain.py", "StudentTrain.py", "StudentTrain.py", "trainSelector.py", "inference.py"
+    ]  # fmt: skip
+    assert '\nLöwe, "big"      ' in out
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert list(metrics["per_class"]["teacher"]) == names
+    assert metrics["dataset"] == "test images of my data.NPZ"
+    for file in FILES.values():
+        assert load_network(folder / file)[1]["classes"] == names
+
+    Image.fromarray(images[0]).save(tmp_path / "one.png")
+    answers = "inference.py one.png --csv a.csv --checkpoint-dir 'my networks' --device cpu"
+    typed(f"python {answers}")
+    typed(f"python {answers} --resume")
+    with open("a.csv", newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert row["class"] in names
+
+
+@pytest.mark.parametrize(
+    "main, words",
+    [
+        (StudentTrain.main, ["--model", "2"]),
+        (trainSelector.main, []),
+        (inference.main, []),
+        (policies.main, ["--collect"]),
+        (selectors.main, []),
+        (specialize.main, ["errors"]),
+    ],
+)
+def test_networks_for_other_classes_than_the_datas_are_refused(
+    main, words, small_npz, tmp_path, monkeypatch
+):
+    with np.load(small_npz) as file:
+        np.savez(tmp_path / "mine.npz", **{name: file[name] for name in file if name != "classes"})
+    for file in FILES.values():
+        (tmp_path / file).symlink_to(ROOT / "checkpoints" / file)
+    words += ["--data-dir", "mine.npz", "--checkpoint-dir", ".", "--device", "cpu"]
+    words += [] if main in (StudentTrain.main, trainSelector.main) else ["--out", "out"]
+    monkeypatch.setattr(sys, "argv", ["script.py", *words])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="calls class 0 'airplane', and mine.npz 'class 0': name"):
+        main()
+    assert not [
+        path for path in Path().rglob("*") if path.suffix not in (".pth", ".lock", ".npz", "")
+    ]
+    drop_claims()
+
+
+def test_a_quick_try_leaves_what_a_whole_run_made_as_it_is(
+    pipeline, small_npz, tmp_path, typed, monkeypatch
+):
+    whole, quick = tmp_path / "checkpoints", tmp_path / "runs" / "quick"
+    whole.mkdir()
+    copy_of(pipeline[0], whole)
+    before = {path.name: path.read_bytes() for path in whole.iterdir()}
+    monkeypatch.setattr("utils.checkpoint.CHECKPOINTS", whole)
+    monkeypatch.setattr("utils.checkpoint.QUICK", quick)
+    monkeypatch.chdir(tmp_path)
+    places = f"--subset 60 --data-dir {small_npz} --device cpu"
+
+    def left():
+        return sorted(path.relative_to(quick).parts[0] for path in quick.rglob("*.pth"))
+
+    assert (
+        "networks      checkpoints/densenet121.pth, checkpoints/googlenet.pth, checkpoints/t"
+        in (typed(f"python inference.py {places}"))
+    )
+    assert (quick / "inference" / "metrics.json").exists() and left() == []
+    typed(f"python trainSelector.py {places} --epochs 1")
+    assert left() == ["selector.pth", "selector.state.pth"]
+    out = typed(f"python StudentTrain.py --model 2 {places} --epochs 1 --batch-size 20")
+    assert "teacher       checkpoints/teacher.pth\n" in out
+    assert (quick / "teacher.answers").exists()
+    assert out.endswith(
+        f"next: python trainSelector.py --data-dir {small_npz} --device cpu --subset 60\n"
+    )
+    out = typed(out.splitlines()[-1].removeprefix("next: ") + " --epochs 1")
+    assert "students      checkpoints/densenet121.pth, runs/quick/googlenet.pth\n" in out
+    assert (quick / "selector.previous.pth").exists()
+    out = typed(out.splitlines()[-1].removeprefix("next: "))
+    assert (
+        "networks      checkpoints/densenet121.pth, runs/quick/googlenet.pth, checkpoints/te" in out
+    )
+    assert "selector      runs/quick/selector.pth, " in out
+    assert {p.name: p.read_bytes() for p in whole.iterdir() if p.suffix != ".lock"} == before

@@ -66,8 +66,11 @@ def score(net: nn.Module, split: Split, batch_size: int = 500) -> tuple[float, f
     return F.cross_entropy(logits, split.labels).item(), top1(logits, split.labels)
 
 
-def report_test_accuracy(path: Path, test: Split) -> None:
-    """Measure the weights in `path`, as saved, on the test images, and note it in the file."""
+def report_test_accuracy(path: Path, test: Split) -> str:
+    """Measure the weights in `path`, as saved, on the test images, and note it in the file.
+
+    Returns the fingerprint of the weights.
+    """
     net, checkpoint = from_first(lambda: load_network(path))
     logits = predict(for_inference(net, test.images.device), test.images, "test")
     accuracy = top1(logits, test.labels)
@@ -77,6 +80,7 @@ def report_test_accuracy(path: Path, test: Split) -> None:
         f"\nthe best epoch, {checkpoint['epoch']}: top-1 {checkpoint['val_accuracy']:.2%} on the "
         f"validation images, {accuracy:.2%} on {len(test):,} test images; wrote {shown(path)}"
     )
+    return fingerprint(net.state_dict().values())
 
 
 def with_its_stem(net: nn.Module, val: Split, path: Path) -> nn.Module:

@@ -4,6 +4,7 @@ import io
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from utils.data import CLASSES, MEAN, STD, are_names, fingerprint, listed, numbe
 from utils.files import UserError, replacing, shown
 from utils.safe_load import brief, read_dict
 
-CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"  # unless a flag says otherwise
+ROOT = Path(__file__).resolve().parent.parent
+CHECKPOINTS = ROOT / "checkpoints"  # unless a flag says otherwise
+QUICK = ROOT / "runs" / "quick"  # in its place for a quick try, one with --subset
 FILES = {
     "resnet50": "teacher.pth",
     "densenet121": "densenet121.pth",
@@ -35,6 +38,32 @@ KEYS = (
     "arch", "stem", "state_dict", "classes", "mean", "std", "val_accuracy", "test_accuracy",
     "hyperparameters", "epoch", "torch_version",
 )  # fmt: skip
+
+
+@dataclass
+class Typed:
+    """What the commands that a script prints have in common with the one that started it.
+
+    scripts: the folder of the scripts, as it was typed.
+    flags: those that say on what and where to compute.
+    folders: of networks, that need no --checkpoint-dir.
+    """
+
+    scripts: Path = Path()
+    flags: list[str] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=lambda: [CHECKPOINTS])
+
+
+typed = Typed()  # utils.cli fills it
+
+
+def to_type(command: str, folder: Path) -> str:
+    """A command for networks in `folder`, with the flags that it needs to do what is meant here."""
+    python, script, *flags = shlex.split(command)
+    words = [python, str(typed.scripts / script), *flags, *typed.flags]
+    if folder.resolve() not in typed.folders:
+        words += ["--checkpoint-dir", shown(folder)]
+    return shlex.join(words)
 
 
 def save_checkpoint(
@@ -113,7 +142,7 @@ def read_checkpoint(path: Path, arch: str | None = None, stem: str | None = None
     """
     command = next((COMMANDS[name] for name in COMMANDS if FILES[name] == path.name), None)
     if command and not os.path.exists(path):
-        raise UserError(f"{path} is missing; make it with: {command}")
+        raise UserError(f"{path} is missing; make it with: {to_type(command, path.parent)}")
     checkpoint = read_dict(path)
     missing = [key for key in KEYS if key not in checkpoint]
     if missing and arch and stem:
@@ -243,18 +272,20 @@ def check_students(path: Path, selector: Mapping[str, Any], students: Sequence[n
     """
     weights = [fingerprint(student.state_dict().values()) for student in students]
     if selector["hyperparameters"].get("students") != weights:
-        command = COMMANDS["selector"]
-        if (folder := shown(path.parent)) != shown(CHECKPOINTS):
-            command += f" --checkpoint-dir {shlex.quote(folder)}"
-        made = selector["hyperparameters"]
-        if made.get("context") in [name for name in CONTEXTS if name != "clean"]:
-            command += f" --context {made['context']}"
-        if made.get("label_weight") == "difference":
-            command += " --label-weight difference"
         raise UserError(
-            f"{shown(path)} and its thresholds are of other students than those beside it; make "
-            f"them for these with: {command}"
+            f"{shown(path)} and its thresholds were made for other students than these; make them "
+            f"anew with: {to_type(selector_command(selector), path.parent)}"
         )
+
+
+def selector_command(selector: Mapping[str, Any]) -> str:
+    """The command that makes a selector like the one with this dictionary."""
+    command, recipe = COMMANDS["selector"], selector["hyperparameters"]
+    if recipe.get("context") in [name for name in CONTEXTS if name != "clean"]:
+        command += f" --context {recipe['context']}"
+    if recipe.get("label_weight") == "difference":
+        command += " --label-weight difference"
+    return command
 
 
 def check_classes(

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,17 +14,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from models import STEMS, parameters
+from models import STEMS, STUDENTS, parameters
 from models.selector import WIDTHS
+from utils import checkpoint
+from utils.checkpoint import FILES, ROOT
 from utils.contexts import CONTEXTS
-from utils.data import FOLDER, Split, listed
+from utils.data import FOLDER, Split, fingerprint, listed
 from utils.device import precision
 from utils.distillation import LOSSES
 from utils.distributed import rank, ranks
 from utils.files import UserError, shown, try_folder
 from utils.optim import OPTIMIZERS
-
-ROOT = Path(__file__).resolve().parent.parent
 
 # ------------------------------------------------------------------ what a value may be
 
@@ -99,7 +100,7 @@ def flag(name: str, kind: type) -> Callable[[str], Any]:
 
 def training_parser(doc: str, block: Mapping[str, Any]) -> argparse.ArgumentParser:
     """The flags of the three training scripts, with defaults from `block` as `common_parser`."""
-    parser = common_parser(doc, block)
+    parser = common_parser(doc, block, quick=True)
     training = parser.add_argument_group("training")
     training.add_argument(
         "--epochs", type=flag("EPOCHS", int), default=block["EPOCHS"], metavar="N",
@@ -156,14 +157,50 @@ def add_out(parser: argparse.ArgumentParser, default: Path, files: str) -> None:
     )  # fmt: skip
 
 
-def common_parser(doc: str, block: Mapping[str, Any]) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Where --subset is given, what is written goes below QUICK, unless a flag says where to.
+
+    Args:
+        quick: networks, too; they are read there first, see `found`.
+    """
+
+    def __init__(self, *args: Any, quick: bool = False, **values: Any) -> None:
+        super().__init__(*args, **values)
+        self.quick = quick
+
+    def parse_args(self, *args: Any, **values: Any) -> argparse.Namespace:
+        parsed = super().parse_args(*args, **values)
+        subset, out = parsed.subset is not None, self.get_default("out")
+        parsed.quick = self.quick and subset and self._is_default("checkpoint_dir", parsed)
+        if parsed.quick:
+            parsed.checkpoint_dir = checkpoint.QUICK
+        if subset and out and self._is_default("out", parsed):
+            parsed.out = checkpoint.QUICK / out.name
+        flags = [
+            word
+            for name in ("data_dir", "device", *(["subset"] if self.quick else []))
+            if not self._is_default(name, parsed)
+            for word in (f"--{name.replace('_', '-')}", str(getattr(parsed, name)))
+        ]
+        script, usual = Path(sys.argv[0]), [checkpoint.CHECKPOINTS]
+        if self.quick and subset:
+            usual = [*usual, checkpoint.QUICK] if parsed.quick else []
+        scripts = script.parent if script.resolve().parent == ROOT else Path()
+        checkpoint.typed = checkpoint.Typed(scripts, flags, usual)
+        return parsed
+
+    def _is_default(self, name: str, parsed: argparse.Namespace) -> bool:
+        return getattr(parsed, name) is self.get_default(name)  # not only equal to it
+
+
+def common_parser(doc: str, block: Mapping[str, Any], quick: bool = False) -> Parser:
     """The flags of every script, with defaults from `block`, the upper-case names at its head.
 
-    Raises UserError where one of these is nonsense.
+    `quick` is that of Parser. Raises UserError where a name in the block is nonsense.
     """
     _check_block(block)
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, quick=quick
     )
     parser.add_argument(
         "--batch-size", type=flag("BATCH_SIZE", int), default=block["BATCH_SIZE"], metavar="N",
@@ -179,14 +216,21 @@ def common_parser(doc: str, block: Mapping[str, Any]) -> argparse.ArgumentParser
         "into which CIFAR-10 is downloaded)",
     )  # fmt: skip
     parser.add_argument(
-        "--checkpoint-dir", type=Path, default=ROOT / "checkpoints", metavar="PATH",
+        "--checkpoint-dir", type=Path, default=checkpoint.CHECKPOINTS, metavar="PATH",
         help="folder of the .pth files, read and written (default: checkpoints)",
     )  # fmt: skip
     parser.add_argument(
         "--subset", type=flag("SUBSET", int), metavar="N",
-        help="use only N images of each split, for a quick try",
+        help="use only N images of each split, for a quick try, which writes below runs/quick "
+        "unless a flag says where to" + (", and reads networks there first" if quick else ""),
     )  # fmt: skip
     return parser
+
+
+def found(args: argparse.Namespace, file: str) -> Path:
+    """Where a network is read: in a quick try that of the whole run, where quick ones made none."""
+    path, whole = args.checkpoint_dir / file, checkpoint.CHECKPOINTS / file
+    return whole if args.quick and not path.exists() and whole.exists() else path
 
 
 # ------------------------------------------------------------------ what is said
@@ -198,6 +242,36 @@ def announce(title: str, **facts: object) -> None:
     for name, fact in facts.items():
         print(f"  {name:<14}{fact}")
     print(flush=True)
+
+
+def next_command(args: argparse.Namespace, taught_by: str | None = None) -> str:
+    """What to type next: the first step not done yet, or done with other networks than there are.
+
+    Args:
+        taught_by: the fingerprint of the teacher that both students need; None: any will do.
+    """
+    made: list[str] = []
+    for arch in (*STUDENTS, "selector"):
+        command = checkpoint.COMMANDS[arch]
+        try:
+            net, facts = checkpoint.load_network(found(args, FILES[arch]), arch)
+        except UserError:
+            break
+        needs = ("teacher", taught_by)
+        if arch == "selector":
+            needs, command = ("students", made), checkpoint.selector_command(facts)
+        if needs[1] is not None and facts["hyperparameters"].get(needs[0]) != needs[1]:
+            break
+        made.append(fingerprint(net.state_dict().values()))
+    else:
+        context = facts["hyperparameters"].get("context")
+        seen = f" --context {context}" if context in list(CONTEXTS)[1:] else ""
+        return checkpoint.to_type(f"python inference.py{seen}", args.checkpoint_dir)
+    if arch in STUDENTS and getattr(args, "teacher", None):
+        command += f" --teacher {shlex.quote(str(args.teacher))}"
+    elif arch in STUDENTS and not found(args, FILES["resnet50"]).exists():
+        command = checkpoint.COMMANDS["resnet50"]
+    return checkpoint.to_type(command, args.checkpoint_dir)
 
 
 def figures_into(out: Path) -> ModuleType:

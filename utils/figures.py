@@ -2,6 +2,7 @@
 
 import csv
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 # A notebook sets its own for the programs that it starts, which cannot always load it.
@@ -12,7 +13,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from models import STUDENTS
-from utils.checkpoint import ALONE, FILES
 from utils.data import Split
 from utils.files import UserError, replacing, shown
 
@@ -62,19 +62,14 @@ def draw_all(
     return [out / name for name in figures]
 
 
-def read_histories(checkpoint_dir: Path) -> dict[str, list[dict[str, float]]]:
-    """The rows, one an epoch, of the .csv histories that lie beside the checkpoints, by run.
+def read_histories(checkpoints: Mapping[str, Path]) -> dict[str, list[dict[str, float]]]:
+    """The rows, one an epoch, of the .csv histories that lie beside the checkpoints, by network.
 
     Raises UserError, naming the file, where one is damaged.
     """
-    runs = {
-        "teacher": FILES["resnet50"],
-        **{arch: FILES[arch] for arch in STUDENTS},
-        **{f"{arch}_alone": file for arch, file in ALONE.items()},
-    }
     histories = {}
-    for run, checkpoint in runs.items():
-        path = checkpoint_dir / checkpoint.replace(".pth", ".csv")
+    for run, checkpoint in checkpoints.items():
+        path = checkpoint.with_suffix(".csv")
         if not path.exists():
             continue
         try:
