@@ -28,9 +28,9 @@ from utils.checkpoint import ALONE, FILES, check_classes, load_network, starting
 from utils.contexts import in_context
 from utils.data import fingerprint, load_splits, named_images
 from utils.device import autocast, for_inference, pick_device, seed_everything, to_device
-from utils.distillation import LOSSES, distillation_loss
 from utils.distributed import from_first, join_group
 from utils.files import UserError, claim, shown
+from utils.method import LOSSES, distillation_loss
 from utils.run import Run
 
 # ------------------------------------------------------------------ hyperparameters

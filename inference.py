@@ -30,6 +30,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from evaluation import figures_into
+from evaluation.photos import image_files, one_line, read_image
+from evaluation.predictions import Answer, Predictions
+from evaluation.significance import wilson_interval
 from models import STUDENTS, Cascade, MultiStudent, macs
 from utils import cli
 from utils.answers import predict
@@ -38,10 +42,7 @@ from utils.contexts import CONTEXTS, image_seeds, in_context, kinds
 from utils.data import Split, fingerprint, is_default, listed, load_sample, load_splits
 from utils.device import for_inference, pick_device, precision
 from utils.files import UserError, replacing, shown
-from utils.photos import image_files, one_line, read_image
-from utils.predictions import Answer, Predictions
 from utils.run import StopRequest
-from utils.statistics import wilson_interval
 
 # ------------------------------------------------------------------ settings
 
@@ -123,7 +124,7 @@ def main() -> int:
             system, names, made_of["classes"], args.images, args.batch_size, device
         )
 
-    figures = cli.figures_into(args.out)
+    figures = figures_into(args.out)
     archs = {"teacher": "resnet50", **{f"{arch}_alone": arch for arch in ALONE}}
     files = {"teacher": FILES["resnet50"], **{arch: FILES[arch] for arch in STUDENTS}}
     files |= {f"{arch}_alone": file for arch, file in ALONE.items()}

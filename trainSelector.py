@@ -22,11 +22,10 @@ from utils.checkpoint import FILES, amend_checkpoint, check_classes, load_networ
 from utils.contexts import in_context
 from utils.data import fingerprint, load_splits
 from utils.device import autocast, for_inference, pick_device, seed_everything, to_device
-from utils.distillation import best_threshold, label_weights, routed_accuracy, selector_labels
 from utils.distributed import from_first, join_group, rank
 from utils.files import claim, shown
+from utils.method import best_threshold, label_weights, routed_accuracy, selector_labels, share
 from utils.run import Run
-from utils.statistics import share
 
 # ------------------------------------------------------------------ hyperparameters
 

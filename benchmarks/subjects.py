@@ -20,7 +20,7 @@ from utils.augment import Augmentation, Batches
 from utils.checkpoint import FILES, check_students, load_network
 from utils.data import Split, load_splits
 from utils.device import autocast, for_inference, to_device
-from utils.distillation import distillation_loss
+from utils.method import distillation_loss
 from utils.optim import optimizers
 
 STEM = "cifar-pool"

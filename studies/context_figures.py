@@ -7,11 +7,11 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from evaluation.figures import COLORS, NAMES, save
 from models import STUDENTS, MultiStudent
 from utils.answers import predict
 from utils.contexts import DEGRADED, GROUPS, UNSEEN, degrade
 from utils.data import Split
-from utils.figures import COLORS, NAMES, save
 
 KINDS = ("clean", *DEGRADED, *UNSEEN)
 SEVERITY = 3  # of the pictures that are shown

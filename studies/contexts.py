@@ -40,6 +40,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from evaluation import figures_into
+from evaluation.significance import mcnemar_p
 from models import STUDENTS, MultiStudent, confidence, macs
 from studies.policies import (
     Networks,
@@ -66,10 +68,9 @@ from utils.checkpoint import (
 from utils.contexts import CONTEXTS, DEGRADED, GROUPS, UNSEEN, image_seeds, in_context, kinds
 from utils.data import Split, fingerprint, load_splits
 from utils.device import for_inference, pick_device
-from utils.distillation import best_threshold, label_weights, selector_labels
 from utils.files import UserError, replacing, shown
+from utils.method import best_threshold, label_weights, selector_labels
 from utils.safe_load import brief, read_arrays
-from utils.statistics import mcnemar_p
 
 # ------------------------------------------------------------------ settings
 
@@ -137,7 +138,7 @@ def main() -> None:
     cli.add_out(parser, OUT, "contexts.json, the figures, and contexts/ with the answers")
     args = parser.parse_args()
     device = pick_device(args.device)
-    cli.figures_into(args.out)
+    figures_into(args.out)
     from studies import context_figures as figures
 
     system, networks = needed(args.checkpoint_dir, args.generalists, device)

@@ -22,6 +22,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from evaluation import figures_into
+from evaluation.significance import auroc, auroc_interval, mcnemar_p, wilson_interval
 from models import STUDENTS, confidence, macs
 from utils import cli
 from utils.answers import predict
@@ -29,8 +31,8 @@ from utils.checkpoint import FILES, check_classes, check_students, load_network
 from utils.data import fingerprint, load_splits
 from utils.device import for_inference, pick_device
 from utils.files import UserError, replacing, shown, try_folder
+from utils.method import share
 from utils.safe_load import brief, read_array, read_arrays
-from utils.statistics import auroc, auroc_interval, mcnemar_p, share, wilson_interval
 
 BATCH_SIZE = 500  # images a step
 OUT = Path("results")  # for logits.npz, routing.json and routing.png
@@ -395,7 +397,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.macs is not None and not args.scores:
         parser.error("--macs is the work of a router of your own: name its --scores")
-    figures = None if args.scores else cli.figures_into(args.out)
+    figures = None if args.scores else figures_into(args.out)
     if args.collect:
         collect(args)
     val, test, thresholds = read_logits(args.out / "logits.npz")

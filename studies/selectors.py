@@ -12,7 +12,7 @@ Labels out of fold need students trained on one half of the training images to a
 other. Their answers lie in out_of_fold.npz among the results; `--out-of-fold` makes them anew, with
 the students in the folder that it names, which are made by
 
-    python -m utils.specialize halves
+    python -m studies.specialize halves
     python StudentTrain.py --model 1 --distill-loss none --epochs 6 \\
         --indices runs/special/halves-2.npy --checkpoint-dir runs/half
     and the same with --model 2
@@ -31,19 +31,20 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from evaluation import figures_into
+from evaluation.significance import auroc, auroc_interval, mcnemar_p, wilson_interval
 from models import STUDENTS, Selector
+from studies.specialize import halves
 from utils import cli
 from utils.answers import predict
 from utils.augment import Augmentation, Batches, crop_and_flip
 from utils.checkpoint import ALONE, FILES, check_classes, load_network
 from utils.data import Split, data_facts, fingerprint, load_splits
 from utils.device import autocast, for_inference, pick_device, seed_everything, to_device
-from utils.distillation import best_threshold, label_weights, selector_labels
 from utils.files import UserError, replacing, shown
+from utils.method import best_threshold, label_weights, selector_labels, share
 from utils.optim import one_cycle, optimizers
 from utils.safe_load import read_arrays
-from utils.specialize import halves
-from utils.statistics import auroc, auroc_interval, mcnemar_p, share, wilson_interval
 
 BATCH_SIZE = 500  # images a step, of the students' answers
 SEEDS = 5  # of each selector
@@ -146,7 +147,7 @@ def out_of_fold(
         if facts["hyperparameters"].get("data") != half:
             raise UserError(
                 f"{path} was not trained on the second half of these images: make it with "
-                "python -m utils.specialize halves and --indices runs/special/halves-2.npy"
+                "python -m studies.specialize halves and --indices runs/special/halves-2.npy"
             )
         student = for_inference(student, train.images.device)
         logits.append(predict(student, first.images[:IMAGES], arch))
@@ -333,7 +334,7 @@ def main() -> None:
     cli.add_out(parser, OUT, "selectors.json and selectors.png")
     args = parser.parse_args()
     device = pick_device(args.device)
-    figures = cli.figures_into(args.out)
+    figures = figures_into(args.out)
     train, val, test = load_splits(args.data_dir, args.subset, device)
     folds = out_of_fold(args.out_of_fold, args.out / "out_of_fold.npz", train)
     students = []

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import inference
+from evaluation import figures
 from models import STUDENTS
-from studies import policies, selectors
-from utils import figures, specialize
+from studies import policies, selectors, specialize
 from utils.checkpoint import FILES
 from utils.files import UserError
 
@@ -23,7 +23,7 @@ def test_figures_are_drawn_whatever_the_environment_says(tmp_path, backend):
     code = (
         "import pathlib, sys\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "from utils import figures\n"
+        "from evaluation import figures\n"
         "rows = [{'epoch': 1, 'val_accuracy': 0.5, 'train_accuracy': 0.4}]\n"
         "figure = figures.accuracy_per_epoch({'teacher': rows})\n"
         "figures.save(figure, pathlib.Path('figure.png'))\n"

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from evaluation.photos import read_image
 from utils.files import UserError
-from utils.photos import read_image
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = int(os.environ.get("FUZZ", 2000))

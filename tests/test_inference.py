@@ -1,4 +1,4 @@
-"""Pictures of strangers, what inference.py prints of them, and the tables of utils.compression."""
+"""Pictures of strangers, what inference.py prints of them, and the compression tables."""
 
 import io
 import os
@@ -17,11 +17,12 @@ from PIL import Image
 from torch import nn
 
 import inference
+from evaluation.photos import FORMATS, MAX_BYTES, image_files, read_image
 from models import STUDENTS, Cascade, MultiStudent
-from utils import cli, compression
+from studies import compression
+from utils import cli
 from utils.data import CLASSES
 from utils.files import UserError
-from utils.photos import FORMATS, MAX_BYTES, image_files, read_image
 
 ROOT = Path(__file__).resolve().parent.parent
 RGB = (200, 30, 10)
@@ -135,10 +136,10 @@ def test_a_picture_of_too_many_pixels_is_refused_by_its_size(tmp_path, side):
 def test_a_large_transparent_picture_takes_twelve_bytes_a_pixel_at_most(tmp_path):
     Image.new("LA", (4000, 4000), (200, 255)).save(tmp_path / "large.png")
     code = (
-        "import sys, re, pathlib, utils.photos\n"
+        "import sys, re, pathlib, evaluation.photos\n"
         "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
         "before = peak()\n"
-        "utils.photos.read_image(pathlib.Path(sys.argv[1]))\n"
+        "evaluation.photos.read_image(pathlib.Path(sys.argv[1]))\n"
         "print(peak() - before)\n"
     )
     run = [sys.executable, "-c", code, str(tmp_path / "large.png")]

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils import photos
+from evaluation import photos
+from evaluation.photos import read_image
 from utils.files import UserError
-from utils.photos import read_image
 
 SHORT, LONG, RATIONAL = 3, 4, 5  # TIFF's types
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3  # TIFF's sample formats

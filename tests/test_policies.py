@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from evaluation import figures
 from models import Cascade, MultiStudent
 from studies import policies
 from studies.policies import Networks, best_cut, cascade, curve, oracle, report, selector
-from utils import cli, figures
+from utils import cli
 from utils.answers import predict
 from utils.checkpoint import FILES, load_network
 from utils.data import fingerprint, load_sample, load_splits

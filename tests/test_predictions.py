@@ -19,10 +19,10 @@ from PIL import Image
 from torch import nn
 
 import inference
+from evaluation.predictions import HEADER, Answer, Predictions
 from models import STUDENTS
 from utils.data import CLASSES, MEAN, STD, fingerprint
 from utils.files import UserError
-from utils.predictions import HEADER, Answer, Predictions
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ["plain.png", "new\nline.png", 'quo"te\n.png', '"\n"', "comma,.png", "cr\r.png", "\udcff"]

@@ -21,8 +21,8 @@ import StudentTrain
 import teacherTrain
 import trainSelector
 from models import STUDENTS, MultiStudent
-from studies import policies, selectors
-from utils import cli, files, specialize
+from studies import policies, selectors, specialize
+from utils import cli, files
 from utils.answers import predict, top1
 from utils.checkpoint import FILES, load_network
 from utils.contexts import image_seeds, in_context, kinds

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from models import STUDENTS
-from utils import cli, specialize
+from studies import specialize
+from studies.specialize import errors, favoring, halves, vehicles
+from utils import cli
 from utils.data import CLASSES, Split, load_splits, named_images
-from utils.specialize import errors, favoring, halves, vehicles
 
 
 def split(labels, indices=None):

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.subjects import SUBJECTS
 from models import Selector
-from utils import tables
+from studies import tables
 from utils.checkpoint import save_checkpoint
 from utils.files import UserError
 
@@ -40,7 +40,7 @@ def not_measured(prose, metrics):
 
 def test_the_tables_are_those_of_the_files():
     for path, text in tables.texts().items():
-        assert path.read_text() == text, f"{path} is out of date: run python -m utils.tables"
+        assert path.read_text() == text, f"{path} is out of date: run python -m studies.tables"
 
 
 @pytest.mark.parametrize(

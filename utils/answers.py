@@ -15,8 +15,8 @@ from utils.data import Split, fingerprint, normalize
 from utils.device import autocast, enough_memory, for_inference
 from utils.distributed import from_first, gather, rank, ranks
 from utils.files import UserError, replacing, shown
+from utils.method import share
 from utils.safe_load import read_arrays
-from utils.statistics import share
 
 
 @torch.inference_mode()

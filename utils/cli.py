@@ -8,7 +8,6 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,9 +20,9 @@ from utils.checkpoint import FILES, ROOT
 from utils.contexts import CONTEXTS
 from utils.data import FOLDER, Split, fingerprint, listed
 from utils.device import precision
-from utils.distillation import LOSSES
 from utils.distributed import rank, ranks
-from utils.files import UserError, shown, try_folder
+from utils.files import UserError, shown
+from utils.method import LOSSES
 from utils.optim import OPTIMIZERS
 
 # ------------------------------------------------------------------ what a value may be
@@ -272,19 +271,6 @@ def next_command(args: argparse.Namespace, taught_by: str | None = None) -> str:
     elif arch in STUDENTS and not found(args, FILES["resnet50"]).exists():
         command = checkpoint.COMMANDS["resnet50"]
     return checkpoint.to_type(command, args.checkpoint_dir)
-
-
-def figures_into(out: Path) -> ModuleType:
-    """`utils.figures`, for a run that ends with figures in `out`: to be called when it starts.
-
-    Raises UserError where `out` cannot be written or Matplotlib cannot be loaded.
-    """
-    try_folder(out)
-    try:
-        from utils import figures  # takes a second, and is not needed for one's own images
-    except ImportError as error:
-        raise UserError(f"the figures need Matplotlib: pip install matplotlib ({error})") from error
-    return figures
 
 
 def training_facts(

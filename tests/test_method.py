@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from utils.distillation import absolute_error, distillation_loss, label_weights, selector_labels
+from utils.method import absolute_error, distillation_loss, label_weights, selector_labels
 
 LN3 = math.log(3)  # softmax([ln 3, 0]) is [3/4, 1/4]
 LABELS = torch.tensor([0])

@@ -11,8 +11,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from evaluation.photos import one_line
 from utils.files import UserError, replacing
-from utils.photos import one_line
 from utils.safe_load import brief
 
 HEADER = b"file,class,probability,student,error\n"

@@ -1,7 +1,7 @@
 """The compression tables: parameters, size on disk and MACs against the teacher's.
 
-    python -m utils.compression                   the stem of the shipped weights
-    python -m utils.compression --stem cifar      without the max-pool
+    python -m studies.compression                   the stem of the shipped weights
+    python -m studies.compression --stem cifar      without the max-pool
 
 Ours are counted from the networks, no weights needed; the published reductions stand beside them.
 """

@@ -8,14 +8,6 @@ import torch
 Z = NormalDist().inv_cdf(0.975)  # 1.96: 95 % of a normal distribution lie within Z deviations
 
 
-def share(where: torch.Tensor) -> float:
-    """The share of True in a bool tensor (N,), in [0, 1].
-
-    Counted in whole numbers on the device: Apple's GPUs have no float64 to average in.
-    """
-    return where.sum().item() / len(where)
-
-
 def wilson_interval(accuracy: float, images: int) -> tuple[float, float]:
     """The 95 % interval of an accuracy, both in [0, 1], each image counting as right or wrong.
 

@@ -7,7 +7,7 @@ import scipy.stats
 import sklearn.metrics
 import torch
 
-from utils.statistics import auroc, auroc_interval, mcnemar_p, wilson_interval
+from evaluation.significance import auroc, auroc_interval, mcnemar_p, wilson_interval
 
 
 @pytest.mark.parametrize(

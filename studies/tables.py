@@ -1,6 +1,6 @@
 """Write the tables of the README files and of recipes.md anew, each between its two markers.
 
-python -m utils.tables     from results/*.json, checkpoints/*.pth and utils.compression
+python -m studies.tables     from results/*.json, checkpoints/*.pth and studies.compression
 """
 
 import hashlib
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from models import STUDENTS, parameters
+from studies.compression import PUBLISHED, all_costs
 from utils import cli
 from utils.checkpoint import COMMANDS, FILES, load_network, read_checkpoint
-from utils.compression import PUBLISHED, all_costs
 from utils.files import UserError, replacing, shown
 
 ROOT = Path(__file__).resolve().parent.parent

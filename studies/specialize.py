@@ -1,9 +1,9 @@
 """Tell each student which training images to learn from, so that the two come to differ.
 
-    python -m utils.specialize halves      each another half of them
-    python -m utils.specialize vehicles    student 1 thrice from vehicles, student 2 from animals
-    python -m utils.specialize errors      each thrice from those on which the other errs most
-    python -m utils.specialize routed      each thrice from those that the selector sends to it
+    python -m studies.specialize halves      each another half of them
+    python -m studies.specialize vehicles    student 1 thrice from vehicles, student 2 from animals
+    python -m studies.specialize errors      each thrice from those on which the other errs most
+    python -m studies.specialize routed      each thrice from those that the selector sends to it
 
 Writes KIND-1.npy and KIND-2.npy, the images' indices, into runs/special/: learn from them with
 python StudentTrain.py --model 1 --indices runs/special/KIND-1.npy, and the same with 2.
@@ -20,8 +20,8 @@ from utils.answers import predict
 from utils.checkpoint import FILES, check_classes, load_network
 from utils.data import Split, load_splits
 from utils.device import for_inference, pick_device
-from utils.distillation import absolute_error
 from utils.files import UserError, replacing, shown, try_folder
+from utils.method import absolute_error
 
 BATCH_SIZE = 500  # images a step
 OUT = Path("runs/special")  # for KIND-1.npy and KIND-2.npy

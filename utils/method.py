@@ -3,8 +3,6 @@
 import torch
 import torch.nn.functional as F
 
-from utils.statistics import share
-
 LOSSES = ("mse", "kl", "none")
 
 
@@ -78,6 +76,14 @@ def label_weights(
     error_1, error_2 = (absolute_error(logits, labels) for logits in (logits_1, logits_2))
     lost = (error_1 + handicap - error_2).abs()
     return lost / lost.mean() if lost.any() else torch.ones_like(lost)
+
+
+def share(where: torch.Tensor) -> float:
+    """The share of True in a bool tensor (N,), in [0, 1].
+
+    Counted in whole numbers on the device: Apple's GPUs have no float64 to average in.
+    """
+    return where.sum().item() / len(where)
 
 
 def routed_accuracy(
