@@ -50,6 +50,10 @@ class Place:
         net = load_network(self.checkpoint_dir / FILES[arch], arch)[0]
         return for_inference(net, self.device)
 
+    def new(self, arch: str) -> torch.nn.Module:
+        """The network untrained, for the classes of the data."""
+        return network(arch, STEM, len(self.split(0, 1).classes))
+
 
 # ------------------------------------------------------------------ training
 
@@ -71,7 +75,7 @@ class OurLoop:
 
     def __init__(self, place: Place, arch: str) -> None:
         self.device = place.device
-        self.net = to_device(network(arch, STEM), place.device).train()
+        self.net = to_device(place.new(arch), place.device).train()
         self.optimizers = optimizers(self.net, "adamw", 1e-4, 0.9, 0.05)
 
     def step(
@@ -110,7 +114,7 @@ def plain_epoch(place: Place, arch: str, distilled: bool = False) -> Piece:
     teacher = None
     if distilled:
         teacher, _ = load_network(place.checkpoint_dir / FILES["resnet50"], "resnet50")
-    loop = plain.Loop(network(arch, STEM), place.device, teacher)
+    loop = plain.Loop(place.new(arch), place.device, teacher)
 
     def piece() -> int:
         for images, labels in loader:
@@ -135,7 +139,7 @@ def our_step(place: Place, arch: str) -> Piece:
 
 
 def plain_step(place: Place, arch: str) -> Piece:
-    loop = plain.Loop(network(arch, STEM), place.device)
+    loop = plain.Loop(place.new(arch), place.device)
     images, labels = next(iter(plain.loader(place.split(0, place.batch_size), place.batch_size)))
 
     def piece() -> int:

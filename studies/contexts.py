@@ -66,7 +66,7 @@ from utils.checkpoint import (
     read_checkpoint,
 )
 from utils.contexts import CONTEXTS, DEGRADED, GROUPS, UNSEEN, image_seeds, in_context, kinds
-from utils.data import Split, fingerprint, load_splits
+from utils.data import Split, described, fingerprint, load_splits
 from utils.device import for_inference, pick_device
 from utils.files import UserError, replacing, shown
 from utils.method import best_threshold, label_weights, selector_labels
@@ -145,6 +145,7 @@ def main() -> None:
     train, val, test = load_splits(args.data_dir, args.subset, device)
     for path in [each.path for each in networks.values() if each.path.exists()]:
         check_classes(path, read_checkpoint(path), test.classes, test.name)
+    print(f"asking the networks about {described(train, val, test)}", flush=True)
     train = train.take(slice(IMAGES))
     images, rows = image_sets(train, val, test), rows_by_context(test)
     told = ask(networks, images, args.out / "contexts", args.batch_size)

@@ -28,7 +28,7 @@ from models import STUDENTS, confidence, macs
 from utils import cli
 from utils.answers import predict
 from utils.checkpoint import FILES, check_classes, check_students, load_network
-from utils.data import fingerprint, load_splits
+from utils.data import described, fingerprint, load_splits
 from utils.device import for_inference, pick_device
 from utils.files import UserError, replacing, shown, try_folder
 from utils.method import share
@@ -306,6 +306,7 @@ def collect(args: argparse.Namespace) -> None:
     for arch, file in FILES.items():
         path = args.checkpoint_dir / file
         check_classes(path, facts[arch], splits[0].classes, splits[0].name)
+    print(f"asking the networks about {described(*splits)}", flush=True)
     about = {
         "classes": facts[STUDENTS[0]]["classes"],
         "weights": {

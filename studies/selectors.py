@@ -39,7 +39,7 @@ from utils import cli
 from utils.answers import predict
 from utils.augment import Augmentation, Batches, crop_and_flip
 from utils.checkpoint import ALONE, FILES, check_classes, load_network
-from utils.data import Split, data_facts, fingerprint, load_splits
+from utils.data import Split, data_facts, described, fingerprint, load_splits
 from utils.device import autocast, for_inference, pick_device, seed_everything, to_device
 from utils.files import UserError, replacing, shown
 from utils.method import best_threshold, label_weights, selector_labels, share
@@ -343,6 +343,7 @@ def main() -> None:
         student, facts = load_network(path, arch)
         check_classes(path, facts, train.classes, train.name)
         students.append(for_inference(student, device))
+    print(f"training selectors on {described(train, val, test)}", flush=True)
     told = selectors(students, train, val, test, args.seeds, folds, args.batch_size)
     print_table(told)
     written = [args.out / name for name in ("selectors.json", "selectors.png")]

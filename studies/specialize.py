@@ -18,7 +18,7 @@ from models import STUDENTS
 from utils import cli
 from utils.answers import predict
 from utils.checkpoint import FILES, check_classes, load_network
-from utils.data import Split, load_splits
+from utils.data import Split, described, load_splits
 from utils.device import for_inference, pick_device
 from utils.files import UserError, replacing, shown, try_folder
 from utils.method import absolute_error
@@ -68,6 +68,7 @@ def main() -> None:
     device = pick_device(args.device)
     try_folder(args.out)
     train = load_splits(args.data_dir, args.subset, device)[0]
+    print(f"choosing from {described(train)}", flush=True)
 
     def answers(arch: str) -> torch.Tensor:
         path = args.checkpoint_dir / FILES[arch]

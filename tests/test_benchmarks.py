@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -78,6 +79,16 @@ def test_both_sides_of_a_subject_take_the_images_that_they_count(small_npz):
         expected = {"data": 20, "epoch googlenet": 20, "step googlenet": 4 * 8, "routed, all": 20}
         assert ours() == theirs()
         assert subject not in expected or ours() == expected[subject]
+
+
+def test_steps_are_measured_on_data_of_other_classes(small_npz, tmp_path):
+    with np.load(small_npz) as file:
+        arrays = {name: file[name] for name in file if name != "classes"}
+    for labels in ("train_labels", "test_labels"):
+        arrays[labels] = arrays[labels] * 11
+    np.savez(tmp_path / "mine.npz", **arrays)
+    place = Place(torch.device("cpu"), tmp_path / "mine.npz", ROOT / "checkpoints", batch_size=8)
+    assert [side(place)() for side in SUBJECTS["step googlenet"]] == [32, 32]
 
 
 def test_the_plain_loop_learns(sample):

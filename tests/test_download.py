@@ -314,6 +314,10 @@ def test_archive_put_by_hand_needs_no_network(server, archive, arrays, data_dir,
     assert_same(download.fetch(data_dir, accept), arrays)
     assert server.asked == []
     assert left(data_dir) == ["cifar-10-python.tar.gz"]
+    data_dir.chmod(0o555)  # another's folder, which root can write to all the same
+    before = data_dir.stat().st_mtime_ns
+    assert_same(download.fetch(data_dir, accept, download=False), arrays)
+    assert data_dir.stat().st_mtime_ns == before
 
 
 def test_folder_of_torchvision_needs_no_network(server, archive, arrays, data_dir, monkeypatch):

@@ -65,6 +65,12 @@ def listed(classes: Sequence[str]) -> str:
     return f"{len(classes):,} classes: {', '.join(names)}"
 
 
+def described(*splits: Split) -> str:
+    """The data set, its images in these splits, and its classes."""
+    images = sum(map(len, splits))
+    return f"{splits[0].name}, {images:,} images, {listed(splits[0].classes)}"
+
+
 def numbered(count: int) -> list[str]:
     """The names of so many classes that have none."""
     return [f"class {k}" for k in range(count)]

