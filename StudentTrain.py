@@ -24,9 +24,16 @@ from models import STUDENTS
 from utils import cli
 from utils.answers import TeacherAnswers, report_test_accuracy, score, with_its_stem
 from utils.augment import Augmentation
-from utils.checkpoint import ALONE, FILES, check_classes, load_network, starting_network
+from utils.checkpoint import (
+    ALONE,
+    FILES,
+    check_classes,
+    fingerprint_of,
+    load_network,
+    starting_network,
+)
 from utils.contexts import in_context
-from utils.data import fingerprint, load_splits, named_images
+from utils.data import load_splits, named_images
 from utils.device import autocast, for_inference, pick_device, seed_everything, to_device
 from utils.distributed import from_first, join_group
 from utils.files import UserError, claim, shown
@@ -90,7 +97,7 @@ def main() -> None:
         teacher_path = args.teacher or cli.found(args, FILES["resnet50"])
         stem = STEM if args.teacher else None  # of weights from elsewhere, for now
         teacher, facts = from_first(lambda: load_network(teacher_path, "resnet50", stem))
-        taught_by = fingerprint(teacher.state_dict().values())
+        taught_by = fingerprint_of(teacher)
     train, val, test = load_splits(args.data_dir, args.subset, device)
     if teacher:
         check_classes(teacher_path, facts, train.classes, train.name)

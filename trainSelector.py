@@ -18,9 +18,9 @@ from models import STUDENTS, MultiStudent, Selector, confidence, macs
 from utils import cli
 from utils.answers import predict, top1
 from utils.augment import Augmentation
-from utils.checkpoint import FILES, amend_checkpoint, check_classes, load_network
+from utils.checkpoint import FILES, amend_checkpoint, check_classes, fingerprint_of, load_network
 from utils.contexts import in_context
-from utils.data import fingerprint, load_splits
+from utils.data import load_splits
 from utils.device import autocast, for_inference, pick_device, seed_everything, to_device
 from utils.distributed import from_first, join_group, rank
 from utils.files import claim, shown
@@ -82,7 +82,7 @@ def main() -> None:
     )
 
     students = [student for student, _ in students]
-    trained = [fingerprint(student.state_dict().values()) for student in students]
+    trained = [fingerprint_of(student) for student in students]
     run = Run(
         selector, path, train.images, train.labels,
         arch="selector", stem=None, classes=train.classes,

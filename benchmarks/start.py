@@ -6,7 +6,6 @@ Started by `python -m benchmarks`, in a process of its own: {stage: seconds}.
 import json
 import sys
 import time
-from argparse import Namespace
 from pathlib import Path
 
 stages = {}
@@ -26,18 +25,19 @@ def main(device: str, checkpoint_dir: str) -> None:
     import torchvision  # noqa: F401
 
     passed("import torchvision")
-    import inference
+    import inference  # noqa: F401
+    from evaluation.policies import assemble
     from utils.answers import predict
-    from utils.device import pick_device
+    from utils.checkpoint import load_parts
+    from utils.device import for_inference, pick_device
 
     passed("import the rest")
     place = pick_device(device)
-    args = Namespace(
-        policy="selector", threshold=None, checkpoint_dir=Path(checkpoint_dir), quick=False
-    )
-    system = inference.load_policy("selector", args, place)[0]
+    parts = load_parts(lambda file: Path(checkpoint_dir) / file)
+    ready = {arch: for_inference(net, place) for arch, (net, _) in parts.items()}
+    system = assemble("selector", parts, ready, place)
     passed("load the weights")
-    predict(system, torch.zeros(1, 32, 32, 3, dtype=torch.uint8, device=place))
+    predict(system.net, torch.zeros(1, 32, 32, 3, dtype=torch.uint8, device=place))
     passed("first answer")
     print(json.dumps(stages))
 

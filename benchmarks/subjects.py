@@ -17,7 +17,7 @@ from evaluation.export import PACKAGES, onnx_bytes
 from models import STUDENTS, MultiStudent, network
 from utils.answers import TeacherAnswers, predict
 from utils.augment import Augmentation, Batches
-from utils.checkpoint import FILES, check_students, load_network
+from utils.checkpoint import FILES, load_network, load_parts
 from utils.data import Split, load_splits
 from utils.device import autocast, for_inference, to_device
 from utils.method import distillation_loss
@@ -188,10 +188,7 @@ def onnx_routed(place: Place, count: int) -> Piece:
 
 def _parts(place: Place) -> tuple:
     """Both students and the selector, each with its facts, and the selector's threshold."""
-    path = place.checkpoint_dir / FILES["selector"]
-    selector = load_network(path, "selector")
-    trained = [load_network(place.checkpoint_dir / FILES[arch], arch) for arch in STUDENTS]
-    check_students(path, selector[1], [net for net, _ in trained])
+    *trained, selector = load_parts(lambda file: place.checkpoint_dir / file).values()
     return *trained, selector, selector[1]["threshold"]
 
 

@@ -18,21 +18,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from evaluation.policies import POLICIES, parts_of
 from models import STUDENTS
 from utils import cli
-from utils.checkpoint import CHECKPOINTS, FILES, check_students, load_network
-from utils.data import fingerprint
+from utils.checkpoint import CHECKPOINTS, fingerprint_of, load_parts
 from utils.files import UserError, replacing, shown, try_folder
 
 OUT = Path("runs/onnx")  # for the .onnx files and routing.json
 PACKAGES = "onnx onnxscript onnxruntime"  # onnxruntime is for those who run the files
-POLICIES = {  # the students that it runs, in the order of routing.json
-    "selector": STUDENTS,
-    "cascade": STUDENTS[::-1],
-    "densenet121": ("densenet121",),
-    "googlenet": ("googlenet",),
-    "ensemble": STUDENTS,
-}
 
 
 class FromPixels(nn.Module):
@@ -101,27 +94,22 @@ def main() -> None:
     check_packages()
     try_folder(args.out)
 
-    students, threshold = POLICIES[args.policy], None
-    networks = {arch: load_network(args.checkpoint_dir / FILES[arch], arch) for arch in students}
-    if args.policy in ("selector", "cascade"):
-        path = args.checkpoint_dir / FILES["selector"]
-        selector, chosen = load_network(path, "selector")
-        check_students(path, chosen, [networks[arch][0] for arch in STUDENTS])
-        if args.policy == "selector":
-            networks["selector"] = selector, chosen
-            threshold = chosen.get("threshold", 0.5)
-        else:
-            threshold = chosen.get("cascade_threshold", 0.9)
+    policy = POLICIES[args.policy]
+    parts = load_parts(lambda file: args.checkpoint_dir / file, parts_of(args.policy))
+    chosen = parts["selector"][1] if policy.threshold else None
+    networks = {
+        arch: part for arch, part in parts.items() if arch in STUDENTS or args.policy == "selector"
+    }
     cli.announce(f"Exporting {', '.join(networks)}", policy=args.policy, writes=shown(args.out))
     routing = {
         "policy": args.policy,
-        "students": students,
-        "threshold": threshold,
-        "classes": networks[students[0]][1]["classes"],
-        "temperature": {arch: networks[arch][1].get("temperature", 1.0) for arch in students},
-        "weights": {
-            arch: fingerprint(net.state_dict().values()) for arch, (net, _) in networks.items()
+        "students": policy.students,
+        "threshold": chosen and chosen.get(*policy.threshold),
+        "classes": networks[policy.students[0]][1]["classes"],
+        "temperature": {
+            arch: networks[arch][1].get("temperature", 1.0) for arch in policy.students
         },
+        "weights": {arch: fingerprint_of(net) for arch, (net, _) in networks.items()},
     }
     files = {f"{arch}.onnx": onnx_bytes(*network) for arch, network in networks.items()}
     files["routing.json"] = json.dumps(routing, indent=1).encode()

@@ -62,6 +62,7 @@ from utils.checkpoint import (
     FILES,
     check_classes,
     check_students,
+    fingerprint_of,
     load_network,
     read_checkpoint,
 )
@@ -279,7 +280,7 @@ def ask(
         told[name] = kept(paths[name], key, sets[name])
         if network.path.exists() or told[name] is None:
             net, facts = network.read()
-            weights = fingerprint(net.state_dict().values())
+            weights = fingerprint_of(net)
             if told[name] is None or told[name].facts["weights"] != weights:
                 nets[name] = net, facts["hyperparameters"], weights
     for name, (net, made, weights) in nets.items():

@@ -16,19 +16,28 @@ images, high where student 1 should answer. docs/router.md shows one.
 import argparse
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from evaluation import figures_into
+from evaluation.policies import (
+    POLICIES,
+    Networks,
+    Outcome,
+    cascade,
+    ensemble,
+    oracle,
+    routed,
+    selector,
+)
 from evaluation.significance import auroc, auroc_interval, mcnemar_p, wilson_interval
 from models import STUDENTS, confidence, macs
 from utils import cli
 from utils.answers import predict
-from utils.checkpoint import FILES, check_classes, check_students, load_network
-from utils.data import described, fingerprint, load_splits
+from utils.checkpoint import FILES, check_classes, fingerprint_of, load_parts
+from utils.data import described, load_splits
 from utils.device import for_inference, pick_device
 from utils.files import UserError, replacing, shown, try_folder
 from utils.method import share
@@ -38,82 +47,6 @@ BATCH_SIZE = 500  # images a step
 OUT = Path("results")  # for logits.npz, routing.json and routing.png
 THRESHOLDS = [k / 100 for k in range(102)]
 NAMES = {arch: Path(file).stem for arch, file in FILES.items()}  # of the networks in logits.npz
-
-
-@dataclass
-class Networks:
-    """What the networks say of N images, and what each costs.
-
-    Args:
-        logits: (N, classes) of "resnet50" and of both students, (N,) of the "selector".
-        work: MACs of each for one image.
-        labels: int64 (N,).
-    """
-
-    logits: dict[str, torch.Tensor]
-    work: dict[str, int]
-    labels: torch.Tensor
-
-    def right(self, arch: str) -> torch.Tensor:
-        """Where the network's answer is the label: bool (N,)."""
-        return self.logits[arch].argmax(dim=1) == self.labels
-
-    def students_right(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where student 1 is right, and where student 2 is: two bool (N,)."""
-        return self.right(STUDENTS[0]), self.right(STUDENTS[1])
-
-    def better_student(self) -> str:
-        """The student that is right on more of the images."""
-        return max(STUDENTS, key=lambda arch: self.right(arch).sum().item())
-
-
-@dataclass
-class Outcome:
-    """What a policy does on N images.
-
-    right: bool (N,), where its answer is the label.
-    first_ran: bool (N,), where student 1 runs.
-    macs: for one image, on average.
-    """
-
-    right: torch.Tensor
-    first_ran: torch.Tensor
-    macs: float
-
-
-# ------------------------------------------------------------------ the policies
-
-
-def routed(nets: Networks, to_first: torch.Tensor, router_macs: float) -> Outcome:
-    """Student 1 where `to_first`, bool (N,), else student 2; the router runs on every image."""
-    first, second = nets.students_right()
-    to_1 = share(to_first)
-    work = to_1 * nets.work[STUDENTS[0]] + (1 - to_1) * nets.work[STUDENTS[1]]
-    return Outcome(torch.where(to_first, first, second), to_first, work + router_macs)
-
-
-def selector(nets: Networks, threshold: float) -> Outcome:
-    """Student 1 where the selector gives it at least this probability, else student 2."""
-    to_first = nets.logits["selector"].sigmoid() >= threshold
-    return routed(nets, to_first, nets.work["selector"])
-
-
-def oracle(nets: Networks) -> Outcome:
-    """The student that is right, where one is; the second where both are or neither."""
-    first, second = nets.students_right()
-    return routed(nets, first & ~second, 0)
-
-
-def cascade(nets: Networks, threshold: float) -> Outcome:
-    """Student 2; where its largest probability is below the threshold, the mean of both."""
-    first, second = (nets.logits[arch] for arch in STUDENTS)
-    both = ((first + second) / 2).argmax(dim=1) == nets.labels
-    unsure = confidence(second) < threshold
-    return Outcome(
-        torch.where(unsure, both, nets.right(STUDENTS[1])),
-        unsure,
-        nets.work[STUDENTS[1]] + share(unsure) * nets.work[STUDENTS[0]],
-    )
 
 
 # ------------------------------------------------------------------ what they give
@@ -157,7 +90,7 @@ def report(nets: Networks, thresholds: dict[str, float]) -> dict:
             nets, selector(nets, thresholds["selector"]), nets.logits["selector"]
         ),
         "cascade": measured_policy(nets, cascade(nets, thresholds["cascade"]), -confidences[1]),
-        "ensemble": measured_policy(nets, cascade(nets, 1.01)),
+        "ensemble": measured_policy(nets, ensemble(nets)),
         "oracle": measured_policy(nets, oracle(nets)),
         "random": {
             "accuracy": (share(first) + share(second)) / 2,
@@ -294,14 +227,9 @@ def collect(args: argparse.Namespace) -> None:
     """
     device = pick_device(args.device)
     try_folder(args.out)
-    nets, facts = {}, {}
-    for arch, file in FILES.items():
-        nets[arch], facts[arch] = load_network(args.checkpoint_dir / file, arch)
-    check_students(
-        args.checkpoint_dir / FILES["selector"],
-        facts["selector"],
-        [nets[arch] for arch in STUDENTS],
-    )
+    parts = load_parts(lambda file: args.checkpoint_dir / file, tuple(FILES))
+    nets = {arch: net for arch, (net, _) in parts.items()}
+    facts = {arch: info for arch, (_, info) in parts.items()}
     _, *splits = load_splits(args.data_dir, args.subset, device)
     for arch, file in FILES.items():
         path = args.checkpoint_dir / file
@@ -309,13 +237,11 @@ def collect(args: argparse.Namespace) -> None:
     print(f"asking the networks about {described(*splits)}", flush=True)
     about = {
         "classes": facts[STUDENTS[0]]["classes"],
-        "weights": {
-            NAMES[arch]: fingerprint(net.state_dict().values()) for arch, net in nets.items()
-        },
+        "weights": {NAMES[arch]: fingerprint_of(net) for arch, net in nets.items()},
         "macs": {NAMES[arch]: round(1e6 * macs(net)) for arch, net in nets.items()},
         "thresholds": {
-            "selector": facts["selector"].get("threshold", 0.5),
-            "cascade": facts["selector"].get("cascade_threshold", 0.9),
+            name: facts["selector"].get(*POLICIES[name].threshold)
+            for name in ("selector", "cascade")
         },
     }
     arrays = {

@@ -20,7 +20,7 @@ import inference
 import StudentTrain
 import teacherTrain
 import trainSelector
-from utils import answers, run
+from utils import answers, checkpoint, run
 
 ROOT = Path(__file__).resolve().parent.parent
 CUDA = torch.device("cuda", 0)
@@ -71,7 +71,9 @@ def cuda(monkeypatch):
         monkeypatch.setattr(script, "pick_device", lambda name: CUDA)
     for module in (answers, trainSelector):
         monkeypatch.setattr(module, "amend_checkpoint", lambda path, **facts: None)
-    monkeypatch.setattr(inference, "check_students", lambda *_: None)  # fingerprints are of numbers
+    monkeypatch.setattr(
+        checkpoint, "check_students", lambda *_: None
+    )  # fingerprints are of numbers
     monkeypatch.setattr(run, "save_checkpoint", lambda *_: None)
     monkeypatch.setattr(run.Run, "_save_state", lambda self: None)
     monkeypatch.setattr(run.Run, "step", step)

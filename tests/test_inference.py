@@ -17,7 +17,9 @@ from PIL import Image
 from torch import nn
 
 import inference
+from evaluation.classify import print_answers
 from evaluation.photos import FORMATS, MAX_BYTES, image_files, read_image
+from evaluation.policies import System
 from models import STUDENTS, Cascade, MultiStudent
 from studies import compression
 from utils import cli
@@ -266,14 +268,16 @@ def test_a_folder_stands_for_the_files_below_it(tmp_path):
     assert names == ["a.png", "b.png", "deep/er/c.png"]
 
 
+def running(net, names=STUDENTS):
+    return System(net.eval(), names, None, {"classes": CLASSES})
+
+
 def test_good_pictures_are_answered_beside_bad_ones(tmp_path, capsys, system):
     Image.new("RGB", (40, 40), RGB).save(tmp_path / "red.png")
     Image.new("RGB", (50, 50), (10, 30, 200)).save(tmp_path / "blue.png")
     (tmp_path / "notes.txt").write_text("no image")
     paths = [tmp_path, tmp_path / "missing.png"]
-    status = inference.print_answers(
-        system.eval(), STUDENTS, CLASSES, paths, 2, torch.device("cpu")
-    )
+    status = print_answers(running(system), paths, 2, torch.device("cpu"))
     out, err = capsys.readouterr()
     assert status == 2
     assert re.search(r"ship +99\.\d% +googlenet +\S*blue.png", out)
@@ -281,9 +285,7 @@ def test_good_pictures_are_answered_beside_bad_ones(tmp_path, capsys, system):
     assert "notes.txt: not an image" in err and "missing.png: no such file" in err
     assert "Traceback" not in err
     good = [tmp_path / "red.png"]
-    assert (
-        inference.print_answers(system.eval(), STUDENTS, CLASSES, good, 2, torch.device("cpu")) == 0
-    )
+    assert print_answers(running(system), good, 2, torch.device("cpu")) == 0
 
 
 @pytest.mark.parametrize(
@@ -299,7 +301,7 @@ def test_who_answered_under_another_policy_is_named(
     Image.new("RGB", (40, 40), RGB).save(tmp_path / "red.png")
     cascade = Cascade([Always(red), Always(blue)], threshold).eval()
     names = ("googlenet", "both")
-    assert inference.print_answers(cascade, names, CLASSES, [tmp_path], 2, torch.device("cpu")) == 0
+    assert print_answers(running(cascade, names), [tmp_path], 2, torch.device("cpu")) == 0
     assert f" {expected} " in capsys.readouterr().out
 
 
@@ -319,9 +321,9 @@ def test_names_are_shown_on_one_line_whatever_is_in_them(tmp_path, monkeypatch, 
     for name, stream in printed.items():
         stream.reconfigure(errors="backslashreplace" if name == "stderr" else "strict")
         monkeypatch.setattr(sys, name, stream)
-    things = (system.eval(), STUDENTS, CLASSES, [tmp_path], 100, torch.device("cpu"))
+    things = (running(system), [tmp_path], 100, torch.device("cpu"))
     with pytest.raises(SystemExit, match="2"):
-        cli.run(lambda: inference.print_answers(*things))
+        cli.run(lambda: print_answers(*things))
     sys.stderr.flush()
     out, err = (stream.buffer.getvalue().decode(encoding) for stream in printed.values())
     assert len(out.splitlines()) == 1 + 1 + len(ODD_NAMES)
@@ -336,7 +338,7 @@ def test_no_more_images_are_classified_at_once_than_asked_for(tmp_path, system, 
         Image.new("RGB", (40, 40), RGB).save(tmp_path / f"{k}.png")
     sizes = []
     system.selector.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    inference.print_answers(system.eval(), STUDENTS, CLASSES, [tmp_path], 3, torch.device("cpu"))
+    print_answers(running(system), [tmp_path], 3, torch.device("cpu"))
     assert sizes == [3, 3, 1]
 
 
@@ -370,10 +372,7 @@ def test_an_empty_folder_among_others_is_told_beside_their_answers(tmp_path, sys
     (tmp_path / "empty").mkdir()
     Image.new("RGB", (40, 40), RGB).save(tmp_path / "red.png")
     paths = [tmp_path / "empty", tmp_path / "red.png", tmp_path / "gone.png"]
-    assert (
-        inference.print_answers(system.eval(), STUDENTS, CLASSES, paths, 2, torch.device("cpu"))
-        == 2
-    )
+    assert print_answers(running(system), paths, 2, torch.device("cpu")) == 2
     out, err = capsys.readouterr()
     assert "red.png" in out and "empty: no images in this folder" in err
     assert "gone.png: no such file" in err and "2 of the files could not be read" in err

@@ -19,8 +19,10 @@ from PIL import Image
 from torch import nn
 
 import inference
+from evaluation import classify, policies
 from evaluation.predictions import HEADER, Answer, Predictions
 from models import STUDENTS
+from utils import checkpoint
 from utils.data import CLASSES, MEAN, STD, fingerprint
 from utils.files import UserError
 
@@ -73,7 +75,7 @@ def run(monkeypatch):
                 "students": [fingerprint(nets[arch].state_dict().values()) for arch in STUDENTS]
             },
         }
-        monkeypatch.setattr(inference, "load_network", lambda path, arch: (nets[arch], facts))
+        monkeypatch.setattr(checkpoint, "load_network", lambda path, arch: (nets[arch], facts))
         # What a stand-in does beside computing would be lost in the copy that answers faster.
         monkeypatch.setattr(inference, "for_inference", lambda net, device: net.eval())
         monkeypatch.setattr(sys, "argv", ["inference.py", "--device", "cpu", *map(str, argv)])
@@ -240,7 +242,7 @@ def test_rows_of_other_networks_are_not_mixed_in(folder, tmp_path, run, monkeypa
     run(folder / "0", "--csv", table)
     before = table.read_bytes()
     if what == "device":
-        monkeypatch.setattr(inference, "precision", lambda device: "float16")
+        monkeypatch.setattr(policies, "precision", lambda device: "float16")
     with pytest.raises(UserError, match=f"table.csv only as it was begun: {what} was .*, is "):
         run(folder, "--csv", table, "--resume", trained_anew=what)
     assert table.read_bytes() == before
@@ -348,11 +350,11 @@ def test_a_full_disk_leaves_whole_rows(tmp_path):
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path, run, monkeypatch):
-    monkeypatch.setattr(inference, "read_image", lambda _: np.zeros((32, 32, 3), np.uint8))
+    monkeypatch.setattr(classify, "read_image", lambda _: np.zeros((32, 32, 3), np.uint8))
     peaks = []
     for count in (200, 20_000):  # the first brings what is loaded once, whatever the number
         files = (f"{k:0700}.png" for k in range(count))
-        monkeypatch.setattr(inference, "image_files", lambda _, files=files: map(Path, files))
+        monkeypatch.setattr(classify, "image_files", lambda _, files=files: map(Path, files))
         table = tmp_path / f"{count}.csv"
         gc.collect()
         tracemalloc.start()

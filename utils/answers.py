@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from models import STEMS, network
 from utils.augment import Batches
-from utils.checkpoint import amend_checkpoint, elsewhere, load_network
+from utils.checkpoint import amend_checkpoint, elsewhere, fingerprint_of, load_network
 from utils.data import Split, fingerprint, normalize
 from utils.device import autocast, enough_memory, for_inference
 from utils.distributed import from_first, gather, rank, ranks
@@ -80,7 +80,7 @@ def report_test_accuracy(path: Path, test: Split) -> str:
         f"\nthe best epoch, {checkpoint['epoch']}: top-1 {checkpoint['val_accuracy']:.2%} on the "
         f"validation images, {accuracy:.2%} on {len(test):,} test images; wrote {shown(path)}"
     )
-    return fingerprint(net.state_dict().values())
+    return fingerprint_of(net)
 
 
 def with_its_stem(net: nn.Module, val: Split, path: Path) -> nn.Module:

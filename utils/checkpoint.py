@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from models import CLASS_COUNTS, STEMS, Selector, network
+from models import CLASS_COUNTS, STEMS, STUDENTS, Selector, network
 from utils.contexts import CONTEXTS
 from utils.data import CLASSES, MEAN, STD, are_names, fingerprint, listed, numbered
 from utils.files import UserError, replacing, shown
@@ -262,6 +262,36 @@ def load_network(
     return net.eval(), checkpoint
 
 
+def fingerprint_of(net: nn.Module) -> str:
+    """Twelve hexadecimal digits that differ where any weight of `net` does."""
+    return fingerprint(net.state_dict().values())
+
+
+def load_parts(
+    find: Callable[[str], Path], archs: Sequence[str] = tuple(FILES)[1:]
+) -> dict[str, tuple[nn.Module, dict[str, Any]]]:
+    """Networks that work together, each as `load_network` gives it; by default a whole system.
+
+    Args:
+        find: where a file of FILES lies.
+        archs: which; of the "selector" both students must be there, too.
+
+    Raises:
+        UserError: as `load_network`, or the students have other classes than one another, or the
+            selector was made for others.
+    """
+    paths = {arch: find(FILES[arch]) for arch in archs}
+    parts = {arch: load_network(path, arch) for arch, path in paths.items()}
+    first, classes = shown(paths[archs[0]]), parts[archs[0]][1]["classes"]
+    for arch in archs:
+        if arch != "selector":
+            check_classes(paths[arch], parts[arch][1], classes, first)
+    if "selector" in archs:
+        students = [parts[arch][0] for arch in STUDENTS]
+        check_students(paths["selector"], parts["selector"][1], students)
+    return parts
+
+
 def check_students(path: Path, selector: Mapping[str, Any], students: Sequence[nn.Module]) -> None:
     """Raise UserError unless these are the students that the selector was made for.
 
@@ -270,7 +300,7 @@ def check_students(path: Path, selector: Mapping[str, Any], students: Sequence[n
             are for the same students.
         students: both, as `load_network` returned them.
     """
-    weights = [fingerprint(student.state_dict().values()) for student in students]
+    weights = [fingerprint_of(student) for student in students]
     if selector["hyperparameters"].get("students") != weights:
         raise UserError(
             f"{shown(path)} and its thresholds were made for other students than these; make them "
@@ -331,7 +361,7 @@ def starting_network(
         raise UserError(
             f"--init {init} has {count} classes, the data have {len(classes)}: leave --init out"
         )
-    return net, fingerprint(net.state_dict().values())
+    return net, fingerprint_of(net)
 
 
 def elsewhere(path: Path, stem: str) -> str:

@@ -18,7 +18,7 @@ from models.selector import WIDTHS
 from utils import checkpoint
 from utils.checkpoint import FILES, ROOT
 from utils.contexts import CONTEXTS
-from utils.data import FOLDER, Split, fingerprint, listed
+from utils.data import FOLDER, Split, listed
 from utils.device import precision
 from utils.distributed import rank, ranks
 from utils.files import UserError, shown
@@ -261,7 +261,7 @@ def next_command(args: argparse.Namespace, taught_by: str | None = None) -> str:
             needs, command = ("students", made), checkpoint.selector_command(facts)
         if needs[1] is not None and facts["hyperparameters"].get(needs[0]) != needs[1]:
             break
-        made.append(fingerprint(net.state_dict().values()))
+        made.append(checkpoint.fingerprint_of(net))
     else:
         context = facts["hyperparameters"].get("context")
         seen = f" --context {context}" if context in list(CONTEXTS)[1:] else ""

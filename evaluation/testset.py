@@ -1,0 +1,170 @@
+"""The test set: what every network and policy gives on it, as metrics and as tables."""
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from evaluation import policies
+from evaluation.policies import Networks, System
+from evaluation.significance import wilson_interval
+from models import STUDENTS, macs
+from utils.answers import predict
+from utils.contexts import CONTEXTS
+from utils.data import Split, is_default, load_sample, load_splits
+from utils.files import UserError
+
+LABELS = {
+    "teacher": "teacher",
+    "densenet121": "student 1, DenseNet-121",
+    "googlenet": "student 2, GoogLeNet",
+    "densenet121_alone": "DenseNet-121 without the teacher",
+    "googlenet_alone": "GoogLeNet without the teacher",
+    "routed": "routed by the selector",
+    "cascade": "cascade: both where 2 is not sure",
+    "better_student": "the better student of the two",
+    "random": "a student at random",
+    "ensemble": "mean of both students' logits",
+    "oracle": "oracle: right if either student is",
+}
+
+
+def test_images(data_dir: Path, subset: int | None, device: torch.device) -> tuple[str, Split]:
+    """The name of what is classified, and its images: the test set, or the sample in its place."""
+    try:
+        test = load_splits(data_dir, subset, device)[2]
+        own = test.name != "CIFAR-10"
+        return f"test images of {test.name}" if own else "CIFAR-10 test set", test
+    except UserError as error:
+        if not is_default(data_dir):  # asked for by name: nothing else will do
+            raise
+        print(f"\nThe CIFAR-10 test set cannot be had: {error}\n", file=sys.stderr)
+        print("The 1,000 test images in data/sample.npz take its place.\n", file=sys.stderr)
+        return "sample of the CIFAR-10 test set", load_sample(subset, device)
+
+
+def measure(
+    networks: dict[str, nn.Module],
+    systems: dict[str, System],
+    test: Split,
+    seen: list[str],
+    batch_size: int,
+) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:
+    """Every way of classifying `test`: its metrics, and the routed predictions and choices (N,).
+
+    Args:
+        networks: both students, the selector, and those of LABELS that there are, made for
+            inference.
+        systems: the "selector" and the "cascade", of the same networks.
+        test: the images.
+        seen: the kind of each, "clean" or how it is degraded.
+        batch_size: images a step.
+    """
+    logits, speed = {}, {}
+    runs = {**networks, "routed": systems["selector"].net, "cascade": systems["cascade"].net}
+    for name, net in runs.items():
+        predict(net, test.images[:batch_size], None, batch_size)  # warm up before the clock runs
+        started = time.perf_counter()
+        answer = predict(net, test.images, LABELS.get(name, name), batch_size)
+        speed[name] = len(test) / (time.perf_counter() - started)
+        if name in networks:
+            logits[name] = answer.cpu()  # Apple's GPUs have no float64
+    speed["ensemble"] = 1 / sum(1 / speed[name] for name in STUDENTS)
+
+    labels = test.labels.cpu()
+    nets = Networks(logits, {name: macs(net) for name, net in networks.items()}, labels)
+    better = nets.better_student()
+    outcomes = {
+        "routed": policies.selector(nets, systems["selector"].threshold),
+        "cascade": policies.cascade(nets, systems["cascade"].threshold),
+        "ensemble": policies.ensemble(nets),
+        "oracle": policies.oracle(nets),
+    }
+    right = {name: nets.right(name).double() for name in networks if name in LABELS}
+    right |= {name: outcome.right.double() for name, outcome in outcomes.items()}
+    right["better_student"] = right[better]
+    right["random"] = sum(right[name] for name in STUDENTS) / 2  # what a fair coin gets on average
+    work = nets.work | {name: outcome.macs for name, outcome in outcomes.items()}
+    del work["oracle"]  # nothing that runs
+    work["random"] = sum(work[name] for name in STUDENTS) / 2
+    work["better_student"], speed["better_student"] = work[better], speed[better]
+
+    names = [name for name in LABELS if name in right]
+    members = {test.classes[k]: labels == k for k in labels.unique().tolist()}
+    accuracy = {name: right[name].mean().item() for name in names}
+    choice = (~outcomes["routed"].first_ran).long()
+    share = outcomes["routed"].first_ran.double().mean().item()
+    metrics = {
+        "accuracy": accuracy,
+        "accuracy_interval": intervals(accuracy, len(test)),
+        "per_class": {
+            name: {label: right[name][of].mean().item() for label, of in members.items()}
+            for name in names
+        },
+        "route_share": dict(zip(STUDENTS, (share, 1 - share), strict=True)),
+        "route_share_per_class": {
+            label: (choice[of] == 0).double().mean().item() for label, of in members.items()
+        },
+        "per_context": {
+            kind: by_context(torch.tensor([each == kind for each in seen]), right, choice)
+            for kind in CONTEXTS
+            if kind in seen
+        },
+        "macs_per_image": {name: round(work[name] * 1e6) for name in names if name in work},
+        "images_per_second": {name: round(speed[name], 1) for name in names if name in speed},
+    }
+    answers = torch.stack([logits[name].argmax(dim=1) for name in STUDENTS])
+    return metrics, (answers.gather(0, choice[None])[0].numpy(), choice.numpy())
+
+
+def by_context(of: torch.Tensor, right: dict[str, torch.Tensor], choice: torch.Tensor) -> dict:
+    """Accuracies on the images of one kind, `of` bool (N,), and how many of them go to whom."""
+    chosen = choice[of]
+    return {
+        "images": len(chosen),
+        "accuracy": {name: each[of].mean().item() for name, each in right.items()},
+        "sent": {name: (chosen == k).sum().item() for k, name in enumerate(STUDENTS)},
+    }
+
+
+def intervals(accuracy: dict[str, float], images: int) -> dict[str, tuple[float, float]]:
+    """The 95 % interval of each accuracy but that of `random`, an average of two classifiers."""
+    return {
+        name: wilson_interval(each, images) for name, each in accuracy.items() if name != "random"
+    }
+
+
+def print_tables(metrics: dict) -> None:
+    """The metrics as two tables; as three where the images are in several contexts."""
+    print(f"\n{'':<36}{'top-1 %':>8}{'95 %':>13}{'MMACs/image':>13}{'images/s':>10}")
+    for name, accuracy in metrics["accuracy"].items():
+        work, speed = metrics["macs_per_image"].get(name), metrics["images_per_second"].get(name)
+        low_high = [f"{100 * each:.1f}" for each in metrics["accuracy_interval"].get(name, ())]
+        print(
+            f"{LABELS[name]:<36}{accuracy * 100:>8.2f}{'-'.join(low_high) or '-':>13}"
+            f"{'-' if work is None else f'{work / 1e6:.1f}':>13}"
+            f"{'-' if speed is None else f'{speed:.0f}':>10}"
+        )
+    columns = [name for name in ("teacher", *STUDENTS, "routed") if name in metrics["accuracy"]]
+    heads = [*columns, "to student 1"]
+    width = max(18, *(len(label) + 1 for label in metrics["route_share_per_class"]))
+    print(f"\n{'top-1 % by class':<{width}}" + "".join(f"{head:>14}" for head in heads))
+    for label, share in metrics["route_share_per_class"].items():
+        shares = [*(metrics["per_class"][name][label] for name in columns), share]
+        print(f"{label:<{width}}" + "".join(f"{100 * each:>14.1f}" for each in shares))
+    shares = [*(metrics["accuracy"][name] for name in columns), metrics["route_share"][STUDENTS[0]]]
+    print(f"{'all':<{width}}" + "".join(f"{100 * each:>14.1f}" for each in shares) + "\n")
+    if metrics["context"] == "clean":
+        return
+    heads = [*columns, "to student 1", "to student 2"]
+    print(f"{'top-1 % by context':<18}" + "".join(f"{head:>14}" for head in heads))
+    for kind, facts in metrics["per_context"].items():
+        print(
+            f"{kind:<18}"
+            + "".join(f"{100 * facts['accuracy'][name]:>14.1f}" for name in columns)
+            + "".join(f"{facts['sent'][name]:>14,}" for name in STUDENTS)
+        )
+    print()
