@@ -165,6 +165,23 @@ def test_a_stopped_run_resumes_to_the_very_same_weights(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_run_stopped_while_it_begins_saves_its_state(tmp_path, sample, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["teacherTrain.py"])
+    path, begin = tmp_path / "teacher.pth", Run._begin
+
+    def stopped(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        begin(self)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="143"):
+        patch.setattr(Run, "_begin", stopped)
+        trainer(path, sample, lambda _: pytest.fail("a step")).begin()
+    told = "stopped after epoch 0, step 0; continue with: python teacherTrain.py --resume"
+    assert told in capsys.readouterr().err
+    trainer(path, sample, epochs=1).fit(resume=True)
+    assert "resuming after epoch 0, step 0" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "optimizer, expected",
     [

@@ -174,8 +174,14 @@ class Run:
         where a file cannot be written, or where the run is to resume from a state that cannot be
         continued.
         """
-        if not self._begun and not (self.resume and self._continue()):
-            self._begin()
+        if self._begun:
+            return
+        with StopRequest() as stop:
+            if not (self.resume and self._continue()):
+                self._begin()
+            now = self.progress
+            if stop.agreed() and now.epoch < self.total_epochs:
+                stop.leave(f"epoch {now.epoch}, step {now.step}")
         self._begun = True
 
     def epochs(self) -> Iterator[int]:
@@ -183,8 +189,8 @@ class Run:
 
         Raises UserError as `begin` does.
         """
+        self.begin()
         with StopRequest() as self._stop:
-            self.begin()
             while self.progress.epoch < self.total_epochs:
                 yield self.progress.epoch
                 if self._stop.agreed() and self.progress.epoch < self.total_epochs:
