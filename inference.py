@@ -130,8 +130,9 @@ def measure_test_set(args: argparse.Namespace) -> int:
     cli.announce(
         f"Classifying {len(test):,} images: {dataset}, {listed(test.classes)}",
         device=f"{device}, {precision(device)}",
-        networks=", ".join(shown(paths[name]) for name in networks),
-        selector=f"student 1 from a probability of {systems['selector'].threshold:.2f} on",
+        networks=", ".join(shown(paths[name]) for name in networks if name != "selector"),
+        selector=f"{shown(paths['selector'])}, student 1 from a probability of "
+        f"{systems['selector'].threshold:.2f} on",
         cascade=f"student 1 too where student 2 has less than {systems['cascade'].threshold:.2f}",
         writes=shown(args.out),
     )
