@@ -60,7 +60,7 @@ def measured(right: torch.Tensor, work: float) -> dict:
 
 
 def measured_policy(nets: Networks, outcome: Outcome, scores: torch.Tensor | None = None) -> dict:
-    """What routing.json says of a policy: McNemar's p is against the better student.
+    """What routing.json says of a policy: McNemar's p against the better student and the teacher.
 
     `scores`, (N,), are high where student 1 is preferred. Their AUROC is over the images on which
     one student alone is right; NaN where there is none of either kind.
@@ -70,6 +70,8 @@ def measured_policy(nets: Networks, outcome: Outcome, scores: torch.Tensor | Non
         f"share_{STUDENTS[0]}": share(outcome.first_ran),
         "mcnemar_p": mcnemar_p(outcome.right, nets.right(nets.better_student())),
     }
+    if "resnet50" in nets.logits:
+        facts["mcnemar_p_teacher"] = mcnemar_p(outcome.right, nets.right("resnet50"))
     if scores is not None:
         first, second = nets.students_right()
         apart = first != second

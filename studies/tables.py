@@ -1,4 +1,4 @@
-"""Write the tables of the README files and of recipes.md anew, each between its two markers.
+"""Write the tables of the README files and of docs/ anew, each between its two markers.
 
 python -m studies.tables     from results/*.json, checkpoints/*.pth and studies.compression
 """
@@ -62,8 +62,11 @@ SUBJECTS = {
 SYSTEMS = {
     "densenet121": "DenseNet-121",
     "googlenet": "GoogLeNet",
-    "both + selector": "both and the selector",
+    "densenet121 + selector": "DenseNet-121 + selector",
+    "googlenet + selector": "GoogLeNet + selector",
+    "both + selector": "both + selector",
 }
+SHORT = ("teacher", *STUDENTS, "routed", "cascade", "oracle")  # the README's rows of ROWS
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -72,12 +75,15 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def results(metrics: dict) -> str:
-    """The accuracies of `metrics`, as inference.py writes them, beside those of others."""
+def results(metrics: dict, names: Sequence[str] = (), others: bool = True) -> str:
+    """The accuracies of `metrics`, as inference.py writes them, beside those that others report.
+
+    `names` chooses the rows; without it all that were measured or published are shown.
+    """
     rows = []
-    for name, (label, published, others) in ROWS.items():
+    for name, (label, published, theirs) in ROWS.items():
         accuracy, work = metrics["accuracy"].get(name), metrics["macs_per_image"].get(name)
-        if accuracy is None and not published:
+        if (names and name not in names) or (accuracy is None and not published):
             continue
         rows.append([
             label,
@@ -85,9 +91,10 @@ def results(metrics: dict) -> str:
             "" if accuracy is None else f"{100 * accuracy:.2f}",
             _interval(metrics, name),
             "" if work is None else f"{work / 1e6:.1f}",
-            others,
+            theirs,
         ])  # fmt: skip
-    return markdown(["", "published", "ours, %", "95 % interval", "MMACs", "others"], rows)
+    heads = ["", "published", "ours, %", "95 % interval", "MMACs", "others"]
+    return markdown(heads, rows) if others else markdown(heads[:-1], [row[:-1] for row in rows])
 
 
 def routing(study: dict) -> str:
@@ -95,16 +102,20 @@ def routing(study: dict) -> str:
     rows = []
     for name, label in POLICIES.items():
         facts = study["policies"].get(name) or study[name]
-        share, area, p = (facts.get(key) for key in ("share_densenet121", "auroc", "mcnemar_p"))
+        share, area, *ps = (
+            facts.get(key)
+            for key in ("share_densenet121", "auroc", "mcnemar_p", "mcnemar_p_teacher")
+        )
         rows.append([
             label,
             f"{100 * facts['accuracy']:.2f}",
             f"{100 * facts['macs'] / study['teacher']['macs']:.0f} %",
             "" if share is None else f"{100 * share:.1f} %",
             "" if area is None else f"{area:.2f}",
-            "" if p is None else f"{p:.2g}",
+            *("" if p is None else f"{p:.2g}" for p in ps),
         ])  # fmt: skip
     heads = ["", "top-1, %", "MACs of the teacher's", "DenseNet-121 runs on", "AUROC", "p"]
+    heads.append("p, teacher")
     return markdown(heads, rows)
 
 
@@ -191,19 +202,23 @@ def speed(benchmarks: dict) -> str:
 
 
 def compression(metrics: dict, stem: str) -> str:
-    """Reductions against the teacher, both with this stem; the routed MACs are of `metrics`."""
+    """Reductions against the teacher in %, ours and published; routed MACs are of `metrics`."""
     costs, rows = all_costs(stem), []
+    routed = metrics["macs_per_image"]["routed"] / 1e6
     for name, label in SYSTEMS.items():
-        ours = [
-            f"{100 * (1 - each / of):.1f} %"
-            for each, of in zip(costs[name], costs["teacher"], strict=True)
-        ]
-        if name == "both + selector":
-            routed = metrics["macs_per_image"]["routed"] / 1e6
-            ours[2] = f"{100 * (1 - routed / costs['teacher'][2]):.1f} % routed"
-        theirs = ["" if each is None else f"{each:.1f} %" for each in PUBLISHED[name]]
-        rows += [[f"{label}, published", *theirs], [f"{label}, ours", *ours]]
-    return markdown(["", "parameters", "size on disk", "MACs"], rows)
+        ours = [1 - each / of for each, of in zip(costs[name], costs["teacher"], strict=True)]
+        if name == "both + selector":  # of which one student runs
+            ours[2] = 1 - routed / costs["teacher"][2]
+        theirs = PUBLISHED.get(name, (None,) * 3)
+        rows.append([
+            label,
+            *(
+                f"{100 * mine:.1f}" + ("" if each is None else f" ({each:.1f})")
+                for mine, each in zip(ours, theirs, strict=True)
+            ),
+        ])  # fmt: skip
+    heads = ["reduction, % (published)", "parameters", "size on disk", "MACs"]
+    return markdown(heads, rows)
 
 
 def checkpoints(paths: Sequence[Path]) -> str:
@@ -266,7 +281,7 @@ def fill(path: Path, tables: dict[str, str]) -> str:
 
 
 def texts() -> dict[Path, str]:
-    """The three files as they are to be."""
+    """The files as they are to be."""
     metrics, eight_epochs, study, trained, benchmarks, batches, images = (
         json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
         for name in (
@@ -279,29 +294,25 @@ def texts() -> dict[Path, str]:
     # A teacher may lie beside the shipped weights: listed are those that .gitignore lets through.
     kept = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
     paths = [folder / name for name in FILES.values() if f"!checkpoints/{name}" in kept]
-    readme, listing = ROOT / "README.md", folder / "README.md"
-    recipes = ROOT / "results" / "recipes.md"
-    return {
-        readme: fill(
-            readme,
-            {
-                "results": results(metrics),
-                "distillation": distillation(eight_epochs),
-                "routing": routing(study),
-                "speed": speed(benchmarks),
-                "compression": compression(metrics, stem),
-            },
-        ),
-        listing: fill(listing, {"checkpoints": checkpoints(paths)}),
-        recipes: fill(
-            recipes,
-            {
-                "selectors": selectors(trained),
-                "sweep_batches": sweep(batches),
-                "sweep_images": sweep(images),
-            },
-        ),
+    tables = {
+        ROOT / "README.md": {
+            "results": results(metrics, SHORT, others=False),
+            "compression": compression(metrics, stem),
+        },
+        ROOT / "docs" / "results.md": {
+            "results": results(metrics),
+            "distillation": distillation(eight_epochs),
+            "routing": routing(study),
+        },
+        ROOT / "docs" / "speed.md": {"speed": speed(benchmarks)},
+        ROOT / "docs" / "tried.md": {
+            "selectors": selectors(trained),
+            "sweep_batches": sweep(batches),
+            "sweep_images": sweep(images),
+        },
+        folder / "README.md": {"checkpoints": checkpoints(paths)},
     }
+    return {path: fill(path, those) for path, those in tables.items()}
 
 
 def main() -> None:

@@ -201,7 +201,7 @@ def _own_arrays(path: Path) -> dict[str, np.ndarray]:
             f"--data-dir {path}: no such file or folder; leave it out to download CIFAR-10 into "
             f"{shown(FOLDER)}"
         )
-    remedy = "see 'Train on your own images' in README.md"
+    remedy = "see 'Your own data' in README.md"
     if path.suffix.lower() == ".npy":
         raise UserError(f"{path} is one array: put all four into one .npz file; {remedy}")
     return _read(path, remedy, _check_own)

@@ -85,7 +85,7 @@ def fetch(data_dir: Path, check: Callable[[Arrays], None], download: bool = True
                 or f"no cifar10.npz, {CIFAR10.base_folder} or {CIFAR10.filename}"
             )
             + "), and it is downloaded only where --data-dir is left out; images of your own go "
-            "into one .npz file: see 'Train on your own images' in README.md"
+            "into one .npz file: see 'Your own data' in README.md"
         )
     raise UserError(
         "cannot get CIFAR-10, every source failed:\n"
