@@ -35,7 +35,7 @@ from utils.checkpoint import (
 from utils.contexts import in_context
 from utils.data import load_splits, named_images
 from utils.device import autocast, for_inference, pick_device, seed_everything, to_device
-from utils.distributed import from_first, join_group
+from utils.distributed import join_group
 from utils.files import UserError, claim, shown
 from utils.method import LOSSES, distillation_loss
 from utils.run import Run
@@ -91,12 +91,12 @@ def main() -> None:
     device = pick_device(args.device)
     join_group(device)
     path = args.checkpoint_dir / (ALONE if alone else FILES)[arch]
-    from_first(lambda: claim(path))
+    claim(path)
     teacher, taught_by = None, None
     if not alone:
         teacher_path = args.teacher or cli.found(args, FILES["resnet50"])
         stem = STEM if args.teacher else None  # of weights from elsewhere, for now
-        teacher, facts = from_first(lambda: load_network(teacher_path, "resnet50", stem))
+        teacher, facts = load_network(teacher_path, "resnet50", stem)
         taught_by = fingerprint_of(teacher)
     train, val, test = load_splits(args.data_dir, args.subset, device)
     if teacher:
@@ -108,7 +108,7 @@ def main() -> None:
         train = named_images(train, args.indices)
     val = in_context(val, args.context)
     seed_everything(args.seed)
-    student, init = from_first(lambda: starting_network(arch, STEM, args.init, path, train.classes))
+    student, init = starting_network(arch, STEM, args.init, path, train.classes)
     student = to_device(student, device)
     cli.announce(
         f"Training student {args.model}, {arch} with the {STEM} stem",

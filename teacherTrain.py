@@ -17,7 +17,7 @@ from utils.augment import Augmentation
 from utils.checkpoint import FILES, starting_network
 from utils.data import load_splits
 from utils.device import autocast, pick_device, seed_everything, to_device
-from utils.distributed import from_first, join_group
+from utils.distributed import join_group
 from utils.files import claim
 from utils.run import Run
 
@@ -47,10 +47,10 @@ def main() -> None:
     device = pick_device(args.device)
     join_group(device)
     path = args.checkpoint_dir / FILES[ARCH]
-    from_first(lambda: claim(path))
+    claim(path)
     train, val, test = load_splits(args.data_dir, args.subset, device)
     seed_everything(args.seed)
-    teacher, init = from_first(lambda: starting_network(ARCH, STEM, args.init, path, train.classes))
+    teacher, init = starting_network(ARCH, STEM, args.init, path, train.classes)
     teacher = to_device(teacher, device)
     cli.announce(
         f"Training the teacher, {ARCH} with the {STEM} stem",

@@ -22,7 +22,7 @@ from utils.checkpoint import FILES, amend_checkpoint, check_classes, fingerprint
 from utils.contexts import in_context
 from utils.data import load_splits
 from utils.device import autocast, for_inference, pick_device, seed_everything, to_device
-from utils.distributed import from_first, join_group, rank
+from utils.distributed import join_group
 from utils.files import claim, shown
 from utils.method import best_threshold, label_weights, routed_accuracy, selector_labels, share
 from utils.run import Run
@@ -61,11 +61,9 @@ def main() -> None:
     device = pick_device(args.device)
     join_group(device)
     path = args.checkpoint_dir / FILES["selector"]
-    from_first(lambda: claim(path))
+    claim(path)
     paths = [cli.found(args, FILES[arch]) for arch in STUDENTS]
-    students = from_first(
-        lambda: [load_network(*each) for each in zip(paths, STUDENTS, strict=True)]
-    )
+    students = [load_network(*each) for each in zip(paths, STUDENTS, strict=True)]
     splits = load_splits(args.data_dir, args.subset, device)
     for student_path, (_, facts) in zip(paths, students, strict=True):
         check_classes(student_path, facts, splits[0].classes, splits[0].name)
@@ -122,7 +120,7 @@ def main() -> None:
         val_loss = F.binary_cross_entropy_with_logits(scores, val_targets).item()
         run.end_epoch(val_loss, routed_accuracy(0.5, scores.sigmoid(), *right))
 
-    selector = for_inference(from_first(lambda: load_network(path))[0], device)
+    selector = for_inference(load_network(path)[0], device)
     scores = predict(selector, val.images).sigmoid()
     threshold = best_threshold(scores, *right, handicap) if THRESHOLD is None else THRESHOLD
     both = sum(val_logits).argmax(dim=1) == val.labels
@@ -135,8 +133,7 @@ def main() -> None:
         "val_accuracy": routed_accuracy(threshold, scores, *right),
         "test_accuracy": top1(logits, test.labels),
     }
-    if rank() == 0:
-        amend_checkpoint(path, **facts)
+    amend_checkpoint(path, **facts)
     print(
         f"\nthreshold {threshold:.2f}: routed top-1 {facts['val_accuracy']:.2%} on the validation "
         f"images, {facts['test_accuracy']:.2%} on {len(test):,} test images, of which "

@@ -13,7 +13,7 @@ from utils.augment import Batches
 from utils.checkpoint import amend_checkpoint, elsewhere, fingerprint_of, load_network
 from utils.data import Split, fingerprint, normalize
 from utils.device import autocast, enough_memory, for_inference
-from utils.distributed import from_first, gather, rank, ranks
+from utils.distributed import by_first, gather, rank, ranks
 from utils.files import UserError, replacing, shown
 from utils.method import share
 from utils.safe_load import read_arrays
@@ -71,11 +71,10 @@ def report_test_accuracy(path: Path, test: Split) -> str:
 
     Returns the fingerprint of the weights.
     """
-    net, checkpoint = from_first(lambda: load_network(path))
+    net, checkpoint = load_network(path)
     logits = predict(for_inference(net, test.images.device), test.images, "test")
     accuracy = top1(logits, test.labels)
-    if rank() == 0:
-        amend_checkpoint(path, test_accuracy=accuracy)
+    amend_checkpoint(path, test_accuracy=accuracy)
     print(
         f"\nthe best epoch, {checkpoint['epoch']}: top-1 {checkpoint['val_accuracy']:.2%} on the "
         f"validation images, {accuracy:.2%} on {len(test):,} test images; wrote {shown(path)}"
@@ -133,7 +132,7 @@ class TeacherAnswers:
         """
         view = epoch % self.batches.views
         path = self.folder / f"{self.key}-{view:02}.npz"
-        logits = from_first(lambda: self._read(path))
+        logits = self._read(path)
         if logits is None:
             logits = self._ask(view)
             if rank() == 0:
@@ -156,6 +155,7 @@ class TeacherAnswers:
             raise UserError("the teacher's logits are not finite in half precision: train it anew")
         return logits
 
+    @by_first
     def _read(self, path: Path) -> torch.Tensor | None:
         if not path.exists():
             return None

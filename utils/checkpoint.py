@@ -14,6 +14,7 @@ from torch import nn
 from models import CLASS_COUNTS, STEMS, STUDENTS, Selector, network
 from utils.contexts import CONTEXTS
 from utils.data import CLASSES, MEAN, STD, are_names, fingerprint, listed, numbered
+from utils.distributed import by_first, rank
 from utils.files import UserError, replacing, shown
 from utils.safe_load import brief, read_dict
 
@@ -110,9 +111,10 @@ def amend_checkpoint(path: Path, **facts: Any) -> None:
 
     Raises UserError as `read_checkpoint` does, also where it would not read the facts.
     """
-    checkpoint = read_checkpoint(path) | facts
-    _check_facts(path, checkpoint)
-    write_dict(path, checkpoint)
+    if rank() == 0:
+        checkpoint = read_checkpoint(path) | facts
+        _check_facts(path, checkpoint)
+        write_dict(path, checkpoint)
 
 
 def write_dict(path: Path, content: dict[str, Any]) -> None:
@@ -225,6 +227,7 @@ def _check_facts(path: Path, checkpoint: dict[str, Any]) -> None:
         raise UserError(f"{path}: its batch_norm is {brief(batch_norm)}, not True or False")
 
 
+@by_first
 def load_network(
     path: str | Path, arch: str | None = None, stem: str | None = None
 ) -> tuple[nn.Module, dict[str, Any]]:
@@ -339,6 +342,7 @@ def check_classes(
         )
 
 
+@by_first
 def starting_network(
     arch: str, stem: str, init: Path | None, path: Path, classes: Sequence[str] = CLASSES
 ) -> tuple[nn.Module, str | None]:

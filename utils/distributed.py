@@ -8,18 +8,19 @@ one, of rank 0, alone prints and writes.
 
 import atexit
 import contextlib
+import functools
 import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from utils.files import UserError
-
+P = ParamSpec("P")
 T = TypeVar("T")
+_first_alone = False  # while the first process does what the others wait for
 
 
 def rank() -> int:
@@ -79,25 +80,36 @@ def gather_objects(item: T) -> list[T]:
     return items
 
 
-def from_first(make: Callable[[], T]) -> T:
-    """What `make` returns on the first process, on all of them, so that one file serves all.
+def by_first(function: Callable[P, T]) -> Callable[P, T]:
+    """A decorator: the first process calls the function, and all get what it returns.
 
-    Where it raises UserError there, the other processes leave in silence with status 2.
+    So one file serves all of them. Where it raises an error there, the other processes leave in
+    silence with status 2. Called from another such function, it is a plain call.
     """
-    if ranks() == 1:
-        return make()
-    box, failure = [None], None
-    if rank() == 0:
-        try:
-            box = [(make(),)]
-        except UserError as error:
-            failure = error
-    dist.broadcast_object_list(box, src=0)
-    if failure:
-        raise failure
-    if box[0] is None:
-        sys.exit(2)
-    return box[0][0]
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        global _first_alone
+        if ranks() == 1 or _first_alone:
+            return function(*args, **kwargs)
+        box: list[Any] = [None]
+        failure = None
+        if rank() == 0:
+            _first_alone = True
+            try:
+                box = [(function(*args, **kwargs),)]
+            except Exception as error:
+                failure = error
+            finally:
+                _first_alone = False
+        dist.broadcast_object_list(box, src=0)
+        if failure:
+            raise failure
+        if box[0] is None:
+            sys.exit(2)
+        return box[0][0]
+
+    return wrapper
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from utils.distributed import by_first
+
 
 class UserError(Exception):
     """Something the user can put right: the message names the file or flag and what to do.
@@ -80,8 +82,9 @@ def _sync_folder(folder: Path) -> None:
 _claims: list[FileLock] = []  # held for as long as the process lives
 
 
+@by_first
 def claim(path: Path) -> None:
-    """Make this process the only one that writes `path` and its siblings, NAME.* and NAME_*.
+    """Make this run the only one that writes `path` and its siblings, NAME.* and NAME_*.
 
     The claim is a lock on NAME.lock, which the system drops when the process ends, however it ends.
     What a killed run left half-written is removed. Raises UserError where another process has the

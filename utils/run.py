@@ -34,7 +34,7 @@ from utils.augment import Augmentation, Batches
 from utils.checkpoint import save_checkpoint, write_dict
 from utils.data import CLASSES, data_facts
 from utils.device import enough_memory, keep_freed_memory, precision
-from utils.distributed import from_first, gather_objects, rank, ranks, total
+from utils.distributed import by_first, gather_objects, rank, ranks, total
 from utils.files import UserError, move, replacing, shown
 from utils.optim import one_cycle, optimizers
 from utils.safe_load import brief, read_dict
@@ -198,11 +198,11 @@ class Run:
 
     def _continue(self) -> bool:
         """Go to where the last run stopped, if there was one."""
-        state = from_first(self._read_state)
+        state = self._read_state()
         if state is None:
             print(f"nothing to resume at {shown(self.state_path)}: starting with epoch 1")
             return False
-        saved = datetime.fromtimestamp(from_first(lambda: self.state_path.stat().st_mtime))
+        saved = datetime.fromtimestamp(self._saved_at())
         saved = f"{saved:%Y-%m-%d %H:%M}"
         try:
             self._load_state(state)
@@ -397,6 +397,11 @@ class Run:
         if rank() == 0:
             write_dict(self.state_path, state)
 
+    @by_first
+    def _saved_at(self) -> float:
+        return self.state_path.stat().st_mtime
+
+    @by_first
     def _read_state(self) -> dict[str, Any] | None:
         """The state beside `path`, None where there is none. UserError if it is another run's."""
         if not self.state_path.exists():
