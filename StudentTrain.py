@@ -22,7 +22,7 @@ import torch
 
 from models import STUDENTS
 from utils import cli
-from utils.answers import TeacherAnswers, report_test_accuracy, score, with_its_stem
+from utils.answers import TeacherAnswers, report_accuracy, score, with_its_stem
 from utils.augment import Augmentation
 from utils.checkpoint import (
     ALONE,
@@ -154,7 +154,7 @@ def main() -> None:
             run.step(loss, correct=logits.argmax(dim=1) == labels)
         run.end_epoch(*score(student, val, args.batch_size))
 
-    report_test_accuracy(path, in_context(test, args.context))
+    report_accuracy(path, val, in_context(test, args.context))
     print(f"next: {cli.next_command(args, taught_by)}")
 
 

@@ -66,8 +66,8 @@ def read_flags() -> argparse.Namespace:
     parser.add_argument(
         "--threshold", type=cli.flag("THRESHOLD", float), metavar="P",
         help="student 1 answers where the selector gives it this probability (selector), or runs "
-        "too where student 2's class has less than this one (cascade); default: as chosen on the "
-        "validation images",
+        "too where student 2's class has less than this one before its temperature (cascade); "
+        "default: as chosen on the validation images",
     )  # fmt: skip
     cli.add_context(parser, "clean", "what the test images are seen in")
     args = parser.parse_args()

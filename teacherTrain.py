@@ -12,7 +12,7 @@ epoch). The students learn from it: StudentTrain.py.
 import torch.nn.functional as F
 
 from utils import cli
-from utils.answers import report_test_accuracy, score
+from utils.answers import report_accuracy, score
 from utils.augment import Augmentation
 from utils.checkpoint import FILES, starting_network
 from utils.data import load_splits
@@ -72,7 +72,7 @@ def main() -> None:
             run.step(loss, correct=logits.argmax(dim=1) == labels)
         run.end_epoch(*score(teacher, val, args.batch_size))
 
-    made = report_test_accuracy(path, test)
+    made = report_accuracy(path, val, test)
     print(f"next: {cli.next_command(args, taught_by=made)}")
 
 

@@ -41,7 +41,7 @@ def answers(
         if images:
             pixels = torch.from_numpy(np.stack(images)).to(device)
             logits, choice = predict(system.net, pixels, batch_size=batch_size)
-            best = logits.softmax(dim=1).max(dim=1)
+            best = system.probabilities(logits, choice).max(dim=1)
             good = [each for each in batch if not each.error]
             for each, probability, label, student in zip(
                 good, best.values.tolist(), best.indices.tolist(), choice.tolist(), strict=True

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from evaluation.policies import POLICIES, parts_of
+from evaluation.policies import POLICIES, parts_of, temperature_of
 from models import STUDENTS
 from utils import cli
 from utils.checkpoint import CHECKPOINTS, fingerprint_of, load_parts
@@ -107,7 +107,7 @@ def main() -> None:
         "threshold": chosen and chosen.get(*policy.threshold),
         "classes": networks[policy.students[0]][1]["classes"],
         "temperature": {
-            arch: networks[arch][1].get("temperature", 1.0) for arch in policy.students
+            arch: temperature_of(networks[arch][1]) for arch in policy.students
         },
         "weights": {arch: fingerprint_of(net) for arch, (net, _) in networks.items()},
     }

@@ -1,7 +1,8 @@
 """Who answers for an image: the policies, what each gives and costs, and how one is assembled."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -53,12 +54,18 @@ class System:
     names: of those who answer.
     threshold: of the policy, None where it has none.
     made_of: all that an answer depends on, but for the image.
+    temperatures: of each of `names`, 1.0 where none was chosen.
     """
 
     net: nn.Module
     names: tuple[str, ...]
     threshold: float | None
     made_of: dict[str, Any]
+    temperatures: tuple[float, ...] = (1.0, 1.0)
+
+    def probabilities(self, logits: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
+        """Those to show to people, (N, classes), from what `net` returned."""
+        return (logits / logits.new_tensor(self.temperatures)[choice, None]).softmax(dim=1)
 
 
 def parts_of(policy: str, threshold: float | None = None) -> tuple[str, ...]:
@@ -66,6 +73,19 @@ def parts_of(policy: str, threshold: float | None = None) -> tuple[str, ...]:
     students, named = POLICIES[policy].students, POLICIES[policy].threshold
     selector = policy == "selector" or (named and threshold is None)
     return (*students, "selector") if selector else students
+
+
+def temperature_of(facts: Mapping[str, Any]) -> float:
+    """The temperature in a checkpoint's dictionary; 1.0 where none was chosen."""
+    return facts.get("temperature", 1.0)
+
+
+def mean_temperature(students: Iterable[float]) -> float:
+    """The temperature of the mean of the students' logits.
+
+    One chosen for it on the validation images differs by a few hundredths, and helps no more.
+    """
+    return fmean(students)
 
 
 def assemble(
@@ -99,14 +119,18 @@ def assemble(
     else:
         system, names = Cascade(students, 0), archs
     facts = trained[archs[0]][1]
+    chosen = {arch: temperature_of(trained[arch][1]) for arch in archs}
+    chosen["both"] = mean_temperature(chosen.values())
+    temperatures = tuple(chosen[name] for name in names)
     made_of = {
         "policy": policy,
         "threshold": threshold,
+        "temperatures": temperatures,
         "device": f"{device.type}, {precision(device)}",
         **{name: facts[name] for name in ("classes", "mean", "std")},
         **{arch: fingerprint_of(net) for arch, net in nets.items()},
     }
-    return System(system.eval(), names, threshold, made_of)
+    return System(system.eval(), names, threshold, made_of, temperatures)
 
 
 # ------------------------------------------------------------------ what a policy gives

@@ -59,6 +59,11 @@ SUBJECTS = {
     "ONNX Runtime, one image": "routed by ONNX Runtime beside PyTorch, one image at a time",
     "ONNX Runtime, 128 images": "routed by ONNX Runtime beside PyTorch, 128 images at a time",
 }
+CHOSEN = {  # on the validation images
+    "threshold": "threshold",
+    "threshold of the cascade": "cascade_threshold",
+    "temperature of the probabilities": "temperature",
+}
 SYSTEMS = {
     "densenet121": "DenseNet-121",
     "googlenet": "GoogLeNet",
@@ -245,7 +250,7 @@ def _facts(path: Path) -> dict[str, str]:
         "made by": f"`{command(info)}`",
         "epoch of the weights": str(info["epoch"]),
         **{f"`{name}`": _plain(value) for name, value in info["hyperparameters"].items()},
-        **({"`threshold`": _plain(info["threshold"])} if "threshold" in info else {}),
+        **{name: _plain(info[key]) for name, key in CHOSEN.items() if key in info},
     }
 
 

@@ -57,7 +57,7 @@ def test_a_student_learns_from_the_teachers_answers_to_the_very_images_that_it_s
     monkeypatch.setattr(StudentTrain, "load_network", lambda *_: (teacher, facts))
     monkeypatch.setattr(StudentTrain, "for_inference", lambda net, device: net)
     monkeypatch.setattr(StudentTrain, "starting_network", lambda *_: (Spy(), None))
-    monkeypatch.setattr(StudentTrain, "report_test_accuracy", lambda path, test: None)
+    monkeypatch.setattr(StudentTrain, "report_accuracy", lambda path, val, test: None)
     monkeypatch.setattr(StudentTrain, "distillation_loss", spy)
     flags = "--model 1 --epochs 4 --subset 100 --batch-size 30 --data-dir"
     argv = f"StudentTrain.py {flags} {small_npz} --checkpoint-dir".split()

@@ -305,6 +305,16 @@ def test_who_answered_under_another_policy_is_named(
     assert f" {expected} " in capsys.readouterr().out
 
 
+def test_the_probability_is_that_of_the_temperature_of_who_answered(tmp_path, capsys, system):
+    for name, color in (("red", RGB), ("blue", (10, 30, 200))):
+        Image.new("RGB", (40, 40), color).save(tmp_path / f"{name}.png")
+    warm = System(system.eval(), STUDENTS, 0.5, {"classes": CLASSES}, (4.5, 9.0))
+    assert print_answers(warm, [tmp_path], 2, torch.device("cpu")) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"cat +45\.1% +densenet121", out)  # e^2 / (e^2 + 9)
+    assert re.search(r"ship +23\.2% +googlenet", out)  # e / (e + 9)
+
+
 EMOJI = "\U0001f600.png"
 ODD_NAMES = [b"new\nline.png", b"esc\x1b[2J.png", EMOJI.encode(), b"\xff\xfe.png", b'"q",.png']
 

@@ -1,11 +1,17 @@
-"""The losses and the selector's labels against values worked out by hand."""
+"""The losses, the selector's labels and the temperature against values worked out by hand."""
 
 import math
 
 import pytest
 import torch
 
-from utils.method import absolute_error, distillation_loss, label_weights, selector_labels
+from utils.method import (
+    absolute_error,
+    best_temperature,
+    distillation_loss,
+    label_weights,
+    selector_labels,
+)
 
 LN3 = math.log(3)  # softmax([ln 3, 0]) is [3/4, 1/4]
 LABELS = torch.tensor([0])
@@ -101,3 +107,17 @@ def test_a_label_weighs_what_its_image_loses_at_the_other_student_and_one_on_ave
     handicapped = label_weights(student_1, student_2, labels, 0.5)  # 0.5, 1, 1.5 and 2
     torch.testing.assert_close(handicapped, torch.tensor([1.5, 1, 0.5, 1.5]) / 1.125)
     assert label_weights(student_1, student_1, labels).tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "right, expected",
+    [
+        (3, 5.0),  # 3 of 4 are right: softmax([5 ln 3, 0] / 5) says so
+        (4, 0.1),  # the end of the range
+        (2, 10.0),  # a coin
+    ],
+)
+def test_the_temperature_makes_the_probability_the_share_of_right_answers(right, expected):
+    logits = torch.tensor([[5 * LN3, 0.0]]).repeat(4, 1)
+    labels = torch.tensor([0] * right + [1] * (4 - right))
+    assert best_temperature(logits, labels) == expected

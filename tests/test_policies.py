@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from evaluation import figures
+from evaluation.policies import assemble
 from models import Cascade, MultiStudent
 from studies import policies
 from studies.policies import Networks, best_cut, cascade, curve, oracle, report, selector
@@ -118,6 +119,26 @@ def test_policies_on_logits_are_those_of_the_systems_that_run():
         assert (right != outcome.right).sum() <= 1  # rounded otherwise in another batch
         ran = choice == (0 if isinstance(system, MultiStudent) else 1)
         assert (ran != outcome.first_ran).sum() <= 1
+
+
+@pytest.mark.parametrize(
+    "policy, expected",
+    [
+        ("selector", (2.0, 1.0)),
+        ("cascade", (1.0, 1.5)),  # student 2, and the mean of both
+        ("ensemble", (1.5, 1.5)),
+        ("densenet121", (2.0,)),
+    ],
+)
+def test_a_system_has_the_temperatures_of_its_networks(policy, expected):
+    facts = {"classes": ["a", "b"], "mean": [], "std": [], "threshold": 0.5, "cascade_threshold": 1}
+    parts = {
+        arch: (torch.nn.Linear(1, 1), facts) for arch in ("densenet121", "googlenet", "selector")
+    }
+    parts["densenet121"] = (parts["densenet121"][0], facts | {"temperature": 2.0})
+    nets = {arch: net for arch, (net, _) in parts.items()}
+    system = assemble(policy, parts, nets, torch.device("cpu"))
+    assert system.temperatures == system.made_of["temperatures"] == expected
 
 
 # ------------------------------------------------------------------ the command

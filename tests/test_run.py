@@ -511,7 +511,7 @@ def test_predict_runs_in_eval_mode_and_keeps_the_order(sample):
 def test_the_test_images_have_no_say_in_what_is_learned_or_kept(tmp_path, small_npz, monkeypatch):
     """The published code chose its best epoch on the test images."""
     monkeypatch.setattr(teacherTrain, "starting_network", lambda *_: (Tiny(), None))
-    monkeypatch.setattr(teacherTrain, "report_test_accuracy", lambda path, test: None)
+    monkeypatch.setattr(teacherTrain, "report_accuracy", lambda path, val, test: None)
     arrays = dict(np.load(small_npz))
     kept = []
     for name in ("as it is", "spoiled"):

@@ -29,6 +29,7 @@ from utils.contexts import image_seeds, in_context, kinds
 from utils.data import fingerprint, load_splits
 from utils.device import for_inference
 from utils.files import UserError
+from utils.method import best_temperature
 
 SCRIPTS = {
     "teacherTrain": teacherTrain,
@@ -138,13 +139,18 @@ def test_the_next_command_can_use_what_there_is(
     assert cli.next_command(args, taught_by) == f"python {expected} --checkpoint-dir {folder}"
 
 
-def test_every_checkpoint_is_in_half_precision_and_knows_its_accuracies(pipeline):
+def test_every_checkpoint_is_in_half_precision_and_knows_what_was_measured(pipeline, small_npz):
     folder, _ = pipeline
+    val = load_splits(small_npz, 60)[1]
     for arch, name in FILES.items():
         checkpoint = torch.load(folder / name, weights_only=True)
         assert checkpoint["arch"] == arch and 1 <= checkpoint["epoch"] <= 2
         assert 0 <= checkpoint["val_accuracy"] <= 1 and 0 <= checkpoint["test_accuracy"] <= 1
         assert checkpoint["hyperparameters"]["batch_size"] == 20
+        if arch != "selector":
+            net = for_inference(load_network(folder / name)[0], torch.device("cpu"))
+            expected = best_temperature(predict(net, val.images), val.labels)
+            assert checkpoint["temperature"] == pytest.approx(expected, abs=0.02), arch
         floats = [t for t in checkpoint["state_dict"].values() if t.is_floating_point()]
         assert all(tensor.dtype == torch.float16 for tensor in floats)
         with open(folder / name.replace(".pth", ".csv"), newline="") as file:

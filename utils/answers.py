@@ -15,7 +15,7 @@ from utils.data import Split, fingerprint, normalize
 from utils.device import autocast, enough_memory, for_inference
 from utils.distributed import by_first, gather, rank, ranks
 from utils.files import UserError, replacing, shown
-from utils.method import share
+from utils.method import best_temperature, share
 from utils.safe_load import read_arrays
 
 
@@ -66,18 +66,21 @@ def score(net: nn.Module, split: Split, batch_size: int = 500) -> tuple[float, f
     return F.cross_entropy(logits, split.labels).item(), top1(logits, split.labels)
 
 
-def report_test_accuracy(path: Path, test: Split) -> str:
-    """Measure the weights in `path`, as saved, on the test images, and note it in the file.
+def report_accuracy(path: Path, val: Split, test: Split) -> str:
+    """Measure the weights in `path`, as saved, and note in the file what is found.
 
-    Returns the fingerprint of the weights.
+    This is the accuracy on the test images, and the temperature of the probabilities, chosen on the
+    validation images. Returns the fingerprint of the weights.
     """
     net, checkpoint = load_network(path)
-    logits = predict(for_inference(net, test.images.device), test.images, "test")
-    accuracy = top1(logits, test.labels)
-    amend_checkpoint(path, test_accuracy=accuracy)
+    ready = for_inference(net, test.images.device)
+    temperature = best_temperature(predict(ready, val.images, "validation"), val.labels)
+    accuracy = top1(predict(ready, test.images, "test"), test.labels)
+    amend_checkpoint(path, test_accuracy=accuracy, temperature=temperature)
     print(
         f"\nthe best epoch, {checkpoint['epoch']}: top-1 {checkpoint['val_accuracy']:.2%} on the "
-        f"validation images, {accuracy:.2%} on {len(test):,} test images; wrote {shown(path)}"
+        f"validation images, {accuracy:.2%} on {len(test):,} test images; temperature "
+        f"{temperature:.2f}; wrote {shown(path)}"
     )
     return fingerprint_of(net)
 
