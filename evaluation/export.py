@@ -106,9 +106,7 @@ def main() -> None:
         "students": policy.students,
         "threshold": chosen and chosen.get(*policy.threshold),
         "classes": networks[policy.students[0]][1]["classes"],
-        "temperature": {
-            arch: temperature_of(networks[arch][1]) for arch in policy.students
-        },
+        "temperature": {arch: temperature_of(networks[arch][1]) for arch in policy.students},
         "weights": {arch: fingerprint_of(net) for arch, (net, _) in networks.items()},
     }
     files = {f"{arch}.onnx": onnx_bytes(*network) for arch, network in networks.items()}

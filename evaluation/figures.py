@@ -12,17 +12,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from models import STUDENTS
+from evaluation.testset import LABELS
+from models import NAMES, STUDENTS
 from utils.data import Split
 from utils.files import UserError, replacing, shown
 
 COLORS = {"densenet121": "#d9822b", "googlenet": "#2a9d8f", "routed": "#6a4c93"}
-NAMES = {
-    "teacher": "teacher, ResNet-50",
-    "densenet121": "DenseNet-121",
-    "googlenet": "GoogLeNet",
-    "routed": "routed",
-}
 matplotlib.use("agg")  # no display is needed, nor asked for
 plt.rcdefaults()  # whatever a matplotlibrc says, which may ask for LaTeX
 plt.rcParams.update(
@@ -99,7 +94,7 @@ def per_class_accuracy(metrics: dict) -> Figure:
     positions = np.arange(len(classes))
     for k, (name, color) in enumerate(COLORS.items()):
         heights = [100 * metrics["per_class"][name][label] for label in classes]
-        overall = f"{NAMES[name]} ({100 * metrics['accuracy'][name]:.1f} % overall)"
+        overall = f"{LABELS[name]} ({100 * metrics['accuracy'][name]:.1f} % overall)"
         axes.bar(positions + (k - 1) * width, heights, width, color=color, label=overall)
     room = 100 / len(classes)  # characters that stand side by side
     axes.set_xticks(positions, classes, rotation=90 if max(map(len, classes)) > room else 0)
@@ -126,13 +121,12 @@ def accuracy_per_epoch(histories: dict[str, list[dict[str, float]]]) -> Figure:
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for run, rows in histories.items():
         arch, alone, _ = run.partition("_alone")
-        name = NAMES[arch] + (", without the teacher" if alone else "")
         epochs = [row["epoch"] for row in rows]
         val, train = (
             [100 * row[f"{split}_accuracy"] for row in rows] for split in ("val", "train")
         )
         color = COLORS.get(arch, "#555555")
-        axes.plot(epochs, val, "x:" if alone else "o-", ms=4, color=color, label=name)
+        axes.plot(epochs, val, "x:" if alone else "o-", ms=4, color=color, label=LABELS[run])
         if not alone:
             axes.plot(epochs, train, "--", lw=1, alpha=0.7, color=color)
     axes.plot([], [], "--", lw=1, color="black", label="on the training images, augmented")
@@ -205,16 +199,16 @@ def accuracy_against_work(routing: dict) -> Figure:
         axes.plot(*_point(curve["macs"], curve["accuracy"]), color=color, label=label)
         axes.plot(*_point(chosen["macs"], chosen["accuracy"]), "o", color=color)
     points = {
-        "teacher, ResNet-50": (routing["teacher"], "#555555"),
+        LABELS["teacher"]: (routing["teacher"], "#555555"),
         **{NAMES[arch]: (routing["students"][arch], COLORS[arch]) for arch in STUDENTS},
         "mean of both": (routing["policies"]["ensemble"], "black"),
         "oracle": (routing["policies"]["oracle"], "black"),
-        "a student at random": (routing["policies"]["random"], "black"),
+        LABELS["random"]: (routing["policies"]["random"], "black"),
     }
     for name, (facts, color) in points.items():
         place = _point(facts["macs"], facts["accuracy"])
         axes.plot(*place, "s", ms=5, color=color)
-        above = name not in ("a student at random", NAMES[STUDENTS[1]])  # where curves begin
+        above = name not in (LABELS["random"], NAMES[STUDENTS[1]])  # where curves begin
         offset = (0, 7 if above else -14)
         axes.annotate(name, place, offset, textcoords="offset points", ha="center", fontsize=9)
     axes.margins(x=0.1, y=0.12)

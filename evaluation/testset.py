@@ -17,15 +17,15 @@ from utils.contexts import CONTEXTS
 from utils.data import Split, is_default, load_sample, load_splits
 from utils.files import UserError
 
-LABELS = {
-    "teacher": "teacher",
+LABELS = {  # of all that is measured
+    "teacher": "teacher, ResNet-50",
     "densenet121": "student 1, DenseNet-121",
     "googlenet": "student 2, GoogLeNet",
     "densenet121_alone": "DenseNet-121 without the teacher",
     "googlenet_alone": "GoogLeNet without the teacher",
     "routed": "routed by the selector",
-    "cascade": "cascade: both where 2 is not sure",
-    "better_student": "the better student of the two",
+    "cascade": "cascade: both if student 2 is unsure",
+    "better_student": "the better student",
     "random": "a student at random",
     "ensemble": "mean of both students' logits",
     "oracle": "oracle: right if either student is",

@@ -3,12 +3,13 @@
 from models.cascade import Cascade, confidence
 from models.cost import macs, parameters
 from models.multistudent import MultiStudent
-from models.networks import ARCHS, CLASS_COUNTS, STEMS, STUDENTS, check_images, network
+from models.networks import ARCHS, CLASS_COUNTS, NAMES, STEMS, STUDENTS, check_images, network
 from models.selector import Selector
 
 __all__ = [
     "ARCHS",
     "CLASS_COUNTS",
+    "NAMES",
     "STEMS",
     "STUDENTS",
     "Cascade",

@@ -4,7 +4,8 @@ import torch
 import torchvision
 from torch import nn
 
-ARCHS = ("resnet50", "densenet121", "googlenet")
+NAMES = {"resnet50": "ResNet-50", "densenet121": "DenseNet-121", "googlenet": "GoogLeNet"}
+ARCHS = tuple(NAMES)
 STUDENTS = ("densenet121", "googlenet")  # student 1 and student 2
 STEMS = ("cifar", "cifar-pool")
 CLASS_COUNTS = range(2, 1001)

@@ -7,8 +7,9 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from evaluation.figures import COLORS, NAMES, save
-from models import STUDENTS, MultiStudent
+from evaluation.figures import COLORS, save
+from evaluation.testset import LABELS
+from models import NAMES, STUDENTS, MultiStudent
 from utils.answers import predict
 from utils.contexts import DEGRADED, GROUPS, UNSEEN, degrade
 from utils.data import Split
@@ -33,7 +34,7 @@ def accuracy(study: dict) -> Figure:
     """A grid of accuracies: who answers, in which context."""
     columns = [*GROUPS, *(kind for kind in KINDS if kind != "clean")]
     rows = {
-        NAMES["teacher"]: study["teacher"],
+        LABELS["teacher"]: study["teacher"],
         **{
             f"{NAMES[arch]}, {facts['trained']['context']}": facts
             for arch, facts in study["students"].items()

@@ -46,7 +46,7 @@ from utils.safe_load import brief, read_array, read_arrays
 BATCH_SIZE = 500  # images a step
 OUT = Path("results")  # for logits.npz, routing.json and routing.png
 THRESHOLDS = [k / 100 for k in range(102)]
-NAMES = {arch: Path(file).stem for arch, file in FILES.items()}  # of the networks in logits.npz
+ARRAYS = {arch: Path(file).stem for arch, file in FILES.items()}  # of the networks in logits.npz
 
 
 # ------------------------------------------------------------------ what they give
@@ -239,8 +239,8 @@ def collect(args: argparse.Namespace) -> None:
     print(f"asking the networks about {described(*splits)}", flush=True)
     about = {
         "classes": facts[STUDENTS[0]]["classes"],
-        "weights": {NAMES[arch]: fingerprint_of(net) for arch, net in nets.items()},
-        "macs": {NAMES[arch]: round(1e6 * macs(net)) for arch, net in nets.items()},
+        "weights": {ARRAYS[arch]: fingerprint_of(net) for arch, net in nets.items()},
+        "macs": {ARRAYS[arch]: round(1e6 * macs(net)) for arch, net in nets.items()},
         "thresholds": {
             name: facts["selector"].get(*POLICIES[name].threshold)
             for name in ("selector", "cascade")
@@ -254,9 +254,9 @@ def collect(args: argparse.Namespace) -> None:
     }
     images = torch.cat([split.images for split in splits])
     for arch, net in nets.items():
-        logits = predict(for_inference(net, device), images, NAMES[arch], args.batch_size)
-        arrays[NAMES[arch]] = logits.half().cpu().numpy()
-        if not np.isfinite(arrays[NAMES[arch]]).all():
+        logits = predict(for_inference(net, device), images, ARRAYS[arch], args.batch_size)
+        arrays[ARRAYS[arch]] = logits.half().cpu().numpy()
+        if not np.isfinite(arrays[ARRAYS[arch]]).all():
             raise UserError(
                 f"{FILES[arch]}: its logits do not fit into half precision; train it anew"
             )
@@ -272,14 +272,14 @@ def read_logits(path: Path) -> tuple[Networks, Networks, dict[str, float]]:
     """
     remedy = f"make it with: python -m studies.policies --collect --out {shown(path.parent)}"
     try:
-        arrays = read_arrays(path, [*NAMES.values(), "labels", "validation", "about"])
+        arrays = read_arrays(path, [*ARRAYS.values(), "labels", "validation", "about"])
     except UserError as error:
         raise UserError(f"{error}; {remedy}") from error
     try:
         about = json.loads(str(arrays["about"]))
         labels = torch.from_numpy(arrays["labels"])
-        logits = {arch: torch.from_numpy(arrays[name]).float() for arch, name in NAMES.items()}
-        work = {arch: int(about["macs"][name]) for arch, name in NAMES.items()}
+        logits = {arch: torch.from_numpy(arrays[name]).float() for arch, name in ARRAYS.items()}
+        work = {arch: int(about["macs"][name]) for arch, name in ARRAYS.items()}
         thresholds = {name: float(about["thresholds"][name]) for name in ("selector", "cascade")}
         middle = int(arrays["validation"])
         shapes = {arch: (len(labels), len(about["classes"])) for arch in FILES}

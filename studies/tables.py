@@ -9,7 +9,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from models import STUDENTS, parameters
+from evaluation.testset import LABELS
+from models import NAMES, STUDENTS, parameters
 from studies.compression import PUBLISHED, all_costs
 from utils import cli
 from utils.checkpoint import COMMANDS, FILES, load_network, read_checkpoint
@@ -18,29 +19,13 @@ from utils.files import UserError, replacing, shown
 ROOT = Path(__file__).resolve().parent.parent
 HUYVNPHAN = "https://github.com/huyvnphan/PyTorch_CIFAR10"
 KUANGLIU = "https://github.com/kuangliu/pytorch-cifar"
-ROWS = {  # what it is, top-1 in % as published, and as others report of the same architecture
-    "teacher": ("teacher, ResNet-50", "81", f"[93.65]({HUYVNPHAN})"),
-    "densenet121": (
-        "student 1, DenseNet-121", "74.19", f"[94.06]({HUYVNPHAN}), [95.04]({KUANGLIU})",
-    ),
-    "densenet121_alone": ("the same, without the teacher", "", ""),
-    "googlenet": ("student 2, GoogLeNet", "73.21", f"[92.85]({HUYVNPHAN})"),
-    "googlenet_alone": ("the same, without the teacher", "", ""),
-    "routed": ("**routed by the selector**", "79.67", ""),
-    "cascade": ("**cascade**: GoogLeNet, and both where it is not sure", "", ""),
-    "better_student": ("*yardsticks:* the better student", "", ""),
-    "random": ("a student at random", "", ""),
-    "ensemble": ("mean of both students' logits", "", ""),
-    "oracle": ("oracle, right if either student is", "", ""),
-}  # fmt: skip
-POLICIES = {
-    "better_student": "the better student",
-    "selector": "selector: the student that it chooses",
-    "cascade": "cascade: GoogLeNet, and both where it is not sure",
-    "ensemble": "ensemble: both",
-    "random": "a student at random",
-    "oracle": "oracle: a student that is right",
+PUBLISHED_TOP1 = {"teacher": "81", "densenet121": "74.19", "googlenet": "73.21", "routed": "79.67"}
+OTHERS_TOP1 = {  # of the same architecture
+    "teacher": f"[93.65]({HUYVNPHAN})",
+    "densenet121": f"[94.06]({HUYVNPHAN}), [95.04]({KUANGLIU})",
+    "googlenet": f"[92.85]({HUYVNPHAN})",
 }
+POLICIES = ("better_student", "selector", "cascade", "ensemble", "random", "oracle")
 SUBJECTS = {
     "data": "data: crop, flip, cutout, normalize",
     "step resnet50": "training step, ResNet-50",
@@ -64,14 +49,7 @@ CHOSEN = {  # on the validation images
     "threshold of the cascade": "cascade_threshold",
     "temperature of the probabilities": "temperature",
 }
-SYSTEMS = {
-    "densenet121": "DenseNet-121",
-    "googlenet": "GoogLeNet",
-    "densenet121 + selector": "DenseNet-121 + selector",
-    "googlenet + selector": "GoogLeNet + selector",
-    "both + selector": "both + selector",
-}
-SHORT = ("teacher", *STUDENTS, "routed", "cascade", "oracle")  # the README's rows of ROWS
+SHORT = ("teacher", *STUDENTS, "routed", "cascade", "oracle")  # what the README shows of LABELS
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -86,7 +64,8 @@ def results(metrics: dict, names: Sequence[str] = (), others: bool = True) -> st
     `names` chooses the rows; without it all that were measured or published are shown.
     """
     rows = []
-    for name, (label, published, theirs) in ROWS.items():
+    for name, label in LABELS.items():
+        published, theirs = PUBLISHED_TOP1.get(name, ""), OTHERS_TOP1.get(name, "")
         accuracy, work = metrics["accuracy"].get(name), metrics["macs_per_image"].get(name)
         if (names and name not in names) or (accuracy is None and not published):
             continue
@@ -105,14 +84,14 @@ def results(metrics: dict, names: Sequence[str] = (), others: bool = True) -> st
 def routing(study: dict) -> str:
     """The policies of `study`, as studies.policies writes it, against both networks' work."""
     rows = []
-    for name, label in POLICIES.items():
+    for name in POLICIES:
         facts = study["policies"].get(name) or study[name]
         share, area, *ps = (
             facts.get(key)
             for key in ("share_densenet121", "auroc", "mcnemar_p", "mcnemar_p_teacher")
         )
         rows.append([
-            label,
+            LABELS["routed" if name == "selector" else name],
             f"{100 * facts['accuracy']:.2f}",
             f"{100 * facts['macs'] / study['teacher']['macs']:.0f} %",
             "" if share is None else f"{100 * share:.1f} %",
@@ -169,7 +148,7 @@ def sweep(benchmarks: dict) -> str:
 def distillation(metrics: dict) -> str:
     """Each student of `metrics` that was also trained alone: top-1 with the teacher and without."""
     rows = []
-    for arch, label in list(SYSTEMS.items())[: len(STUDENTS)]:
+    for arch in STUDENTS:
         if (alone := f"{arch}_alone") not in metrics["accuracy"]:
             continue
         ends = [metrics["accuracy"][name] for name in (alone, arch)]
@@ -177,7 +156,7 @@ def distillation(metrics: dict) -> str:
             f"{100 * metrics['accuracy'][name]:.2f} ({_interval(metrics, name)})"
             for name in (alone, arch)
         ]
-        rows.append([label, *cells, f"{100 * (ends[1] - ends[0]):+.2f}"])
+        rows.append([NAMES[arch], *cells, f"{100 * (ends[1] - ends[0]):+.2f}"])
     return markdown(["top-1, % (95 % interval)", "alone", "distilled", "gain"], rows)
 
 
@@ -210,13 +189,13 @@ def compression(metrics: dict, stem: str) -> str:
     """Reductions against the teacher in %, ours and published; routed MACs are of `metrics`."""
     costs, rows = all_costs(stem), []
     routed = metrics["macs_per_image"]["routed"] / 1e6
-    for name, label in SYSTEMS.items():
+    for name in [name for name in costs if name != "teacher"]:
         ours = [1 - each / of for each, of in zip(costs[name], costs["teacher"], strict=True)]
         if name == "both + selector":  # of which one student runs
             ours[2] = 1 - routed / costs["teacher"][2]
         theirs = PUBLISHED.get(name, (None,) * 3)
         rows.append([
-            label,
+            " + ".join(NAMES.get(part, part) for part in name.split(" + ")),
             *(
                 f"{100 * mine:.1f}" + ("" if each is None else f" ({each:.1f})")
                 for mine, each in zip(ours, theirs, strict=True)

@@ -27,7 +27,7 @@ FILES = {
     "googlenet": "googlenet.pth",
     "selector": "selector.pth",
 }
-ALONE = {"densenet121": "densenet121_alone.pth", "googlenet": "googlenet_alone.pth"}  # no teacher
+ALONE = {arch: f"{arch}_alone.pth" for arch in STUDENTS}  # trained without the teacher
 COMMANDS = {
     "resnet50": "python teacherTrain.py",
     "densenet121": "python StudentTrain.py --model 1",
