@@ -51,24 +51,30 @@ def read_flags() -> argparse.Namespace:
     parser.add_argument("images", nargs="*", type=Path, help="your own images, or folders of them")
     cli.add_out(parser, OUT, "metrics.json and the figures")
     parser.add_argument(
-        "--csv", type=Path, metavar="PATH",
+        "--csv",
+        type=Path,
+        metavar="PATH",
         help="write the answers for your own images to this file, a row an image",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--resume", action="store_true", help="continue the --csv of a run that was stopped"
     )
     parser.add_argument(
-        "--policy", choices=POLICIES, default="selector",
+        "--policy",
+        choices=POLICIES,
+        default="selector",
         help="who answers for your own images: "
         + "; ".join(f"{name}: {policy.who}" for name, policy in POLICIES.items())
         + " (default: %(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--threshold", type=cli.flag("THRESHOLD", float), metavar="P",
+        "--threshold",
+        type=cli.flag("THRESHOLD", float),
+        metavar="P",
         help="student 1 answers where the selector gives it this probability (selector), or runs "
         "too where student 2's class has less than this one before its temperature (cascade); "
         "default: as chosen on the validation images",
-    )  # fmt: skip
+    )
     cli.add_context(parser, "clean", "what the test images are seen in")
     args = parser.parse_args()
     if args.threshold is not None and not POLICIES[args.policy].threshold:

@@ -14,7 +14,7 @@ for the policies of inference.py) and selector.csv (a row an epoch). inference.p
 import torch
 import torch.nn.functional as F
 
-from models import STUDENTS, MultiStudent, Selector, confidence, macs
+from models import STUDENTS, MultiStudent, Selector, confidence
 from utils import cli
 from utils.answers import predict, top1
 from utils.augment import Augmentation
@@ -29,23 +29,25 @@ from utils.run import Run
 
 # ------------------------------------------------------------------ hyperparameters
 
-DEPTH = 3  # convolution blocks, 1 to 4
-BATCH_NORM = True  # in each block
-COST_WEIGHT = 0.0  # absolute error that the dearest student's MACs weigh; 0: the published labels
-LABEL_WEIGHT = None  # "difference": a label counts as much as the students' errors differ
-THRESHOLD = None  # student 1 answers from this probability on; None: chosen on validation
+# Each has a flag, too:
 EPOCHS = 10
 BATCH_SIZE = 128  # images a step
 LEARNING_RATE = 0.05  # the highest, at the end of the warm-up
-OPTIMIZER = "sgd"  # or "adamw", with a far lower rate
-MOMENTUM = 0.9  # the first of AdamW's betas, or Nesterov's for SGD
+SEED = 0
+CONTEXT = "clean"  # what the images are seen in, of utils/contexts.py
+LABEL_WEIGHT = None  # "difference": a label counts as much as the students' errors differ
+
+# These are changed here:
+DEPTH = 3  # convolution blocks, 1 to 4
+BATCH_NORM = True  # in each block
+THRESHOLD = None  # student 1 answers from this probability on; None: chosen on validation
+OPTIMIZER = "sgd"  # or "muon" or "adamw", with far lower rates
+MOMENTUM = 0.9  # Nesterov's for SGD and Muon, the first of the betas for AdamW
 WEIGHT_DECAY = 5e-4  # on weights, not on biases and norms
 WARMUP = 0.25  # share of all steps; a cosine down to 0 follows
-CONTEXT = "clean"  # what the images are seen in, of utils/contexts.py
 CROP = 4  # pixels of reflection around the image that a random crop may reach
 FLIP = True  # mirror every other image, at random
 CUTOUT = 0  # side of the square cut out of each image, in pixels
-SEED = 0
 
 # ------------------------------------------------------------------ the story
 
@@ -54,9 +56,11 @@ def main() -> None:
     parser = cli.training_parser(__doc__, globals())
     cli.add_context(parser, CONTEXT, "what the students and the selector see")
     parser.add_argument(
-        "--label-weight", choices=("difference",), default=LABEL_WEIGHT,
+        "--label-weight",
+        choices=("difference",),
+        default=LABEL_WEIGHT,
         help="let each label count as much as the students' errors differ (default: %(default)s)",
-    )  # fmt: skip
+    )
     args = parser.parse_args()
     device = pick_device(args.device)
     join_group(device)
@@ -77,37 +81,48 @@ def main() -> None:
         students=", ".join(map(shown, paths)),
         context=args.context,
         labels="weighted by the difference of errors" if args.label_weight else "as published",
+        threshold="chosen on the validation images" if THRESHOLD is None else THRESHOLD,
     )
 
     students = [student for student, _ in students]
     trained = [fingerprint_of(student) for student in students]
     run = Run(
-        selector, path, train.images, train.labels,
-        arch="selector", stem=None, classes=train.classes,
-        epochs=args.epochs, batch_size=args.batch_size,
-        optimizer=OPTIMIZER, lr=args.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY,
-        warmup=WARMUP, seed=args.seed, augmentation=Augmentation(CROP, FLIP, CUTOUT),
+        selector,
+        path,
+        train,
+        arch="selector",
+        stem=None,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        optimizer=OPTIMIZER,
+        lr=args.lr,
+        momentum=MOMENTUM,
+        weight_decay=WEIGHT_DECAY,
+        warmup=WARMUP,
+        seed=args.seed,
+        augmentation=Augmentation(CROP, FLIP, CUTOUT),
         facts={
-            "depth": DEPTH, "batch_norm": BATCH_NORM, "cost_weight": COST_WEIGHT,
-            "label_weight": args.label_weight, "context": args.context, "students": trained,
+            "depth": DEPTH,
+            "batch_norm": BATCH_NORM,
+            "label_weight": args.label_weight,
+            "context": args.context,
+            "students": trained,
         },
         resume=args.resume,
-    )  # fmt: skip
+    )
     run.begin()  # before the students label the images, which takes minutes
 
-    work = [macs(student) for student in students]
-    handicap = COST_WEIGHT * (work[0] - work[1]) / max(work)
     students = [for_inference(student, device) for student in students]
     train_logits = [
         predict(student, train.images, f"student {k}") for k, student in enumerate(students, 1)
     ]
-    targets = selector_labels(*train_logits, train.labels, handicap)
+    targets = selector_labels(*train_logits, train.labels)
     weights = torch.ones_like(targets)
     if args.label_weight:
-        weights = label_weights(*train_logits, train.labels, handicap)
+        weights = label_weights(*train_logits, train.labels)
     print(f"student 1 is the better on {share(targets == 1):.1%} of the training images")
     val_logits = [predict(student, val.images) for student in students]
-    val_targets = selector_labels(*val_logits, val.labels, handicap)
+    val_targets = selector_labels(*val_logits, val.labels)
     right = [logits.argmax(dim=1) == val.labels for logits in val_logits]
 
     for _ in run.epochs():
@@ -122,14 +137,12 @@ def main() -> None:
 
     selector = for_inference(load_network(path)[0], device)
     scores = predict(selector, val.images).sigmoid()
-    threshold = best_threshold(scores, *right, handicap) if THRESHOLD is None else THRESHOLD
+    threshold = best_threshold(scores, *right) if THRESHOLD is None else THRESHOLD
     both = sum(val_logits).argmax(dim=1) == val.labels
     logits, choice = predict(MultiStudent(students, selector, threshold), test.images, "test")
     facts = {
         "threshold": threshold,
-        "cascade_threshold": best_threshold(
-            confidence(val_logits[1]), right[1], both, -COST_WEIGHT * work[0] / max(work)
-        ),
+        "cascade_threshold": best_threshold(confidence(val_logits[1]), right[1], both),
         "val_accuracy": routed_accuracy(threshold, scores, *right),
         "test_accuracy": top1(logits, test.labels),
     }

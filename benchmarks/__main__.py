@@ -181,9 +181,13 @@ def main() -> None:
         ("--images", None, "of a piece of data, epoch and inference"),
     ):
         parser.add_argument(
-            flag, type=cli.flag("BATCH_SIZE", int), nargs="+", default=[default], metavar="N",
+            flag,
+            type=cli.flag("BATCH_SIZE", int),
+            nargs="+",
+            default=[default],
+            metavar="N",
             help=f"{what}; of several each is measured",
-        )  # fmt: skip
+        )
     parser.add_argument("--data-dir", type=Path, default=cli.ROOT / "data", metavar="PATH")
     parser.add_argument(
         "--checkpoint-dir", type=Path, default=cli.ROOT / "checkpoints", metavar="PATH"

@@ -175,9 +175,15 @@ def samples(test: Split, predictions: np.ndarray, choice: np.ndarray, count: int
             (-0.19, NAMES[arch], COLORS[arch]),
         ):
             axes.text(
-                0.5, place, text, transform=axes.transAxes, ha="center", va="top", fontsize=9,
+                0.5,
+                place,
+                text,
+                transform=axes.transAxes,
+                ha="center",
+                va="top",
+                fontsize=9,
                 color=color,
-            )  # fmt: skip
+            )
     figure.suptitle(
         "Above each image its class; below it the answer, red where wrong, and who gave it"
     )

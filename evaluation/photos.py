@@ -30,9 +30,13 @@ TiffImagePlugin.READ_LIBTIFF = True
 # libtiff returns numbers in this machine's byte order. Pillow expects that of unsigned 16-bit ones
 # only, and the file's order of all others.
 NATIVE = {
-    "I;16S": "I;16NS", "I;16BS": "I;16NS", "I;32S": "I;32NS", "I;32BS": "I;32NS",
-    "F;32F": "F;32NF", "F;32BF": "F;32NF",
-}  # fmt: skip
+    "I;16S": "I;16NS",
+    "I;16BS": "I;16NS",
+    "I;32S": "I;32NS",
+    "I;32BS": "I;32NS",
+    "F;32F": "F;32NF",
+    "F;32BF": "F;32NF",
+}
 SAMPLE_FORMAT, PHOTOMETRIC, BITS = 339, 262, 258  # tags of TIFF
 SIGNED, WHITE_IS_ZERO = 2, 0  # values of the first two
 

@@ -97,9 +97,12 @@ def pictures(system: MultiStudent, test: Split, count: int = 3) -> Figure:
     answers = logits.argmax(dim=1).view(len(KINDS), -1).T.tolist()
     students = choice.view(len(KINDS), -1).T.tolist()
     figure, grid = plt.subplots(
-        len(places), len(KINDS), figsize=(1.3 * len(KINDS), 1.75 * len(places)), squeeze=False,
+        len(places),
+        len(KINDS),
+        figsize=(1.3 * len(KINDS), 1.75 * len(places)),
+        squeeze=False,
         layout="constrained",
-    )  # fmt: skip
+    )
     figure.get_layout_engine().set(h_pad=0.12)  # for the line below the last row
     for row, place in enumerate(places):
         for column, kind in enumerate(KINDS):
@@ -110,13 +113,22 @@ def pictures(system: MultiStudent, test: Split, count: int = 3) -> Figure:
             right = answer == test.labels[place].item()
             axes.set_title(kind if row == 0 else "", fontsize=10)
             for height, text, color in (
-                (-0.04, test.classes[answer] + ("" if right else " (wrong)"),
-                 "black" if right else "#c1121f"),
+                (
+                    -0.04,
+                    test.classes[answer] + ("" if right else " (wrong)"),
+                    "black" if right else "#c1121f",
+                ),
                 (-0.2, NAMES[arch], COLORS[arch]),
-            ):  # fmt: skip
+            ):
                 axes.text(
-                    0.5, height, text, transform=axes.transAxes, ha="center", va="top",
-                    fontsize=9, color=color,
-                )  # fmt: skip
+                    0.5,
+                    height,
+                    text,
+                    transform=axes.transAxes,
+                    ha="center",
+                    va="top",
+                    fontsize=9,
+                    color=color,
+                )
     figure.suptitle(f"Each image in every context, at severity {SEVERITY}: the answer, and whose")
     return figure

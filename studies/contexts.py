@@ -129,13 +129,19 @@ Policy = Callable[[Networks], tuple[Outcome, torch.Tensor | None]]  # and scores
 def main() -> None:
     parser = cli.common_parser(__doc__, globals())
     parser.add_argument(
-        "--generalists", type=Path, default=GENERALISTS, metavar="PATH",
+        "--generalists",
+        type=Path,
+        default=GENERALISTS,
+        metavar="PATH",
         help="folder of the folders once and twice (default: %(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--seeds", type=cli.flag("SEEDS", int), default=SEEDS, metavar="N",
+        "--seeds",
+        type=cli.flag("SEEDS", int),
+        default=SEEDS,
+        metavar="N",
         help="trainings of each selector of the study (default: %(default)s)",
-    )  # fmt: skip
+    )
     cli.add_out(parser, OUT, "contexts.json, the figures, and contexts/ with the answers")
     args = parser.parse_args()
     device = pick_device(args.device)
@@ -208,10 +214,18 @@ def needed(
 
     def student(arch: str, context: str, where: Path, paired: bool, *flags: str) -> Network:
         words = [
-            "python", "StudentTrain.py", "--model", str(1 + STUDENTS.index(arch)),
-            "--context", context, "--teacher", shown(teacher), "--checkpoint-dir", shown(where),
+            "python",
+            "StudentTrain.py",
+            "--model",
+            str(1 + STUDENTS.index(arch)),
+            "--context",
+            context,
+            "--teacher",
+            shown(teacher),
+            "--checkpoint-dir",
+            shown(where),
             *flags,
-        ]  # fmt: skip
+        ]
         return Network(where / FILES[arch], arch, context, shlex.join(words), paired)
 
     shipped = checkpoints / FILES["googlenet"]
@@ -219,15 +233,20 @@ def needed(
         "teacher": Network(teacher, "resnet50", "clean", COMMANDS["resnet50"]),
         "densenet121": student("densenet121", "degraded", folder, True),
         "googlenet": Network(
-            folder / FILES["googlenet"], "googlenet", "clean",
-            shlex.join(["cp", shown(shipped), shown(folder)]), True,
+            folder / FILES["googlenet"],
+            "googlenet",
+            "clean",
+            shlex.join(["cp", shown(shipped), shown(folder)]),
+            True,
         ),
-    }  # fmt: skip
+    }
     router = Network(
-        folder / FILES["selector"], "selector", "mixed",
+        folder / FILES["selector"],
+        "selector",
+        "mixed",
         "python trainSelector.py --context mixed --label-weight difference "
         + shlex.join(["--checkpoint-dir", shown(folder)]),
-    )  # fmt: skip
+    )
     read = [networks[arch].read() for arch in STUDENTS]
     net, facts = router.read()
     check_students(router.path, facts, [student for student, _ in read])
@@ -400,9 +419,13 @@ def true_contexts(train: Split) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def trained(
-    both: dict[str, Networks], labels: torch.Tensor, weights: torch.Tensor,
-    images: dict[str, torch.Tensor], seed: int, batch_size: int,
-) -> tuple[Networks, Policy]:  # fmt: skip
+    both: dict[str, Networks],
+    labels: torch.Tensor,
+    weights: torch.Tensor,
+    images: dict[str, torch.Tensor],
+    seed: int,
+    batch_size: int,
+) -> tuple[Networks, Policy]:
     """Routing by a selector that learned these labels, its threshold chosen on validation."""
     batches = Batches(images["train"], STEP, seed, AUGMENTATION)
     device = images["train"].device
@@ -416,9 +439,11 @@ def trained(
 
 
 def report(
-    told: Mapping[str, Told], labels: Mapping[str, torch.Tensor],
-    rows: Mapping[str, torch.Tensor], policies: Mapping[str, list[tuple[Networks, Policy]]],
-) -> dict:  # fmt: skip
+    told: Mapping[str, Told],
+    labels: Mapping[str, torch.Tensor],
+    rows: Mapping[str, torch.Tensor],
+    policies: Mapping[str, list[tuple[Networks, Policy]]],
+) -> dict:
     """What contexts.json says: accuracies, shares and intervals by context, in [0, 1].
 
     MACs, AUROC and McNemar's p are of the mixture; MACs of one image on average.

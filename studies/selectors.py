@@ -229,9 +229,13 @@ def measure(selector: Selector, choosing: Answers, test: Answers) -> dict[str, f
 
 
 def study(
-    variants: tuple[Variant, ...], told: dict[str, Answers], choosing: Answers, test: Answers,
-    seeds: int, steps: int,
-) -> Iterator[dict]:  # fmt: skip
+    variants: tuple[Variant, ...],
+    told: dict[str, Answers],
+    choosing: Answers,
+    test: Answers,
+    seeds: int,
+    steps: int,
+) -> Iterator[dict]:
     """Each variant with each seed: its facts, its runs, and their mean and standard deviation.
 
     The intervals are of the means, as of another draw of as many test images.

@@ -69,14 +69,16 @@ def results(metrics: dict, names: Sequence[str] = (), others: bool = True) -> st
         accuracy, work = metrics["accuracy"].get(name), metrics["macs_per_image"].get(name)
         if (names and name not in names) or (accuracy is None and not published):
             continue
-        rows.append([
-            label,
-            published,
-            "" if accuracy is None else f"{100 * accuracy:.2f}",
-            _interval(metrics, name),
-            "" if work is None else f"{work / 1e6:.1f}",
-            theirs,
-        ])  # fmt: skip
+        rows.append(
+            [
+                label,
+                published,
+                "" if accuracy is None else f"{100 * accuracy:.2f}",
+                _interval(metrics, name),
+                "" if work is None else f"{work / 1e6:.1f}",
+                theirs,
+            ]
+        )
     heads = ["", "published", "ours, %", "95 % interval", "MMACs", "others"]
     return markdown(heads, rows) if others else markdown(heads[:-1], [row[:-1] for row in rows])
 
@@ -90,14 +92,16 @@ def routing(study: dict) -> str:
             facts.get(key)
             for key in ("share_densenet121", "auroc", "mcnemar_p", "mcnemar_p_teacher")
         )
-        rows.append([
-            LABELS["routed" if name == "selector" else name],
-            f"{100 * facts['accuracy']:.2f}",
-            f"{100 * facts['macs'] / study['teacher']['macs']:.0f} %",
-            "" if share is None else f"{100 * share:.1f} %",
-            "" if area is None else f"{area:.2f}",
-            *("" if p is None else f"{p:.2g}" for p in ps),
-        ])  # fmt: skip
+        rows.append(
+            [
+                LABELS["routed" if name == "selector" else name],
+                f"{100 * facts['accuracy']:.2f}",
+                f"{100 * facts['macs'] / study['teacher']['macs']:.0f} %",
+                "" if share is None else f"{100 * share:.1f} %",
+                "" if area is None else f"{area:.2f}",
+                *("" if p is None else f"{p:.2g}" for p in ps),
+            ]
+        )
     heads = ["", "top-1, %", "MACs of the teacher's", "DenseNet-121 runs on", "AUROC", "p"]
     heads.append("p, teacher")
     return markdown(heads, rows)
@@ -112,19 +116,26 @@ def selectors(study: dict) -> str:
             row["auroc"],
             [run["mcnemar_p"] for run in row["runs"]],
         )
-        rows.append([
-            row["labels"] + (", weighted" if row["weighted"] else ""),
-            str(row["depth"]) + ("" if row["batch_norm"] else ", no batch norm"),
-            f"{100 * accuracy['mean']:.2f} ({_ends(accuracy['interval'], 100, 1)})",
-            f"{area['mean']:.3f} ({_ends(area['interval'], 1, 2)})",
-            f"{area['std']:.3f}",
-            f"{100 * row['share_densenet121']['mean']:.0f} %",
-            f"{min(ps):.2g} to {max(ps):.2g}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                row["labels"] + (", weighted" if row["weighted"] else ""),
+                str(row["depth"]) + ("" if row["batch_norm"] else ", no batch norm"),
+                f"{100 * accuracy['mean']:.2f} ({_ends(accuracy['interval'], 100, 1)})",
+                f"{area['mean']:.3f} ({_ends(area['interval'], 1, 2)})",
+                f"{area['std']:.3f}",
+                f"{100 * row['share_densenet121']['mean']:.0f} %",
+                f"{min(ps):.2g} to {max(ps):.2g}",
+            ]
+        )
     heads = [
-        "labels", "blocks", "top-1, % (95 % interval)", "AUROC (95 % interval)", "its deviation",
-        "to DenseNet-121", "p",
-    ]  # fmt: skip
+        "labels",
+        "blocks",
+        "top-1, % (95 % interval)",
+        "AUROC (95 % interval)",
+        "its deviation",
+        "to DenseNet-121",
+        "p",
+    ]
     return markdown(heads, rows)
 
 
@@ -194,13 +205,15 @@ def compression(metrics: dict, stem: str) -> str:
         if name == "both + selector":  # of which one student runs
             ours[2] = 1 - routed / costs["teacher"][2]
         theirs = PUBLISHED.get(name, (None,) * 3)
-        rows.append([
-            " + ".join(NAMES.get(part, part) for part in name.split(" + ")),
-            *(
-                f"{100 * mine:.1f}" + ("" if each is None else f" ({each:.1f})")
-                for mine, each in zip(ours, theirs, strict=True)
-            ),
-        ])  # fmt: skip
+        rows.append(
+            [
+                " + ".join(NAMES.get(part, part) for part in name.split(" + ")),
+                *(
+                    f"{100 * mine:.1f}" + ("" if each is None else f" ({each:.1f})")
+                    for mine, each in zip(ours, theirs, strict=True)
+                ),
+            ]
+        )
     heads = ["reduction, % (published)", "parameters", "size on disk", "MACs"]
     return markdown(heads, rows)
 
@@ -269,10 +282,15 @@ def texts() -> dict[Path, str]:
     metrics, eight_epochs, study, trained, benchmarks, batches, images = (
         json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
         for name in (
-            "metrics", "distillation", "routing", "selectors", "benchmarks", "sweep_batches",
+            "metrics",
+            "distillation",
+            "routing",
+            "selectors",
+            "benchmarks",
+            "sweep_batches",
             "sweep_images",
         )
-    )  # fmt: skip
+    )
     folder = ROOT / "checkpoints"
     stem = read_checkpoint(folder / FILES["densenet121"])["stem"]
     # A teacher may lie beside the shipped weights: listed are those that .gitignore lets through.

@@ -1,9 +1,11 @@
 """A run as the scripts do it, with hooks for tests."""
 
+import numpy as np
 import torch.nn.functional as F
 
 from utils.answers import predict
 from utils.augment import Augmentation
+from utils.data import CLASSES, Split
 from utils.run import Run
 
 
@@ -12,11 +14,18 @@ class Loop(Run):
 
     def __init__(self, net, path, images, targets, loss, validate, val_images, rows=None, **values):
         values = {
-            "arch": "resnet50", "stem": "cifar", "optimizer": "sgd", "lr": 0.01, "momentum": 0.9,
-            "weight_decay": 5e-4, "warmup": 0.25, "seed": 0,
+            "arch": "resnet50",
+            "stem": "cifar",
+            "optimizer": "sgd",
+            "lr": 0.01,
+            "momentum": 0.9,
+            "weight_decay": 5e-4,
+            "warmup": 0.25,
+            "seed": 0,
             "augmentation": Augmentation(4, True, 8),
-        } | values  # fmt: skip
-        super().__init__(net, path, images, targets, **values)
+        } | values
+        train = Split(images, targets, np.arange(len(images)), values.pop("classes", CLASSES))
+        super().__init__(net, path, train, **values)
         self.rows = [targets] if rows is None else rows
         self.loss, self.validate, self.val_images = loss, validate, val_images
 

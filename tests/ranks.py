@@ -64,9 +64,17 @@ def train(net_class, path, resume=False):
 
     torch.manual_seed(0)
     run = Loop(
-        net_class(), path, images, labels, loss, validate, sample.images[COUNT : 2 * COUNT + 1],
-        rows=[labels, torch.arange(COUNT)], epochs=EPOCHS, batch_size=BATCH_SIZE,
-    )  # fmt: skip
+        net_class(),
+        path,
+        images,
+        labels,
+        loss,
+        validate,
+        sample.images[COUNT : 2 * COUNT + 1],
+        rows=[labels, torch.arange(COUNT)],
+        epochs=EPOCHS,
+        batch_size=BATCH_SIZE,
+    )
     # In bf16 the shares of a batch round otherwise than the whole of it.
     with mock.patch("utils.device.has_bf16", return_value=False):
         run.fit(resume)

@@ -108,8 +108,10 @@ def test_the_numbers_are_saved_with_the_machine(small_npz, tmp_path):
     words = ["data", "--images", "20", "40", "--rounds", "3", "--json", path, "--device", "cpu"]
     subprocess.run(
         [sys.executable, "-m", "benchmarks", *words, "--data-dir", small_npz, "--threads", "1"],
-        cwd=ROOT, check=True, timeout=250,
-    )  # fmt: skip
+        cwd=ROOT,
+        check=True,
+        timeout=250,
+    )
     saved = json.loads(path.read_text())
     assert saved["machine"]["bf16_gflops"] > 0 and saved["versions"]["torch"] == torch.__version__
     assert [run["images"] for run in saved["runs"]] == [20, 40]

@@ -522,8 +522,9 @@ def test_tensor_beyond_its_record_is_refused(old, new, path):
     assert re.search("shape|record|not a PyTorch checkpoint", refusal(path))
 
 
-@pytest.mark.parametrize("place", [lambda it: {"state_dict": {"head.weight": it}},
-                                   lambda it: {"arch": it}])  # fmt: skip
+@pytest.mark.parametrize(
+    "place", [lambda it: {"state_dict": {"head.weight": it}}, lambda it: {"arch": it}]
+)
 def test_tensor_expanded_to_a_million_million_numbers_is_refused(place, path):
     """To compare it takes for ever, and so does to print it in a message."""
     save_selector(path, **place(torch.zeros(1).expand(2**20, 2**20)))
@@ -583,10 +584,13 @@ def test_weight_that_is_not_finite_is_named(value, path):
 def test_weights_of_other_types_are_read(kind, path):
     net = Selector(**SHAPE)
     weights = {
-        name: tensor if not tensor.is_floating_point()
-        else nn.Parameter(tensor) if kind is nn.Parameter else tensor.to(kind)
+        name: tensor
+        if not tensor.is_floating_point()
+        else nn.Parameter(tensor)
+        if kind is nn.Parameter
+        else tensor.to(kind)
         for name, tensor in net.state_dict().items()
-    }  # fmt: skip
+    }
     save_selector(path, state_dict=weights)
     loaded, _ = load_network(path)
     assert {weight.dtype for weight in loaded.parameters()} == {torch.float32}

@@ -52,10 +52,14 @@ def test_policies_answer_and_run_as_worked_out_by_hand(nets):
 
 def test_runs_of_several_seeds_are_averaged():
     runs = [
-        {"accuracy": dict.fromkeys(GROUPS, x), "interval": {"mixed": (x - 0.1, x + 0.1)},
-         "macs": 100 * x, "mcnemar_p": p}
+        {
+            "accuracy": dict.fromkeys(GROUPS, x),
+            "interval": {"mixed": (x - 0.1, x + 0.1)},
+            "macs": 100 * x,
+            "mcnemar_p": p,
+        }
         for x, p in ((0.5, 0.2), (0.7, 0.01), (0.9, 0.9))
-    ]  # fmt: skip
+    ]
     told = contexts.averaged(runs)
     assert told["accuracy"]["mixed"] == pytest.approx(0.7) and told["mcnemar_p"] == 0.2
     assert told["interval"]["mixed"] == pytest.approx([0.6, 0.8])
@@ -73,9 +77,12 @@ def study(tmp_path, small_npz, monkeypatch, capsys):
         "checkpoints/contexts/densenet121.pth": "degraded",
         "checkpoints/contexts/googlenet.pth": "clean",
         "checkpoints/contexts/selector.pth": "mixed",
-        **{f"runs/contexts/{stage}/{arch}.pth": "mixed"
-           for stage in ("once", "twice") for arch in STUDENTS},
-    }  # fmt: skip
+        **{
+            f"runs/contexts/{stage}/{arch}.pth": "mixed"
+            for stage in ("once", "twice")
+            for arch in STUDENTS
+        },
+    }
     for name, context in trained_on.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,10 +93,24 @@ def study(tmp_path, small_npz, monkeypatch, capsys):
 
     def study(status=0):
         monkeypatch.setattr(
-            sys, "argv",
-            ["contexts.py", "--checkpoint-dir", "checkpoints", "--data-dir", str(small_npz),
-             "--out", "results", "--subset", "40", "--seeds", "2", "--device", "cpu"],
-        )  # fmt: skip
+            sys,
+            "argv",
+            [
+                "contexts.py",
+                "--checkpoint-dir",
+                "checkpoints",
+                "--data-dir",
+                str(small_npz),
+                "--out",
+                "results",
+                "--subset",
+                "40",
+                "--seeds",
+                "2",
+                "--device",
+                "cpu",
+            ],
+        )
         with pytest.raises(SystemExit) as stop:
             cli.run(contexts.main)
         out, err = capsys.readouterr()
@@ -105,8 +126,10 @@ def test_the_study_runs_from_its_files_and_then_from_what_was_answered(
     out, err = study()
     told = json.loads((tmp_path / "results" / "contexts.json").read_text())
     assert {path.name for path in (tmp_path / "results").glob("*.png")} == {
-        "contexts_accuracy.png", "contexts_share.png", "contexts_pictures.png"
-    }  # fmt: skip
+        "contexts_accuracy.png",
+        "contexts_share.png",
+        "contexts_pictures.png",
+    }
     test = load_splits(small_npz, 40)[2]
     nets = {arch: load_network(CHECKPOINTS / f"{arch}.pth")[0] for arch in STUDENTS}
     selector, facts = load_network(CHECKPOINTS / "selector.pth")

@@ -216,9 +216,18 @@ WRONG = {
 
 
 NO_NAMES = [
-    ["one"], ["a", "a"], ["a", ""], ["a", " "], ["a", "b\n"], ["a", "\x1b[2J"], ["a", "b" * 41],
-    [["a", "b"]], [1, 2], [b"a", b"b"], [f"c{k}" for k in range(1001)],
-]  # fmt: skip
+    ["one"],
+    ["a", "a"],
+    ["a", ""],
+    ["a", " "],
+    ["a", "b\n"],
+    ["a", "\x1b[2J"],
+    ["a", "b" * 41],
+    [["a", "b"]],
+    [1, 2],
+    [b"a", b"b"],
+    [f"c{k}" for k in range(1001)],
+]
 for number, names in enumerate(NO_NAMES):
     WRONG[f"classes {number}"] = (
         lambda a, names=names: a.update(classes=names),
@@ -232,9 +241,11 @@ def arrays():
     images = random_images(120)
     labels = (np.arange(120) % 10).astype(np.uint8)
     return {
-        "train_images": images[:100], "train_labels": labels[:100],
-        "test_images": images[100:], "test_labels": labels[100:],
-    }  # fmt: skip
+        "train_images": images[:100],
+        "train_labels": labels[:100],
+        "test_images": images[100:],
+        "test_labels": labels[100:],
+    }
 
 
 @pytest.mark.parametrize("wrong", WRONG)

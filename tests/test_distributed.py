@@ -25,9 +25,13 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 def start(*args, launcher=TORCHRUN):
     return subprocess.Popen(
-        [*launcher, *map(str, args)], cwd=ROOT, env=ENVIRONMENT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [*launcher, *map(str, args)],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def finish(process, status=0):
@@ -52,14 +56,16 @@ def one(tmp_path_factory):
     """The same by one process."""
     folder = tmp_path_factory.mktemp("one")
     nets = (one_process.Plain, one_process.Tricky)
-    return folder, {net.__name__: one_process.train(net, folder / f"{net.__name__}.pth")
-                    for net in nets}  # fmt: skip
+    return folder, {
+        net.__name__: one_process.train(net, folder / f"{net.__name__}.pth") for net in nets
+    }
 
 
 @pytest.mark.parametrize("net", ["Plain", "Tricky"])
 def test_every_batch_is_dealt_out_without_overlap_or_loss(one, two, net):
-    for whole, *parts in zip(one[1][net]["seen"], *(found[net]["seen"] for found in two[1]),
-                             strict=True):  # fmt: skip
+    for whole, *parts in zip(
+        one[1][net]["seen"], *(found[net]["seen"] for found in two[1]), strict=True
+    ):
         assert whole == [place for part in parts for place in part]
         assert abs(len(parts[0]) - len(parts[1])) <= 1
     steps = len(one[1][net]["seen"]) // one_process.EPOCHS
@@ -117,9 +123,20 @@ def students(tmp_path):
 
 def flags(folder, data, epochs):
     return [
-        "trainSelector.py", "--data-dir", data, "--checkpoint-dir", folder, "--device", "cpu",
-        "--subset", "60", "--batch-size", "20", "--epochs", str(epochs),
-    ]  # fmt: skip
+        "trainSelector.py",
+        "--data-dir",
+        data,
+        "--checkpoint-dir",
+        folder,
+        "--device",
+        "cpu",
+        "--subset",
+        "60",
+        "--batch-size",
+        "20",
+        "--epochs",
+        str(epochs),
+    ]
 
 
 def wait_for_the_first_epoch(process, history):

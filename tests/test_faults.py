@@ -441,13 +441,19 @@ def test_a_data_folder_without_permission_to_look_into_is_named(
     "mount, file, reason",
     [
         # Room for the earlier weights twice, not for a state beside them.
-        ("mount -t tmpfs -o size=400k none {disk} && {fill}", "selector.state.pth",
-         "No space left on device"),
-        ("{fill} && mount --bind {disk} {disk} && mount -o remount,ro,bind {disk}", "",
-         "Read-only file system"),
+        (
+            "mount -t tmpfs -o size=400k none {disk} && {fill}",
+            "selector.state.pth",
+            "No space left on device",
+        ),
+        (
+            "{fill} && mount --bind {disk} {disk} && mount -o remount,ro,bind {disk}",
+            "",
+            "Read-only file system",
+        ),
     ],
     ids=["full", "read-only"],
-)  # fmt: skip
+)
 def test_a_disk_that_is_full_or_read_only_is_named_and_keeps_the_earlier_weights(
     folder, small_npz, tmp_path, mount, file, reason
 ):

@@ -41,27 +41,42 @@ def corpus(sample):
     frames = {"save_all": True, "append_images": [other]}
     kinds = {
         "PNG": [
-            (color, {"exif": exif}), (palette, {"transparency": 3}), (clear, {}), (deep, {}),
-            (bits, {"icc_profile": b"icc" * 50}), (color, {"transparency": (0, 0, 0)}),
+            (color, {"exif": exif}),
+            (palette, {"transparency": 3}),
+            (clear, {}),
+            (deep, {}),
+            (bits, {"icc_profile": b"icc" * 50}),
+            (color, {"transparency": (0, 0, 0)}),
             (color, frames),
         ],
         "JPEG": [
-            (color, {"exif": exif}), (color, {"progressive": True, "icc_profile": b"icc" * 50}),
-            (gray, {}), (color.convert("CMYK"), {}), (color, {"restart_marker_rows": 1}),
+            (color, {"exif": exif}),
+            (color, {"progressive": True, "icc_profile": b"icc" * 50}),
+            (gray, {}),
+            (color.convert("CMYK"), {}),
+            (color, {"restart_marker_rows": 1}),
         ],
         "MPO": [(color, frames)],
         "WEBP": [
-            (color, {"exif": exif}), (clear, {}), (color, {"lossless": True}), (color, frames),
+            (color, {"exif": exif}),
+            (clear, {}),
+            (color, {"lossless": True}),
+            (color, frames),
         ],
         "GIF": [(palette, {}), (palette, {"transparency": 3}), (color, frames)],
         "BMP": [(color, {}), (palette, {}), (bits, {}), (clear, {})],
         "TIFF": [
-            (color, {"exif": exif}), (color, {"compression": "tiff_lzw"}), (deep, {}),
-            (clear, {"compression": "tiff_adobe_deflate"}), (color, {"compression": "jpeg"}),
-            (palette, {"compression": "packbits"}), (bits, {"compression": "group4"}),
-            (gray.convert("F"), {}), (color, {"big_tiff": True}),
+            (color, {"exif": exif}),
+            (color, {"compression": "tiff_lzw"}),
+            (deep, {}),
+            (clear, {"compression": "tiff_adobe_deflate"}),
+            (color, {"compression": "jpeg"}),
+            (palette, {"compression": "packbits"}),
+            (bits, {"compression": "group4"}),
+            (gray.convert("F"), {}),
+            (color, {"big_tiff": True}),
         ],
-    }  # fmt: skip
+    }
     for kind, pictures in kinds.items():
         for picture, options in pictures:
             file = io.BytesIO()
@@ -165,8 +180,11 @@ def test_every_sound_picture_among_broken_ones_is_answered(tmp_path, sample):
         (tmp_path / f"sound{k:02} \N{CAT}.{kind}").write_bytes(content)
     done = subprocess.run(
         [sys.executable, "inference.py", str(tmp_path), "--device", "cpu"],
-        cwd=ROOT, capture_output=True, timeout=280, env={**os.environ, "PYTHONIOENCODING": "ascii"},
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        timeout=280,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
     out, err = done.stdout.decode("ascii").splitlines(), done.stderr.decode("ascii").splitlines()
     assert done.returncode == 2
     assert all(line.startswith("inference.py: ") for line in err)

@@ -214,10 +214,15 @@ PHOTO = str(ROOT / "results" / "samples.png")
 @pytest.mark.parametrize(
     "use",
     [
-        inference_of(), inference_of(PHOTO), inference_of(PHOTO, "--policy", "cascade"),
-        inference_of(PHOTO, "--threshold", "0.4"), study, benchmark, from_the_hub,
+        inference_of(),
+        inference_of(PHOTO),
+        inference_of(PHOTO, "--policy", "cascade"),
+        inference_of(PHOTO, "--threshold", "0.4"),
+        study,
+        benchmark,
+        from_the_hub,
     ],
-)  # fmt: skip
+)
 def test_a_selector_of_other_students_is_refused(retrained, small_npz, monkeypatch, use):
     told = "selector.pth and its thresholds were made for other students .*: "
     told += f"python trainSelector.py( --data-dir {small_npz})? --checkpoint-dir {retrained}$"
@@ -228,10 +233,12 @@ def test_a_selector_of_other_students_is_refused(retrained, small_npz, monkeypat
 @pytest.mark.parametrize(
     "flags",
     [
-        ["densenet121"], ["googlenet"], ["ensemble"],
+        ["densenet121"],
+        ["googlenet"],
+        ["ensemble"],
         ["cascade", "--threshold", "0.5"],
     ],
-)  # fmt: skip
+)
 def test_what_asks_no_selector_needs_none(retrained, small_npz, monkeypatch, tmp_path, flags):
     for arch in STUDENTS:
         (tmp_path / FILES[arch]).symlink_to(retrained / FILES[arch])

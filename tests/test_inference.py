@@ -357,8 +357,10 @@ def test_a_reader_that_has_had_enough_ends_it_quietly(tmp_path):
         Image.new("RGB", (40, 40), RGB).save(tmp_path / f"{k}.png")
     with subprocess.Popen(
         [sys.executable, "inference.py", tmp_path, "--batch-size", "1", "--device", "cpu"],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    ) as running:  # fmt: skip
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as running:
         assert running.stdout.readline().startswith(b"class ")
         running.stdout.close()
         assert running.stderr.read() == b""

@@ -24,11 +24,17 @@ def tiff(pixels, width, height, bits, *more, order="<"):
     tags = {
         tag: (tag, kind, 1, value)
         for tag, kind, value in (
-            (256, LONG, width), (257, LONG, height), (258, SHORT, bits), (259, SHORT, 1),
-            (262, SHORT, 1), (273, LONG, 0), (277, SHORT, 1), (278, LONG, height),
+            (256, LONG, width),
+            (257, LONG, height),
+            (258, SHORT, bits),
+            (259, SHORT, 1),
+            (262, SHORT, 1),
+            (273, LONG, 0),
+            (277, SHORT, 1),
+            (278, LONG, height),
             (279, LONG, len(pixels)),
         )
-    }  # fmt: skip
+    }
     tags.update((each[0], each) for each in more)
     behind = 8 + 2 + 12 * len(tags) + 4
     if tags[273][2] == 1:
@@ -103,10 +109,14 @@ def test_numbers_of_any_kind_are_the_picture_that_they_were_made_from(
     name, numbers = KINDS[kind]
     pixels = numbers(gray).astype(order + name).tobytes()
     content = tiff(
-        zlib.compress(pixels) if deflated else pixels, 48, 40, 8 * int(name[1]),
+        zlib.compress(pixels) if deflated else pixels,
+        48,
+        40,
+        8 * int(name[1]),
         (259, SHORT, 1, 8 if deflated else 1),
-        (339, SHORT, 1, {"u": UNSIGNED, "i": SIGNED, "f": FLOAT}[name[0]]), order=order,
-    )  # fmt: skip
+        (339, SHORT, 1, {"u": UNSIGNED, "i": SIGNED, "f": FLOAT}[name[0]]),
+        order=order,
+    )
     assert np.abs(as_read(tmp_path / "numbers.tif", content) - as_shown(tmp_path, gray)).max() <= 1
 
 

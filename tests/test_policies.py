@@ -83,8 +83,11 @@ def test_the_report_by_hand(nets):
     assert told["cascade"]["auroc"] == pytest.approx(2.5 / 6)
     right = routing["study"]["right"]
     assert right == {
-        "both": 2 / 8, "densenet121 alone": 3 / 8, "googlenet alone": 2 / 8, "neither": 1 / 8,
-    }  # fmt: skip
+        "both": 2 / 8,
+        "densenet121 alone": 3 / 8,
+        "googlenet alone": 2 / 8,
+        "neither": 1 / 8,
+    }
     assert math.isclose(sum(right.values()), 1)
 
 

@@ -291,13 +291,24 @@ def test_a_stray_quote_cuts_nothing_off(tmp_path, resumed, line, place):
 @pytest.mark.parametrize(
     "odd",
     [
-        "\n", "cat\n", "a.png,cat\n", "a.png,cat,0.5,googlenet,\n", "a.png,cat,0.5000,googlenet\n",
-        "a.png,cat,0.5000,googlenet,,\n", "a\r.png,cat,0.5000,googlenet,\n", "\r\n", "\r",
-        "a.png,cat,0.5000,googlenet,\r\n", "a.png,,,,\n", "a.png,cat,0.5000,googlenet,bad\n",
-        "1,2,3,4,5\n", "a" * 200_000 + ",cat,0.5000,googlenet,\n", "a" * 200_000,
+        "\n",
+        "cat\n",
+        "a.png,cat\n",
+        "a.png,cat,0.5,googlenet,\n",
+        "a.png,cat,0.5000,googlenet\n",
+        "a.png,cat,0.5000,googlenet,,\n",
+        "a\r.png,cat,0.5000,googlenet,\n",
+        "\r\n",
+        "\r",
+        "a.png,cat,0.5000,googlenet,\r\n",
+        "a.png,,,,\n",
+        "a.png,cat,0.5000,googlenet,bad\n",
+        "1,2,3,4,5\n",
+        "a" * 200_000 + ",cat,0.5000,googlenet,\n",
+        "a" * 200_000,
         '"' + "\n" * 200_000,
     ],
-)  # fmt: skip
+)
 def test_a_row_that_is_not_ours_is_told(tmp_path, resumed, odd):
     lines = table_of(9)
     lines.insert(5, odd)

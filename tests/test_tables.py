@@ -108,21 +108,37 @@ def test_the_gain_of_the_teacher_is_the_difference_to_the_student_alone():
 
 def test_the_speed_is_shown_as_measured():
     run = {
-        "ours": 1234.5, "plain": 100.4, "ratio": 12.34, "ratio_min": 9.876, "ratio_max": 14.0,
-        "ours_peak_mb": 1250, "plain_peak_mb": 900,
-    }  # fmt: skip
+        "ours": 1234.5,
+        "plain": 100.4,
+        "ratio": 12.34,
+        "ratio_min": 9.876,
+        "ratio_max": 14.0,
+        "ours_peak_mb": 1250,
+        "plain_peak_mb": 900,
+    }
     runs = [{"subject": subject, **run} for subject in tables.SUBJECTS]
     first = tables.speed({"runs": runs}).splitlines()[2]
     assert [cell.strip() for cell in first.split("|")][2:7] == [
-        "1,234", "100", "**12.3**", "9.88 to 14.00", "1,250 / 900",
-    ]  # fmt: skip
+        "1,234",
+        "100",
+        "**12.3**",
+        "9.88 to 14.00",
+        "1,250 / 900",
+    ]
 
 
 def test_a_sweep_has_a_row_for_each_setting():
     run = {
-        "subject": "data", "batch_size": 1024, "threads": 2, "images": None, "ours": 1234.5,
-        "plain": 100.4, "ratio": 12.34, "ours_peak_mb": 1250, "plain_peak_mb": 900,
-    }  # fmt: skip
+        "subject": "data",
+        "batch_size": 1024,
+        "threads": 2,
+        "images": None,
+        "ours": 1234.5,
+        "plain": 100.4,
+        "ratio": 12.34,
+        "ours_peak_mb": 1250,
+        "plain_peak_mb": 900,
+    }
     other = run | {"threads": None, "images": 45_000}
     rows = [
         [cell.strip() for cell in line.split("|")][2:9]
@@ -136,17 +152,25 @@ def test_a_sweep_has_a_row_for_each_setting():
 
 def test_a_trained_selector_is_told_with_its_intervals():
     row = {
-        "labels": "train", "weighted": True, "depth": 3, "batch_norm": False,
+        "labels": "train",
+        "weighted": True,
+        "depth": 3,
+        "batch_norm": False,
         "accuracy": {"mean": 0.9061, "std": 0.001, "interval": [0.9002, 0.9116]},
         "auroc": {"mean": 0.5123, "std": 0.0104, "interval": [0.461, 0.563]},
         "share_densenet121": {"mean": 0.254, "std": 0.1},
         "runs": [{"mcnemar_p": 0.91}, {"mcnemar_p": 0.034}],
-    }  # fmt: skip
+    }
     line = tables.selectors({"variants": [row]}).splitlines()[2]
     assert [cell.strip() for cell in line.split("|")][1:8] == [
-        "train, weighted", "3, no batch norm", "90.61 (90.0 to 91.2)", "0.512 (0.46 to 0.56)",
-        "0.010", "25 %", "0.034 to 0.91",
-    ]  # fmt: skip
+        "train, weighted",
+        "3, no batch norm",
+        "90.61 (90.0 to 91.2)",
+        "0.512 (0.46 to 0.56)",
+        "0.010",
+        "25 %",
+        "0.034 to 0.91",
+    ]
 
 
 def test_every_subject_of_the_benchmarks_has_a_row():

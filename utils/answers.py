@@ -35,11 +35,14 @@ def predict(
     batches = []
     with (
         tqdm(
-            total=len(mine), desc=title, unit="img", leave=False,
+            total=len(mine),
+            desc=title,
+            unit="img",
+            leave=False,
             disable=title is None or rank() > 0,
         ) as bar,
         enough_memory(images.device, batch_size),
-    ):  # fmt: skip
+    ):
         for batch in mine.split(batch_size):
             with autocast(images.device):
                 outputs = net(normalize(batch))
@@ -146,9 +149,13 @@ class TeacherAnswers:
     def _ask(self, view: int) -> torch.Tensor:
         images, answers = self.batches.images, []
         with tqdm(
-            total=len(images), unit="img", unit_scale=True, leave=False, disable=rank() > 0,
+            total=len(images),
+            unit="img",
+            unit_scale=True,
+            leave=False,
+            disable=rank() > 0,
             desc=f"teacher, view {view + 1}/{self.batches.views}",
-        ) as bar:  # fmt: skip
+        ) as bar:
             for places in torch.arange(len(images)).tensor_split(ranks())[rank()].split(128):
                 with autocast(images.device):
                     answers.append(self.teacher(self.batches.view(view, places)).half())

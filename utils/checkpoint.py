@@ -36,9 +36,18 @@ COMMANDS = {
 }
 WRAPPERS = ("state_dict", "net", "model", "model_state_dict")  # where others keep the weights
 KEYS = (
-    "arch", "stem", "state_dict", "classes", "mean", "std", "val_accuracy", "test_accuracy",
-    "hyperparameters", "epoch", "torch_version",
-)  # fmt: skip
+    "arch",
+    "stem",
+    "state_dict",
+    "classes",
+    "mean",
+    "std",
+    "val_accuracy",
+    "test_accuracy",
+    "hyperparameters",
+    "epoch",
+    "torch_version",
+)
 
 
 @dataclass

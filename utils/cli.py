@@ -63,7 +63,6 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "LABEL_WEIGHT": (lambda value: value in (None, "difference"), "None or 'difference'"),
     "DEPTH": (_whole(1, len(WIDTHS)), f"a whole number from 1 to {len(WIDTHS)}"),
     "BATCH_NORM": (lambda value: type(value) is bool, "True or False"),
-    "COST_WEIGHT": (_real(0), "a number, 0 or above"),
     "MACS": (_real(0), "a number, 0 or above"),
     "THRESHOLD": (
         lambda value: value is None or _real(0, 1.02)(value),
@@ -102,58 +101,77 @@ def training_parser(doc: str, block: Mapping[str, Any]) -> argparse.ArgumentPars
     parser = common_parser(doc, block, quick=True)
     training = parser.add_argument_group("training")
     training.add_argument(
-        "--epochs", type=flag("EPOCHS", int), default=block["EPOCHS"], metavar="N",
+        "--epochs",
+        type=flag("EPOCHS", int),
+        default=block["EPOCHS"],
+        metavar="N",
         help="passes over the training images (default: %(default)s)",
-    )  # fmt: skip
+    )
     training.add_argument(
-        "--lr", type=flag("LEARNING_RATE", float), default=block["LEARNING_RATE"], metavar="RATE",
+        "--lr",
+        type=flag("LEARNING_RATE", float),
+        default=block["LEARNING_RATE"],
+        metavar="RATE",
         help="highest learning rate (default: %(default)s)",
-    )  # fmt: skip
+    )
     training.add_argument(
-        "--seed", type=flag("SEED", int), default=block["SEED"], metavar="N",
+        "--seed",
+        type=flag("SEED", int),
+        default=block["SEED"],
+        metavar="N",
         help="of the initial weights, order and augmentation (default: %(default)s)",
-    )  # fmt: skip
+    )
     training.add_argument(
-        "--resume", action="store_true",
+        "--resume",
+        action="store_true",
         help="continue the last run where it stopped, with the same hyperparameters but for "
         "--epochs; on another device, or with another number of processes, too",
-    )  # fmt: skip
+    )
     return parser
 
 
 def add_init(parser: argparse.ArgumentParser) -> None:
     """The flag of the scripts that train a classifier."""
     parser.add_argument(
-        "--init", type=Path, metavar="PATH",
+        "--init",
+        type=Path,
+        metavar="PATH",
         help="start from the weights in this .pth, of the same network, not from random ones; "
         "weights from elsewhere need torchvision's names and a first layer for 32x32 images",
-    )  # fmt: skip
+    )
 
 
 def add_context(parser: argparse.ArgumentParser, default: str, what: str) -> None:
     """The flag that chooses one of CONTEXTS, for `what`."""
     parser.add_argument(
-        "--context", choices=CONTEXTS, default=default,
+        "--context",
+        choices=CONTEXTS,
+        default=default,
         help=f"{what}: clean, degraded in one way, or a group of these, of which mixed is half "
         "clean and half degraded (default: %(default)s)",
-    )  # fmt: skip
+    )
 
 
 def add_indices(parser: argparse.ArgumentParser) -> None:
     """The flag that chooses the training images one by one."""
     parser.add_argument(
-        "--indices", type=Path, metavar="PATH",
+        "--indices",
+        type=Path,
+        metavar="PATH",
         help="learn only from the training images whose indices this .npy names, from one that it "
         "names twice as from two",
-    )  # fmt: skip
+    )
 
 
 def add_out(parser: argparse.ArgumentParser, default: Path, files: str) -> None:
     """The flag of the programs that write results."""
     parser.add_argument(
-        "--out", type=Path, default=default, metavar="PATH",
+        "--out",
+        type=Path,
+        default=default,
+        metavar="PATH",
         help=f"folder for {files} (default: %(default)s)",
-    )  # fmt: skip
+    )
 
 
 class Parser(argparse.ArgumentParser):
@@ -202,27 +220,40 @@ def common_parser(doc: str, block: Mapping[str, Any], quick: bool = False) -> Pa
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, quick=quick
     )
     parser.add_argument(
-        "--batch-size", type=flag("BATCH_SIZE", int), default=block["BATCH_SIZE"], metavar="N",
+        "--batch-size",
+        type=flag("BATCH_SIZE", int),
+        default=block["BATCH_SIZE"],
+        metavar="N",
         help="images a step (default: %(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--device", default="auto", metavar="NAME",
+        "--device",
+        default="auto",
+        metavar="NAME",
         help="cpu, cuda or cuda:1; auto takes a GPU where there is one (default: %(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--data-dir", type=Path, default=FOLDER, metavar="PATH",
+        "--data-dir",
+        type=Path,
+        default=FOLDER,
+        metavar="PATH",
         help="a folder that holds CIFAR-10, or an .npz file of your own images (default: data, "
         "into which CIFAR-10 is downloaded)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--checkpoint-dir", type=Path, default=checkpoint.CHECKPOINTS, metavar="PATH",
+        "--checkpoint-dir",
+        type=Path,
+        default=checkpoint.CHECKPOINTS,
+        metavar="PATH",
         help="folder of the .pth files, read and written (default: checkpoints)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--subset", type=flag("SUBSET", int), metavar="N",
+        "--subset",
+        type=flag("SUBSET", int),
+        metavar="N",
         help="use only N images of each split, for a quick try, which writes below runs/quick "
         "unless a flag says where to" + (", and reads networks there first" if quick else ""),
-    )  # fmt: skip
+    )
     return parser
 
 
@@ -288,7 +319,6 @@ def training_facts(
         "data": f"{train.name}, {listed(train.classes)}",
         "images": f"{len(train):,} to train on, {len(val):,} to validate",
         "parameters": f"{parameters(net):.2f} M",
-        "epochs": f"{args.epochs}, batches of {args.batch_size}, learning rate up to {args.lr:g}",
         "writes": shown(path),
     }
 

@@ -16,8 +16,17 @@ from utils.files import UserError, replacing, shown
 from utils.safe_load import read_array, read_arrays
 
 CLASSES = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-)  # fmt: skip
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
 MEAN = (0.4914, 0.4822, 0.4465)  # of the training images, per channel, in [0, 1]
 STD = (0.2470, 0.2435, 0.2616)
 FOLDER = Path(__file__).resolve().parent.parent / "data"  # the only one that is downloaded into

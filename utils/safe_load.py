@@ -36,20 +36,56 @@ MAX_UNPACKED = 2**29  # bytes that an .npz file of any size may unpack to,
 MAX_RATIO = 20  # and how many times its own size a larger one
 
 GLOBALS = {
-    *(f"torch {kind}Storage" for kind in (
-        "Half", "BFloat16", "Float", "Double", "Bool", "Byte", "Char", "Short", "Int", "Long",
-    )),
-    "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter",
+    *(
+        f"torch {kind}Storage"
+        for kind in (
+            "Half",
+            "BFloat16",
+            "Float",
+            "Double",
+            "Bool",
+            "Byte",
+            "Char",
+            "Short",
+            "Int",
+            "Long",
+        )
+    ),
+    "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_parameter",
     "collections OrderedDict",
-}  # fmt: skip
+}
 TEXT = {"BINUNICODE", *GLOBALS}  # what may stand in a pickle twice: it holds nothing else
 PUT, GET = {"BINPUT", "LONG_BINPUT"}, {"BINGET", "LONG_BINGET"}
 FILL = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD"}  # these add to what is there
-INSTRUCTIONS = PUT | GET | FILL | {
-    "PROTO", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2",
-    "BINFLOAT", "BINUNICODE", "GLOBAL", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "TUPLE",
-    "TUPLE1", "TUPLE2", "TUPLE3", "BINPERSID", "REDUCE",
-}  # fmt: skip
+INSTRUCTIONS = (
+    PUT
+    | GET
+    | FILL
+    | {
+        "PROTO",
+        "STOP",
+        "MARK",
+        "NONE",
+        "NEWTRUE",
+        "NEWFALSE",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "BINFLOAT",
+        "BINUNICODE",
+        "GLOBAL",
+        "EMPTY_DICT",
+        "EMPTY_LIST",
+        "EMPTY_TUPLE",
+        "TUPLE",
+        "TUPLE1",
+        "TUPLE2",
+        "TUPLE3",
+        "BINPERSID",
+        "REDUCE",
+    }
+)
 
 
 class _Refused(Exception):
