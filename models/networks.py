@@ -54,7 +54,7 @@ def check_images(net: nn.Module, inputs: tuple[torch.Tensor]) -> None:
     if not images.is_floating_point() or list(images.shape[1:]) != [3, 32, 32]:
         raise ValueError(
             f"images are {images.dtype} {list(images.shape)}, but this network takes float "
-            "[N, 3, 32, 32], divided by 255 and normalized: see torch.hub.help"
+            "[N, 3, 32, 32], divided by 255 and normalized: see hubconf.resnet50"
         )
 
 

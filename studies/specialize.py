@@ -2,8 +2,6 @@
 
     python -m studies.specialize halves      each another half of them
     python -m studies.specialize vehicles    student 1 thrice from vehicles, student 2 from animals
-    python -m studies.specialize errors      each thrice from those on which the other errs most
-    python -m studies.specialize routed      each thrice from those that the selector sends to it
 
 Writes KIND-1.npy and KIND-2.npy, the images' indices, into runs/special/: learn from them with
 python StudentTrain.py --model 1 --indices runs/special/KIND-1.npy, and the same with 2.
@@ -16,17 +14,12 @@ import torch
 
 from models import STUDENTS
 from utils import cli
-from utils.answers import predict
-from utils.checkpoint import FILES, check_classes, load_network
 from utils.data import Split, described, load_splits
-from utils.device import for_inference, pick_device
 from utils.files import UserError, replacing, shown, try_folder
-from utils.method import absolute_error
 
 BATCH_SIZE = 500  # images a step
 OUT = Path("runs/special")  # for KIND-1.npy and KIND-2.npy
 TIMES = 3  # an image that a student is to learn well counts so often
-HARD = 0.2  # share of the images that count as those on which the other errs most
 VEHICLES = ("airplane", "automobile", "ship", "truck")
 
 
@@ -51,43 +44,19 @@ def vehicles(train: Split) -> tuple[torch.Tensor, torch.Tensor]:
     return there, ~there
 
 
-def errors(train: Split, logits: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each student, the share HARD of the images on which the other one errs most."""
-    mine = []
-    for other in reversed(logits):
-        hardest = absolute_error(other, train.labels).topk(round(HARD * len(train))).indices
-        mine.append(torch.zeros_like(train.labels, dtype=torch.bool).index_fill(0, hardest, True))
-    return tuple(mine)
-
-
 def main() -> None:
     parser = cli.common_parser(__doc__, globals())
-    parser.add_argument("kind", choices=("halves", "vehicles", "errors", "routed"))
+    parser.add_argument("kind", choices=("halves", "vehicles"))
     cli.add_out(parser, OUT, "KIND-1.npy and KIND-2.npy")
     args = parser.parse_args()
-    device = pick_device(args.device)
     try_folder(args.out)
-    train = load_splits(args.data_dir, args.subset, device)[0]
+    train = load_splits(args.data_dir, args.subset)[0]
     print(f"choosing from {described(train)}", flush=True)
-
-    def answers(arch: str) -> torch.Tensor:
-        path = args.checkpoint_dir / FILES[arch]
-        net, facts = load_network(path, arch)
-        check_classes(path, facts, train.classes, train.name)
-        logits = predict(for_inference(net, device), train.images, arch, args.batch_size)
-        return logits.sigmoid() >= facts["threshold"] if arch == "selector" else logits
 
     if args.kind == "halves":
         parts = [half.indices for half in halves(train)]
     else:
-        if args.kind == "vehicles":
-            mine = vehicles(train)
-        elif args.kind == "errors":
-            mine = errors(train, [answers(arch) for arch in STUDENTS])
-        else:
-            first = answers("selector")
-            mine = first, ~first
-        parts = [favoring(train, each) for each in mine]
+        parts = [favoring(train, mine) for mine in vehicles(train)]
     if not all(map(len, parts)):
         raise UserError(f"{len(train)} images are too few for two halves")
     for k, (arch, part) in enumerate(zip(STUDENTS, parts, strict=True), 1):

@@ -21,7 +21,7 @@ import StudentTrain
 import teacherTrain
 import trainSelector
 from models import STUDENTS, MultiStudent
-from studies import policies, selectors, specialize
+from studies import policies, selectors
 from utils import cli, files
 from utils.answers import predict, top1
 from utils.checkpoint import FILES, load_network
@@ -771,7 +771,6 @@ def test_the_next_commands_typed_as_printed_lead_to_answers_in_the_classes_of_th
         (inference.main, []),
         (policies.main, ["--collect"]),
         (selectors.main, []),
-        (specialize.main, ["errors"]),
     ],
 )
 def test_networks_for_other_classes_than_the_datas_are_refused(

@@ -8,7 +8,7 @@ import torch
 
 from models import STUDENTS
 from studies import specialize
-from studies.specialize import errors, favoring, halves, vehicles
+from studies.specialize import favoring, halves, vehicles
 from utils import cli
 from utils.data import CLASSES, Split, load_splits, named_images
 
@@ -37,15 +37,7 @@ def test_each_class_is_a_vehicle_or_an_animal():
     assert torch.equal(animals, ~there)
 
 
-def test_a_student_learns_from_what_the_other_gets_wrong():
-    right, wrong = [5.0, 0.0], [0.0, 5.0]
-    logits = [torch.tensor([right] * 4 + [wrong]), torch.tensor([wrong] + [right] * 4)]
-    first, second = errors(split([0] * 5), logits)
-    assert first.tolist() == [True, False, False, False, False]
-    assert second.tolist() == [False, False, False, False, True]
-
-
-@pytest.mark.parametrize("kind", ["halves", "vehicles", "errors", "routed"])
+@pytest.mark.parametrize("kind", ["halves", "vehicles"])
 def test_the_command_writes_what_a_student_can_learn_from(
     kind, small_npz, tmp_path, monkeypatch, capsys
 ):
