@@ -283,7 +283,7 @@ def texts() -> dict[Path, str]:
         json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
         for name in (
             "metrics",
-            "distillation",
+            "eight_epochs",
             "routing",
             "selectors",
             "benchmarks",

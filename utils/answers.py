@@ -122,12 +122,8 @@ class TeacherAnswers:
     """
 
     def __init__(self, teacher: nn.Module, taught_by: str, batches: Batches, folder: Path) -> None:
-        self.teacher, self.taught_by, self.batches, self.folder = (
-            teacher,
-            taught_by,
-            batches,
-            folder,
-        )
+        self.teacher, self.taught_by = teacher, taught_by
+        self.batches, self.folder = batches, folder
         some = torch.arange(min(64, len(batches.images)))
         self.key = f"{taught_by}-{fingerprint([batches.images, batches.view(0, some)])}"
 

@@ -1,0 +1,217 @@
+"""What the teacher gives a student: each is trained with it and without, with several seeds.
+
+    python -m studies.distillation             trains what is missing, then writes the results
+    python -m studies.distillation --epochs 1 --seeds 2 --subset 2000    a quick try, in runs/quick/
+
+Needs checkpoints/teacher.pth and CIFAR-10. Runs StudentTrain.py for each student, loss and seed, in
+runs/distillation/. Each run that is done is added to results/distillation.json; after Ctrl-C the
+same command continues. In the end distillation.png shows the paired differences: with the teacher
+and without, from the same seed.
+"""
+
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from evaluation import figures_into
+from evaluation.significance import t_interval
+from models import NAMES
+from utils import checkpoint, cli
+from utils.checkpoint import ALONE, FILES, ROOT, fingerprint_of, load_network, read_checkpoint
+from utils.data import data_facts, load_splits
+from utils.files import UserError, replacing, shown
+
+BATCH_SIZE = 128  # images a step
+EPOCHS = 10
+SEEDS = 3  # of each student and loss: 2 to 10
+OUT = Path("results")  # for distillation.json and distillation.png
+RUNS = ROOT / "runs" / "distillation"  # for the students
+
+PAIRS = (  # student and distillation loss
+    ("densenet121", "none"),
+    ("densenet121", "mse"),
+    ("googlenet", "none"),
+    ("googlenet", "mse"),
+    ("googlenet", "kl"),
+)
+LOSSES = {"none": "alone", "mse": "MSE between logits", "kl": "softened outputs, temperature 4"}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training, and what came of it: top-1 accuracies in [0, 1].
+
+    teacher: the fingerprint of the teacher's weights; data: what was trained on.
+    """
+
+    student: str
+    distill_loss: str
+    seed: int
+    epochs: int
+    teacher: str
+    data: str
+    val_accuracy: float
+    test_accuracy: float
+
+
+def read(path: Path, epochs: int, teacher: str, data: str) -> list[Trained]:
+    """The runs that are in the file, none where there is no file.
+
+    Raises UserError where it is damaged, or of another number of epochs, teacher or data set.
+    """
+    if not path.exists():
+        return []
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(told, list):
+            raise ValueError("no list")
+        runs = [Trained(**run) for run in told]
+        of = {(run.epochs, run.teacher, run.data) for run in runs}
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is no list of runs: move it away, or mend it") from error
+    if of - {(epochs, teacher, data)}:
+        raise UserError(
+            f"{path} is of another teacher, data set or number of epochs than these ({teacher}, "
+            f"{data}, {epochs}): move it away, or name another --out"
+        )
+    return runs
+
+
+def train(student: str, loss: str, seed: int, folder: Path, flags: list[str]) -> dict[str, Any]:
+    """The accuracies in the checkpoint of a run of StudentTrain.py, continued if it was begun."""
+    model = 1 + list(ALONE).index(student)
+    words = ["--model", model, "--distill-loss", loss, "--seed", seed, "--checkpoint-dir", folder]
+    words = [*map(str, words), *flags, "--resume"]
+    print(f"\npython StudentTrain.py {shlex.join(words)}", flush=True)
+    status = subprocess.run([sys.executable, ROOT / "StudentTrain.py", *words]).returncode
+    if status:
+        raise UserError(f"that run ended with status {status}: this command continues it")
+    made = read_checkpoint(folder / (ALONE if loss == "none" else FILES)[student])
+    return {name: made[name] for name in ("val_accuracy", "test_accuracy")}
+
+
+def summary(runs: list[Trained]) -> list[dict[str, Any]]:
+    """Each student and loss: accuracies over the seeds, and the gain, where a seed has both.
+
+    The gain is the mean of the paired differences to the student alone, of the same seed, with its
+    95 % interval, by Student's t over the seeds.
+    """
+    rows = []
+    test = {(run.student, run.distill_loss, run.seed): run.test_accuracy for run in runs}
+    for student, loss in PAIRS:
+        mine = [run for run in runs if (run.student, run.distill_loss) == (student, loss)]
+        if len(mine) < 2:
+            continue
+        row: dict[str, Any] = {"student": student, "distill_loss": loss, "seeds": len(mine)}
+        for name in ("val_accuracy", "test_accuracy"):
+            values = [getattr(run, name) for run in mine]
+            row[name] = {"mean": statistics.mean(values), "std": statistics.stdev(values)}
+        seeds = [run.seed for run in mine if (student, "none", run.seed) in test]
+        if loss != "none" and len(seeds) > 1:
+            gains = [
+                test[student, loss, seed] - test[student, "none", seed] for seed in sorted(seeds)
+            ]
+            row["gain"] = {"each": gains, "interval": t_interval(gains)}
+        rows.append(row)
+    return rows
+
+
+def draw(figures: ModuleType, rows: list[dict[str, Any]], path: Path) -> None:
+    """The gains: a dot a seed, their mean, and its interval."""
+    rows = [row for row in rows if "gain" in row]
+    size = (8, 1.4 + 0.5 * len(rows))
+    figure, axes = figures.plt.subplots(figsize=size, layout="constrained")
+    for place, row in enumerate(rows):
+        each, (low, high) = row["gain"]["each"], row["gain"]["interval"]
+        axes.hlines(place, 100 * low, 100 * high, color="#bbbbbb", lw=6)
+        axes.plot(100 * statistics.mean(each), place, "|", ms=16, mew=2, color="black")
+        axes.plot([100 * gain for gain in each], [place] * len(each), "o", color="#6a4c93")
+    names = [f"{NAMES[row['student']]}, {LOSSES[row['distill_loss']]}" for row in rows]
+    axes.set_yticks(range(len(rows)), names)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.axvline(0, color="black", lw=1, ls="--")
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlabel("gain in test top-1 over the student alone, in points")
+    axes.set_title("What the teacher gives: a dot per seed, mean, 95 % interval", loc="left")
+    figures.save(figure, path)
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """The summary as a table."""
+    print(f"\n{'':<50}{'validation %':>14}{'test %':>14}{'gain (95 %)':>24}")
+    for row in rows:
+        cells = [
+            f"{100 * row[name]['mean']:.2f} +- {100 * row[name]['std']:.2f}"
+            for name in ("val_accuracy", "test_accuracy")
+        ]
+        gain = "-"
+        if "gain" in row:
+            low, high = row["gain"]["interval"]
+            mean = statistics.mean(row["gain"]["each"])
+            gain = f"{100 * mean:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
+        name = f"{NAMES[row['student']]}, {LOSSES[row['distill_loss']]}"
+        print(f"{name:<50}{cells[0]:>14}{cells[1]:>14}{gain:>24}")
+
+
+def main() -> None:
+    parser = cli.common_parser(__doc__, globals())
+    parser.add_argument(
+        "--epochs",
+        type=cli.flag("EPOCHS", int),
+        default=EPOCHS,
+        metavar="N",
+        help="of each training (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        choices=range(2, 11),
+        default=SEEDS,
+        metavar="N",
+        help="trainings of each student with each loss, 2 to 10 (default: %(default)s)",
+    )
+    cli.add_out(parser, OUT, "distillation.json and distillation.png")
+    args = parser.parse_args()
+    figures = figures_into(args.out)
+    teacher = args.checkpoint_dir / FILES["resnet50"]
+    images = load_splits(args.data_dir, args.subset)[0]
+    of = {
+        "epochs": args.epochs,
+        "teacher": fingerprint_of(load_network(teacher, "resnet50")[0]),
+        "data": data_facts(images.images, images.labels),
+    }
+    path = args.out / "distillation.json"
+    runs = read(path, **of)
+    done = {(run.student, run.distill_loss, run.seed) for run in runs}
+    todo = [
+        (student, loss, seed)
+        for seed in range(args.seeds)
+        for student, loss in PAIRS
+        if (student, loss, seed) not in done
+    ]
+    print(f"{len(done)} runs are done, {len(todo)} are to come", flush=True)
+    flags = [*checkpoint.typed.flags, "--epochs", str(args.epochs)]
+    flags += ["--batch-size", str(args.batch_size)]
+    flags += [] if args.subset is None else ["--subset", str(args.subset)]
+    folder = RUNS if args.subset is None else checkpoint.QUICK / RUNS.name
+    for student, loss, seed in todo:
+        taught = [] if loss == "none" else ["--teacher", str(teacher)]
+        made = train(student, loss, seed, folder / f"{loss}-{seed}", [*flags, *taught])
+        runs.append(Trained(student, loss, seed, **of, **made))
+        with replacing(path, binary=False) as file:
+            json.dump([asdict(run) for run in runs], file, indent=1)
+    rows = summary(runs)
+    print_table(rows)
+    picture = args.out / "distillation.png"
+    draw(figures, rows, picture)
+    print(f"\nwrote {shown(path)}, {shown(picture)}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
