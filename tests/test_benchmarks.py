@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import plain
+from benchmarks import plain, reproduce
 from benchmarks.subjects import SUBJECTS, Place
 from models import network
 from utils.answers import predict
@@ -126,3 +126,41 @@ def test_an_unknown_subject_is_named():
         [sys.executable, "-m", "benchmarks", "quickness"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 2 and "no subject 'quickness': choose from data" in done.stderr
+
+
+def test_the_time_that_is_left_is_that_of_the_epochs_that_are_left(monkeypatch):
+    step = {"resnet50": 4e-3, "densenet121": 2e-3, "googlenet": 1e-3}
+    epochs = {"resnet50": 10, "densenet121": 20, "googlenet": 20, "selector": 5}
+    monkeypatch.setattr(reproduce, "ANSWER", 0.5)
+    monkeypatch.setattr(reproduce, "SELECTOR", 0.1)
+    monkeypatch.setattr(reproduce.StudentTrain, "TEACHER_VIEWS", 16)
+    done = {"resnet50": 9, "googlenet": 20}
+    found = reproduce.stages(step, epochs, done)
+    assert [stage.epochs for stage in found] == [1, 20, 0, 5, None]
+    assert [stage.seconds for stage in found] == pytest.approx(
+        [
+            4e-3 * (45_000 + 2_500),
+            20 * 2e-3 * (45_000 + 2_500) + 16 * 2e-3 * 45_000,  # and the teacher's answers
+            0,
+            0.5 * 3e-3 * 50_000 + 5 * 0.1 * 1e-3 * 45_000,
+            0.5 * 10_000 * 3 * 7e-3,
+        ]
+    )
+    quick = reproduce.stages(step, epochs, {}, subset=100)
+    assert quick[0].seconds == pytest.approx(10 * 4e-3 * 150)
+
+
+@pytest.mark.parametrize(
+    "seconds, words",
+    [(20, "less than a minute"), (80, "1 min"), (3599, "1 h 00 min"), (9000, "2 h 30 min")],
+)
+def test_a_time_is_told_in_hours_and_minutes(seconds, words):
+    assert reproduce.told(seconds) == words
+
+
+def test_epochs_count_as_done_where_a_run_can_go_on(tmp_path):
+    history = "epoch,val_accuracy\n1,0.5\n2,0.6\n"
+    for name in ("teacher", "googlenet"):
+        (tmp_path / f"{name}.csv").write_text(history)
+    (tmp_path / "teacher.state.pth").touch()
+    assert reproduce.epochs_done(tmp_path) == {"resnet50": 2}

@@ -1,0 +1,129 @@
+"""How long `make reproduce` will take on this machine, from the first steps of each training.
+
+    python -m benchmarks.reproduce             all of it
+    python -m benchmarks.reproduce --done 2    what is still to come after two of its five steps
+
+The networks take a few steps on random images, at the settings of the scripts.
+"""
+
+import csv
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import StudentTrain
+import teacherTrain
+import trainSelector
+from benchmarks.subjects import OurLoop
+from evaluation.testset import LABELS
+from models import STUDENTS, network
+from utils import cli
+from utils.checkpoint import FILES
+from utils.data import normalize
+from utils.device import pick_device, precision
+
+BATCH_SIZE = teacherTrain.BATCH_SIZE
+STEPS = 4  # that are timed of each network, behind as many that are not
+TRAIN, VAL, TEST = 45_000, 5_000, 10_000  # images
+ANSWER = 0.25  # what an answer takes of a training step on as many images
+SELECTOR = 0.02  # what a step of the selector takes of one of GoogLeNet's
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of `make reproduce`, and the seconds it takes."""
+
+    name: str
+    epochs: int | None
+    seconds: float
+
+
+def seconds_per_image(arch: str, stem: str, batch_size: int, device: torch.device) -> float:
+    """What a training step takes for an image."""
+    images = torch.randint(0, 256, (batch_size, 32, 32, 3), dtype=torch.uint8, device=device)
+    images, labels = normalize(images), torch.arange(batch_size, device=device) % 10
+    loop = OurLoop(network(arch, stem), device)
+    for _ in range(2):  # the first time warms up
+        started = time.perf_counter()
+        for _ in range(STEPS):
+            loop.step(images, labels)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+    return seconds / (STEPS * batch_size)
+
+
+def stages(
+    step: dict[str, float], epochs: dict[str, int], done: dict[str, int], subset: int | None = None
+) -> list[Stage]:
+    """The five steps of `make reproduce`.
+
+    Args:
+        step: seconds that a training step takes for an image, of each network but the selector.
+        epochs: of each network and the selector.
+        done: the epochs of each that are done already.
+        subset: so many images of each split.
+    """
+    train, val, test = (min(count, subset or count) for count in (TRAIN, VAL, TEST))
+    found = []
+    for arch, name in (("resnet50", "teacher"), *zip(STUDENTS, STUDENTS, strict=True)):
+        left = max(0, epochs[arch] - done.get(arch, 0))
+        seconds = left * step[arch] * (train + ANSWER * val)
+        if arch == STUDENTS[0]:  # it finds no answers of the teacher
+            views = min(StudentTrain.TEACHER_VIEWS, left)
+            seconds += ANSWER * step["resnet50"] * train * views
+        found.append(Stage(LABELS[name], left, seconds))
+    labels = ANSWER * (train + val) * sum(step[arch] for arch in STUDENTS)
+    epoch = SELECTOR * step["googlenet"] * train
+    found.append(Stage("selector", epochs["selector"], labels + epochs["selector"] * epoch))
+    return [*found, Stage("tables and figures", None, ANSWER * test * 3 * sum(step.values()))]
+
+
+def told(seconds: float) -> str:
+    """A time in hours and minutes."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return "less than a minute"
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
+
+
+def epochs_done(folder: Path) -> dict[str, int]:
+    """The epochs in the histories of the runs that --resume continues."""
+    found = {}
+    for arch, file in FILES.items():
+        path = (folder / file).with_suffix(".csv")
+        if path.exists() and (folder / file).with_suffix(".state.pth").exists():
+            with open(path, newline="", encoding="utf-8", errors="replace") as rows:
+                found[arch] = sum(1 for _ in csv.DictReader(rows))
+    return found
+
+
+def main() -> None:
+    parser = cli.training_parser(__doc__, vars(teacherTrain))
+    parser.set_defaults(epochs=None)
+    parser.add_argument("--done", type=int, choices=range(5), default=0, help="steps that are done")
+    args = parser.parse_args()
+    device = pick_device(args.device)
+    of = {"resnet50": teacherTrain, **dict.fromkeys(STUDENTS, StudentTrain)}
+    step = {
+        arch: seconds_per_image(arch, script.STEM, args.batch_size, device)
+        for arch, script in of.items()
+    }
+    epochs = {
+        arch: args.epochs or script.EPOCHS
+        for arch, script in {**of, "selector": trainSelector}.items()
+    }
+    done = epochs_done(args.checkpoint_dir) if args.resume else {}
+    left = stages(step, epochs, done, args.subset)[args.done :]
+    what = "still to come" if args.done else "to come"
+    print(f"{what}, as measured now over the first steps on {device}, {precision(device)}:")
+    for number, stage in enumerate(left, args.done + 1):
+        count = "" if stage.epochs is None else f"{stage.epochs} epochs"
+        print(f"  {number} of 5  {stage.name:<28}{count:<12}{told(stage.seconds)}")
+    print(f"  together {told(sum(stage.seconds for stage in left))}\n", flush=True)
+
+
+if __name__ == "__main__":
+    cli.run(main)
