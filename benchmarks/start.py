@@ -19,12 +19,9 @@ def passed(stage: str) -> None:
 
 
 def main(device: str, checkpoint_dir: str) -> None:
-    import torch
+    import utils  # noqa: F401
 
-    passed("import torch")
-    import torchvision  # noqa: F401
-
-    passed("import torchvision")
+    passed("import torch and torchvision")
     import inference  # noqa: F401
     from evaluation.policies import assemble
     from utils.answers import predict
@@ -32,6 +29,8 @@ def main(device: str, checkpoint_dir: str) -> None:
     from utils.device import for_inference, pick_device
 
     passed("import the rest")
+    import torch
+
     place = pick_device(device)
     parts = load_parts(lambda file: Path(checkpoint_dir) / file)
     ready = {arch: for_inference(net, place) for arch, (net, _) in parts.items()}

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import gc
 import math
 import os
 import shlex
@@ -327,6 +328,7 @@ def run(main: Callable[[], int | None]) -> None:
     """Run a script's `main`: a UserError is one line on stderr and exit status 2, no traceback."""
     with contextlib.suppress(AttributeError, OSError):  # a notebook's stdout shows all names
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal's may be unable to
+    gc.freeze()  # what was imported: at the end, looking for garbage in it takes most of a second
     try:
         status = main()
         sys.stdout.flush()
