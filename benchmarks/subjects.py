@@ -24,6 +24,7 @@ from utils.optim import optimizers
 
 STEM = "cifar-pool"
 BATCH_SIZE = 128
+SINGLE = 40  # images that are asked about one at a time
 Piece = Callable[[], int]
 
 
@@ -166,18 +167,18 @@ def onnx_routed(place: Place, count: int) -> Piece:
         onnxruntime.InferenceSession(onnx_bytes(*network), options)
         for network in (*trained, selector)
     )
-    images, classes = place.split(2, count).images.numpy(), len(trained[0][1]["classes"])
-    repeats = 1 if count > 1 else 20
+    questions, classes = _questions(place, count), len(trained[0][1]["classes"])
+    questions = [images.numpy() for images in questions]
 
     def piece() -> int:
-        for _ in range(repeats):
+        for images in questions:
             (score,) = selector.run(None, {"images": images})
             first = 1 / (1 + np.exp(-score)) >= threshold
             logits = np.empty((len(images), classes), np.float32)
             for student, chosen in zip(students, (first, ~first), strict=True):
                 if chosen.any():
                     logits[chosen] = student.run(None, {"images": images[chosen]})[0]
-        return repeats * len(images)
+        return sum(map(len, questions))
 
     return piece
 
@@ -200,16 +201,20 @@ def everything(place: Place, count: int) -> Piece:
 
 
 def _predicting(nets: list[torch.nn.Module], place: Place, count: int) -> Piece:
-    images = place.split(2, count).images
-    repeats = 1 if count > 1 else 20
+    questions = _questions(place, count)
 
     def piece() -> int:
-        for _ in range(repeats):
+        for images in questions:
             for net in nets:
                 predict(net, images)
-        return repeats * len(images)
+        return sum(map(len, questions))
 
     return piece
+
+
+def _questions(place: Place, count: int) -> list[torch.Tensor]:
+    """Test images in batches of `count`: single ones are several, that go to either student."""
+    return list(place.split(2, max(count, SINGLE)).images.split(count))
 
 
 # ------------------------------------------------------------------ all of them
