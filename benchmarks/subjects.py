@@ -214,7 +214,7 @@ def _predicting(nets: list[torch.nn.Module], place: Place, count: int) -> Piece:
 
 def _questions(place: Place, count: int) -> list[torch.Tensor]:
     """Test images in batches of `count`: single ones are several, that go to either student."""
-    return list(place.split(2, max(count, SINGLE)).images.split(count))
+    return list(place.split(2, SINGLE if count == 1 else count).images.split(count))
 
 
 # ------------------------------------------------------------------ all of them
