@@ -184,7 +184,7 @@ class Run:
             return
         facts = self.hyperparameters | self.hyperparameters["augmentation"]
         del facts["augmentation"]
-        told = "hyperparameters: " + ", ".join(f"{name} {value}" for name, value in facts.items())
+        told = "hyperparameters: " + ", ".join(f"{name}={value}" for name, value in facts.items())
         print(textwrap.fill(told, 98, subsequent_indent="  "))
         with StopRequest() as stop:
             if not (self.resume and self._continue()):
