@@ -110,7 +110,7 @@ def test_each_script_says_what_it_does_shows_progress_and_names_the_next(pipelin
         out, err = printed[name].stdout, printed[name].stderr
         for fact in ("cpu, ", "60 to train on, ", " M\n", str(folder)):
             assert fact in out, (name, fact)
-        assert re.search(r"\nhyperparameters: epochs 2, batch_size 20, optimizer \w+, lr 0", out), (
+        assert re.search(r"\nhyperparameters: epochs=2, batch_size=20, optimizer=\w+, lr=0", out), (
             name
         )
         assert out.rstrip().endswith(next_command + places)
