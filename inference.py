@@ -20,7 +20,7 @@ from pathlib import Path
 
 from evaluation import figures_into
 from evaluation.classify import check_paths, print_answers, write_answers
-from evaluation.policies import POLICIES, assemble, parts_of
+from evaluation.policies import POLICIES, assemble, parts_of, temperature_of
 from evaluation.testset import measure, print_tables, test_images
 from models import STUDENTS
 from utils import cli
@@ -124,12 +124,13 @@ def measure_test_set(args: argparse.Namespace) -> int:
         )
         for name in ("selector", "cascade")
     }
+    facts = {arch: each for arch, (_, each) in parts.items()}
     if not paths["teacher"].exists():
         print(f"no teacher at {shown(paths['teacher'])}: it is left out\n")
     for name, arch in {"teacher": "resnet50", **{f"{arch}_alone": arch for arch in ALONE}}.items():
         if paths[name].exists():
-            net, facts = load_network(paths[name], arch)
-            check_classes(paths[name], facts, test.classes, test.name)
+            net, facts[name] = load_network(paths[name], arch)
+            check_classes(paths[name], facts[name], test.classes, test.name)
             networks[name] = for_inference(net, device)
     seen, test = kinds(args.context, image_seeds(test)), in_context(test, args.context)
     dataset += "" if args.context == "clean" else f", {args.context}"
@@ -143,12 +144,13 @@ def measure_test_set(args: argparse.Namespace) -> int:
         writes=shown(args.out),
     )
 
-    metrics, routed = measure(networks, systems, test, seen, args.batch_size)
-    metrics = {"dataset": dataset, "context": args.context, "images": len(test), **metrics}
-    print_tables(metrics)
+    temperatures = {name: temperature_of(facts[name]) for name in facts if name != "selector"}
+    measured = measure(networks, systems, temperatures, test, seen, args.batch_size)
+    measured.metrics = {"dataset": dataset, "context": args.context, **measured.metrics}
+    print_tables(measured.metrics)
     with replacing(args.out / "metrics.json", binary=False) as file:
-        json.dump(metrics, file, indent=2)
-    written = figures.draw_all(args.out, metrics, histories, test, *routed)
+        json.dump(measured.metrics, file, indent=2)
+    written = figures.draw_all(args.out, measured, histories)
     print(f"wrote {', '.join(shown(path) for path in [args.out / 'metrics.json', *written])}")
     return 0
 

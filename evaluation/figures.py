@@ -1,4 +1,4 @@
-"""The figures of inference.py and of the routing study: each a function that draws one."""
+"""The figures of inference.py: each a function that draws one."""
 
 import csv
 import os
@@ -10,14 +10,27 @@ os.environ["MPLBACKEND"] = "agg"
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
-from evaluation.testset import LABELS
+from evaluation.significance import reliability, wilson_interval
+from evaluation.testset import LABELS, Measured
 from models import NAMES, STUDENTS
-from utils.data import Split
 from utils.files import UserError, replacing, shown
 
-COLORS = {"densenet121": "#d9822b", "googlenet": "#2a9d8f", "routed": "#6a4c93"}
+# Each can be read on white (4.5 : 1 or more), and no two are alike without color: where shades
+# are close, the markers differ.
+COLORS = {
+    "teacher": "#222222",
+    "densenet121": "#b85c00",
+    "googlenet": "#00524a",
+    "routed": "#7b3fb5",
+    "cascade": "#0b3d91",
+    "ensemble": "#555555",
+}
+MARKERS = {"teacher": "X", "densenet121": "s", "googlenet": "^", "routed": "o", "cascade": "D"}
+WRONG = "#c1121f"
+MOST = 20  # classes that are drawn
 matplotlib.use("agg")  # no display is needed, nor asked for
 plt.rcdefaults()  # whatever a matplotlibrc says, which may ask for LaTeX
 plt.rcParams.update(
@@ -27,6 +40,7 @@ plt.rcParams.update(
         "axes.grid": True,
         "axes.grid.axis": "y",
         "axes.axisbelow": True,
+        "axes.titlelocation": "left",
         "grid.alpha": 0.3,
         "text.parse_math": False,  # a dollar in a class's name is a dollar
     }
@@ -34,21 +48,17 @@ plt.rcParams.update(
 
 
 def draw_all(
-    out: Path,
-    metrics: dict,
-    histories: dict[str, list[dict[str, float]]],
-    test: Split,
-    predictions: np.ndarray,
-    choice: np.ndarray,
+    out: Path, measured: Measured, histories: dict[str, list[dict[str, float]]]
 ) -> list[Path]:
     """Draw what can be drawn into `out`, and return the files.
 
     The accuracy per epoch is that of `read_histories`, if there is any.
     """
     figures = {
-        "per_class_accuracy.png": per_class_accuracy(metrics),
-        "route_share.png": route_share(metrics),
-        "samples.png": samples(test, predictions, choice),
+        "per_class_accuracy.png": per_class_accuracy(measured),
+        "samples.png": samples(measured),
+        "confusion.png": confusion(measured),
+        "reliability.png": reliability_diagrams(measured),
     }
     if histories:
         figures["accuracy_per_epoch.png"] = accuracy_per_epoch(histories)
@@ -87,166 +97,202 @@ def save(figure: Figure, path: Path) -> None:
     plt.close(figure)
 
 
-def per_class_accuracy(metrics: dict) -> Figure:
-    """Bars of both students' and the routed top-1 accuracy, a group a class."""
-    figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
-    (classes, which), width = _most_apart(metrics), 0.27
-    positions = np.arange(len(classes))
-    for k, (name, color) in enumerate(COLORS.items()):
-        heights = [100 * metrics["per_class"][name][label] for label in classes]
-        overall = f"{LABELS[name]} ({100 * metrics['accuracy'][name]:.1f} % overall)"
-        axes.bar(positions + (k - 1) * width, heights, width, color=color, label=overall)
-    room = 100 / len(classes)  # characters that stand side by side
-    axes.set_xticks(positions, classes, rotation=90 if max(map(len, classes)) > room else 0)
-    axes.set_ylim(0, 100)
-    axes.set_ylabel("top-1 accuracy, %")
-    axes.set_title(f"{metrics['dataset']}, {metrics['images']:,} images{which}", loc="left")
+def per_class_accuracy(measured: Measured) -> Figure:
+    """The top-1 accuracy of each class as dots with their 95 % intervals, a row a class."""
+    metrics = measured.metrics
+    names = [
+        name for name in ("teacher", *STUDENTS, "routed", "cascade") if name in metrics["accuracy"]
+    ]
+    counts = torch.bincount(measured.nets.labels, minlength=len(measured.test.classes)).tolist()
+    rows = [
+        (label, [metrics["per_class"][name][label] for name in names], counts[k])
+        for k, label in enumerate(measured.test.classes)
+        if counts[k]
+    ]
+    one, two = (names.index(arch) for arch in STUDENTS)
+    rows.sort(key=lambda row: -abs(row[1][one] - row[1][two]))
+    which = f", the {MOST} of {len(rows):,} classes on which the students differ most"
+    which = which if len(rows) > MOST else ""
+    rows = sorted(rows[:MOST], key=lambda row: -row[1][0])
+    rows.insert(0, ("all", [metrics["accuracy"][name] for name in names], len(measured.test)))
+
+    figure, axes = plt.subplots(figsize=(9, 1.6 + 0.52 * len(rows)), layout="constrained")
+    lowest = 1.0
+    for k, name in enumerate(names):
+        places = np.arange(len(rows)) + 0.16 * (k - (len(names) - 1) / 2)
+        values = np.array([accuracies[k] for _, accuracies, _ in rows])
+        ends = np.array([wilson_interval(row[1][k], row[2]) for row in rows])
+        lowest = min(lowest, ends.min())
+        axes.hlines(places, *(100 * ends.T), color=COLORS[name], lw=1)
+        fill = "white" if name in STUDENTS else COLORS[name]
+        axes.plot(
+            100 * values, places, MARKERS[name], ms=5, mfc=fill, color=COLORS[name],
+            label=LABELS[name],
+        )  # fmt: skip
+    for place in np.arange(len(rows) - 1) + 0.5:
+        axes.axhline(place, color="black" if place < 1 else "#cccccc", lw=0.8)
+    axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(min(75, 5 * (100 * lowest // 5)), 100)
+    axes.grid(axis="x", alpha=0.3)
+    axes.grid(False, axis="y")
+    axes.set_xlabel("top-1 accuracy, %, with 95 % intervals")
+    axes.set_title(f"{metrics['dataset']}, {metrics['images']:,} images{which}")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
-def _most_apart(metrics: dict, count: int = 20) -> tuple[list[str], str]:
-    """The classes, or those of them on which the students differ most, and what to say of these."""
-    classes = list(metrics["per_class"]["routed"])
-    one, two = (metrics["per_class"][arch] for arch in STUDENTS)
-    kept = set(sorted(classes, key=lambda label: -abs(one[label] - two[label]))[:count])
-    if len(kept) == len(classes):
-        return classes, ""
-    which = f"; the {count} of {len(classes):,} classes on which the students differ most"
-    return [label for label in classes if label in kept], which
+def samples(measured: Measured, count: int = 12) -> Figure:
+    """The first images on which the students differ, or both err, with both answers."""
+    test, labels = measured.test, measured.nets.labels
+    one, two = measured.nets.students_right()
+    groups = {
+        f"{NAMES[STUDENTS[0]]} alone is right": one & ~two,
+        f"{NAMES[STUDENTS[1]]} alone is right": two & ~one,
+        "neither is right": ~one & ~two,
+    }
+    columns = 6
+    figure = plt.figure(figsize=(9, 13.6))
+    head, *parts = figure.subfigures(4, height_ratios=[0.15, 1, 1, 1])
+    head.text(
+        0.03, 0.1, "Above each image its class; below it both answers and their probabilities.\n"
+        f"D: {NAMES[STUDENTS[0]]}, G: {NAMES[STUDENTS[1]]}; the triangle: the selector's choice; "
+        "\N{BALLOT X}: wrong",
+        fontsize=11,
+    )  # fmt: skip
+    for part, (title, where) in zip(parts, groups.items(), strict=True):
+        share = 100 * where.double().mean().item()
+        part.text(
+            0.03, 0.95, f"{title}: {share:.1f} % of the images", fontweight="bold", fontsize=11
+        )
+        grid = part.subplots(-(-count // columns), columns).ravel()
+        part.subplots_adjust(left=0.04, right=0.97, bottom=0.11, top=0.88, hspace=0.5, wspace=0.4)
+        for axes in grid:
+            axes.axis("off")
+        for axes, place in zip(grid, where.nonzero()[:count, 0].tolist(), strict=False):
+            axes.imshow(test.images[place].cpu().numpy())
+            axes.set_title(_short(test.classes[labels[place]]), loc="center", fontsize=10)
+            for row, arch in enumerate(STUDENTS):
+                answer = measured.answers[arch]
+                right = answer.labels[place] == labels[place]
+                chosen = measured.outcomes["routed"].first_ran[place] == (arch == STUDENTS[0])
+                name = _short(test.classes[answer.labels[place]], 10)
+                text = f"{NAMES[arch][0]} {name} {100 * answer.probabilities[place]:.0f} %"
+                for x, part_of_it in (
+                    (-0.11, "\N{BLACK RIGHT-POINTING TRIANGLE}" if chosen else ""),
+                    (0, text if right else f"{text} \N{BALLOT X}"),
+                ):
+                    axes.text(
+                        x, -0.05 - 0.16 * row, part_of_it, transform=axes.transAxes, va="top",
+                        fontsize=8.5, color="black" if right else WRONG,
+                    )  # fmt: skip
+    return figure
+
+
+def _short(name: str, most: int = 18) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def confusion(measured: Measured) -> Figure:
+    """How many images of each class get which answer, and what the teacher answers otherwise."""
+    labels, count = measured.nets.labels, len(measured.test.classes)
+
+    def matrix(name: str) -> np.ndarray:
+        pairs = labels * count + measured.answers[name].labels
+        return torch.bincount(pairs, minlength=count**2).view(count, count).numpy()
+
+    routed = matrix("routed")
+    errors = routed.sum(axis=1) - routed.diagonal()
+    kept = np.sort(np.argsort(-errors, kind="stable")[:MOST])
+    names = [_short(measured.test.classes[k], 12) for k in kept]
+    panels = {"Routed by the selector, images": routed}
+    if "teacher" in measured.answers:
+        panels["The same, less the teacher's"] = routed - matrix("teacher")
+    figure, grid = plt.subplots(
+        1, len(panels), figsize=(4.6 * len(panels), 4.6), layout="constrained", squeeze=False
+    )
+    for axes, (title, whole) in zip(grid.flat, panels.items(), strict=True):
+        cells = whole[np.ix_(kept, kept)]
+        wrong = cells * (1 - np.eye(len(kept), dtype=cells.dtype))
+        top, less = max(1, np.abs(wrong).max()), whole is not routed
+        axes.imshow(wrong, cmap="PuOr" if less else "Blues", vmin=-top if less else 0, vmax=top)
+        for (row, column), value in np.ndenumerate(cells):
+            if value:
+                axes.text(
+                    column, row, f"{value:+d}".replace("-", "−") if less else value,
+                    ha="center", va="center", fontsize=7 if len(kept) > 10 else 8,
+                    color="white" if abs(wrong[row, column]) > 0.6 * top else "black",
+                    fontweight="bold" if row == column else "normal",
+                )  # fmt: skip
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+        axes.tick_params(length=0)
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+        axes.set_title(title)
+        axes.set_xlabel("answer")
+        axes.set_ylabel("class")
+    if len(kept) < count:
+        figure.suptitle(f"the {len(kept)} of {count:,} classes with the most errors")
+    return figure
+
+
+def reliability_diagrams(measured: Measured) -> Figure:
+    """How often an answer is right against the probability given to it, a panel a classifier."""
+    names = [name for name in COLORS if name in measured.answers]
+    figure, grid = plt.subplots(
+        2, 3, figsize=(9, 6.6), layout="constrained", sharex=True, sharey=True
+    )
+    for axes in grid.flat[len(names) :]:
+        axes.axis("off")
+    for axes, name in zip(grid.flat, names, strict=False):
+        answers = measured.answers[name]
+        right = answers.labels == measured.nets.labels
+        error = measured.metrics["calibration_error"][name]
+        axes.plot([0, 100], [0, 100], color="#767676", lw=1)
+        for (when, of), probabilities, style in zip(
+            error.items(),
+            (answers.confidences, answers.probabilities),
+            ({"mfc": "white", "ls": "--", "lw": 1}, {"ls": "-", "lw": 2}),
+            strict=True,
+        ):
+            rows = reliability(probabilities, right)
+            rows = [row for row in rows if row[2] >= 0.002 * len(right)]
+            said, true, _ = 100 * np.array(rows).reshape(-1, 3).T
+            label = f"{when} {100 * of:.1f} %"
+            axes.plot(said, true, marker="o", ms=4, color=COLORS[name], label=label, **style)
+        axes.set_title(LABELS[name], fontsize=10)
+        axes.legend(
+            loc="upper left", fontsize=9, frameon=False, title="calibration error",
+            alignment="left", title_fontsize=9,
+        )  # fmt: skip
+        axes.grid(axis="both", alpha=0.3)
+    grid[0, 0].set_xlim(20, 100)
+    grid[0, 0].set_ylim(20, 100)
+    figure.supxlabel("probability given to the answer, %", fontsize=10)
+    figure.supylabel("answers that are right, %", fontsize=10)
+    return figure
 
 
 def accuracy_per_epoch(histories: dict[str, list[dict[str, float]]]) -> Figure:
     """Top-1 accuracy after each epoch of each run, on the validation and the training images."""
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 5.2), layout="constrained")
     for run, rows in histories.items():
         arch, alone, _ = run.partition("_alone")
         epochs = [row["epoch"] for row in rows]
         val, train = (
             [100 * row[f"{split}_accuracy"] for row in rows] for split in ("val", "train")
         )
-        color = COLORS.get(arch, "#555555")
-        axes.plot(epochs, val, "x:" if alone else "o-", ms=4, color=color, label=LABELS[run])
-        if not alone:
-            axes.plot(epochs, train, "--", lw=1, alpha=0.7, color=color)
-    axes.plot([], [], "--", lw=1, color="black", label="on the training images, augmented")
+        color, dashes = COLORS[arch], ":" if alone else "-"
+        axes.plot(epochs, train, dashes, lw=0.8, color=color)
+        axes.plot(
+            epochs, val, dashes, lw=2, marker=MARKERS[arch], ms=5, color=color, label=LABELS[run]
+        )
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, high - 30), high)  # the first epochs would squeeze all others
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epoch")
-    axes.set_ylabel("top-1 accuracy on the validation images, %")
-    axes.legend(loc="lower right")
-    return figure
-
-
-def route_share(metrics: dict) -> Figure:
-    """The share of each class's images that the selector sends to each student."""
-    figure, axes = plt.subplots(figsize=(9, 3.5), layout="constrained")
-    classes, which = _most_apart(metrics)
-    first = 100 * np.array([metrics["route_share_per_class"][label] for label in classes])
-    for arch, widths, left in zip(STUDENTS, (first, 100 - first), (0, first), strict=True):
-        total = 100 * metrics["route_share"][arch]
-        label = f"{NAMES[arch]} ({total:.1f} % of all)"
-        axes.barh(classes, widths, left=left, color=COLORS[arch], label=label)
-    axes.grid(False)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 100)
-    axes.set_xlabel(f"images sent to each student, %{which}")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
-    return figure
-
-
-def samples(test: Split, predictions: np.ndarray, choice: np.ndarray, count: int = 32) -> Figure:
-    """A page of the first `count` images: above each its class, below it the answer and by whom."""
-    figure, grid = plt.subplots(4, count // 4, figsize=(count // 4 * 1.4, 8), layout="constrained")
-    for axes in grid.flat:
-        axes.axis("off")
-    labels, images = test.labels[:count].tolist(), test.images[:count].cpu().numpy()
-    for axes, image, label, prediction, student in zip(
-        grid.flat, images, labels, predictions, choice, strict=False
-    ):
-        arch = STUDENTS[student]
-        axes.imshow(image)
-        axes.set_title(_short(test.classes[label]), fontsize=9)
-        for place, text, color in (
-            (
-                -0.05,
-                _short(test.classes[prediction]),
-                "black" if prediction == label else "#c1121f",
-            ),
-            (-0.19, NAMES[arch], COLORS[arch]),
-        ):
-            axes.text(
-                0.5,
-                place,
-                text,
-                transform=axes.transAxes,
-                ha="center",
-                va="top",
-                fontsize=9,
-                color=color,
-            )
-    figure.suptitle(
-        "Above each image its class; below it the answer, red where wrong, and who gave it"
-    )
-    return figure
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 18 else f"{name[:17]}\N{HORIZONTAL ELLIPSIS}"
-
-
-def accuracy_against_work(routing: dict) -> Figure:
-    """Top-1 accuracy against MACs: the policies' thresholds as curves, what has none as a point."""
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for name, color, label in (
-        ("cascade", "#1d6fa5", "cascade, at every threshold"),
-        ("selector", COLORS["routed"], "selector, at every threshold"),
-    ):
-        curve, chosen = routing["study"]["curves"][name], routing["policies"][name]
-        axes.plot(*_point(curve["macs"], curve["accuracy"]), color=color, label=label)
-        axes.plot(*_point(chosen["macs"], chosen["accuracy"]), "o", color=color)
-    points = {
-        LABELS["teacher"]: (routing["teacher"], "#555555"),
-        **{NAMES[arch]: (routing["students"][arch], COLORS[arch]) for arch in STUDENTS},
-        "mean of both": (routing["policies"]["ensemble"], "black"),
-        "oracle": (routing["policies"]["oracle"], "black"),
-        LABELS["random"]: (routing["policies"]["random"], "black"),
-    }
-    for name, (facts, color) in points.items():
-        place = _point(facts["macs"], facts["accuracy"])
-        axes.plot(*place, "s", ms=5, color=color)
-        above = name not in (LABELS["random"], NAMES[STUDENTS[1]])  # where curves begin
-        offset = (0, 7 if above else -14)
-        axes.annotate(name, place, offset, textcoords="offset points", ha="center", fontsize=9)
-    axes.margins(x=0.1, y=0.12)
-    axes.set_xlabel("multiply-accumulates for one image, on average, in millions")
     axes.set_ylabel("top-1 accuracy, %")
-    axes.legend(loc="lower right", title="dots: thresholds chosen on validation")
-    return figure
-
-
-def _point(macs, accuracy):
-    return np.asarray(macs) / 1e6, 100 * np.asarray(accuracy)
-
-
-def selectors(result: dict) -> Figure:
-    """The AUROC of every trained selector, a row a variant, and its mean's 95 % interval."""
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    names = []
-    for place, row in enumerate(result["variants"]):
-        values = [run["auroc"] for run in row["runs"]]
-        axes.hlines(place, *row["auroc"]["interval"], color="#cccccc", lw=6)
-        axes.plot(values, [place] * len(values), "o", color=COLORS["routed"], alpha=0.6)
-        axes.plot(row["auroc"]["mean"], place, "|", ms=16, mew=2, color="black")
-        norm = "" if row["batch_norm"] else ", no batch norm"
-        weighted = ", weighted" if row["weighted"] else ""
-        names.append(f"{row['labels']}{weighted}, depth {row['depth']}{norm}")
-    axes.axvline(0.5, color="black", lw=1, ls="--")
-    axes.text(0.5, -0.8, "a coin", ha="center", fontsize=9)
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.grid(axis="x", alpha=0.3)
-    axes.set_xlabel(
-        "AUROC on the test images where exactly one student is right:\n"
-        "a dot a seed, their mean, and its 95 % interval"
-    )
+    axes.set_title("On the validation images (thick), and on the augmented training images (thin)")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure

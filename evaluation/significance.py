@@ -1,4 +1,4 @@
-"""How sure a measured accuracy is, and how well a score tells two kinds of image apart."""
+"""How sure a measured accuracy is, how well a score tells two kinds of image apart, calibration."""
 
 import math
 import statistics
@@ -74,3 +74,37 @@ def auroc_interval(area: float, positives: int, negatives: int) -> tuple[float, 
     ) / (positives * negatives)
     half = Z * math.sqrt(variance)
     return max(0.0, area - half), min(1.0, area + half)
+
+
+def reliability(
+    probabilities: torch.Tensor, right: torch.Tensor, bins: int = 15
+) -> list[tuple[float, float, int]]:
+    """What is said and what is true: the images, by probability, in `bins` of the same width.
+
+    Args:
+        probabilities: of the class that is named, in [0, 1], (N,).
+        right: whether it is the label, (N,).
+
+    Returns:
+        The mean probability, the share that is right, and the number of the images in each bin
+        that has any, from the lowest on.
+    """
+    place = (probabilities * bins).long().clamp(max=bins - 1)
+    return [
+        (
+            probabilities[place == k].double().mean().item(),
+            right[place == k].double().mean().item(),
+            int((place == k).sum()),
+        )
+        for k in place.unique().tolist()
+    ]
+
+
+def calibration_error(probabilities: torch.Tensor, right: torch.Tensor) -> float:
+    """How far the probabilities, (N,), are on average from how often one is `right`, (N,).
+
+    The expected calibration error in 15 bins of C. Guo et al., "On calibration of modern neural
+    networks" (ICML 2017), in [0, 1].
+    """
+    rows = reliability(probabilities, right)
+    return sum(count * abs(said - true) for said, true, count in rows) / len(right)

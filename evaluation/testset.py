@@ -2,15 +2,16 @@
 
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from evaluation import policies
-from evaluation.policies import Networks, System
-from evaluation.significance import wilson_interval
+from evaluation.policies import Networks, Outcome, System, mean_temperature
+from evaluation.significance import calibration_error, wilson_interval
 from models import STUDENTS, macs
 from utils.answers import predict
 from utils.contexts import CONTEXTS
@@ -46,19 +47,59 @@ def test_images(data_dir: Path, subset: int | None, device: torch.device) -> tup
         return "sample of the CIFAR-10 test set", load_sample(subset, device)
 
 
+@dataclass
+class Answers:
+    """What a network or a policy says of N images, each (N,).
+
+    labels: int64, the class that it names.
+    confidences: the probability of that class before any temperature.
+    probabilities: the same at its temperature, as it is shown to people.
+    """
+
+    labels: torch.Tensor
+    confidences: torch.Tensor
+    probabilities: torch.Tensor
+
+
+@dataclass
+class Measured:
+    """N images as every network and policy classifies them, all on the CPU.
+
+    metrics: what metrics.json says.
+    test: the images.
+    seen: the kind of each, "clean" or how it is degraded.
+    nets: what the networks say.
+    temperatures: of the networks, and of the "ensemble".
+    thresholds: of the "selector" and the "cascade".
+    outcomes: of "routed", "cascade", "ensemble" and "oracle".
+    answers: of each network, "routed", "cascade" and "ensemble".
+    """
+
+    metrics: dict[str, Any]
+    test: Split
+    seen: list[str]
+    nets: Networks
+    temperatures: dict[str, float]
+    thresholds: dict[str, float]
+    outcomes: dict[str, Outcome]
+    answers: dict[str, Answers]
+
+
 def measure(
     networks: dict[str, nn.Module],
     systems: dict[str, System],
+    temperatures: dict[str, float],
     test: Split,
     seen: list[str],
     batch_size: int,
-) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:
-    """Every way of classifying `test`: its metrics, and the routed predictions and choices (N,).
+) -> Measured:
+    """Classify `test` in every way.
 
     Args:
         networks: both students, the selector, and those of LABELS that there are, made for
             inference.
         systems: the "selector" and the "cascade", of the same networks.
+        temperatures: of the classifiers among the networks.
         test: the images.
         seen: the kind of each, "clean" or how it is degraded.
         batch_size: images a step.
@@ -72,24 +113,47 @@ def measure(
         speed[name] = len(test) / (time.perf_counter() - started)
         if name in networks:
             logits[name] = answer.cpu()  # Apple's GPUs have no float64
-    speed["ensemble"] = 1 / sum(1 / speed[name] for name in STUDENTS)
+    nets = Networks(logits, {name: macs(net) for name, net in networks.items()}, test.labels.cpu())
+    thresholds = {name: system.threshold for name, system in systems.items()}
+    return evaluate(nets, thresholds, temperatures, speed, test, seen)
 
-    labels = test.labels.cpu()
-    nets = Networks(logits, {name: macs(net) for name, net in networks.items()}, labels)
-    better = nets.better_student()
+
+def evaluate(
+    nets: Networks,
+    thresholds: dict[str, float],
+    temperatures: dict[str, float],
+    speed: dict[str, float],
+    test: Split,
+    seen: list[str],
+) -> Measured:
+    """All that follows from what the networks say; `speed` is in images per second."""
+    labels, better = nets.labels, nets.better_student()
     outcomes = {
-        "routed": policies.selector(nets, systems["selector"].threshold),
-        "cascade": policies.cascade(nets, systems["cascade"].threshold),
+        "routed": policies.selector(nets, thresholds["selector"]),
+        "cascade": policies.cascade(nets, thresholds["cascade"]),
         "ensemble": policies.ensemble(nets),
         "oracle": policies.oracle(nets),
     }
-    right = {name: nets.right(name).double() for name in networks if name in LABELS}
+    classifiers = [name for name in nets.logits if name in LABELS]
+    temperatures = {
+        **temperatures,
+        "ensemble": mean_temperature(temperatures[arch] for arch in STUDENTS),
+    }
+    answers = {name: _answers(nets.logits[name], temperatures[name]) for name in classifiers}
+    first, second = (answers[arch] for arch in STUDENTS)
+    both = sum(nets.logits[arch] for arch in STUDENTS) / 2
+    answers["ensemble"] = _answers(both, temperatures["ensemble"])
+    answers["routed"] = _where(outcomes["routed"].first_ran, first, second)
+    answers["cascade"] = _where(outcomes["cascade"].first_ran, answers["ensemble"], second)
+
+    right = {name: nets.right(name).double() for name in classifiers}
     right |= {name: outcome.right.double() for name, outcome in outcomes.items()}
     right["better_student"] = right[better]
     right["random"] = sum(right[name] for name in STUDENTS) / 2  # what a fair coin gets on average
     work = nets.work | {name: outcome.macs for name, outcome in outcomes.items()}
     del work["oracle"]  # nothing that runs
     work["random"] = sum(work[name] for name in STUDENTS) / 2
+    speed = {**speed, "ensemble": 1 / sum(1 / speed[name] for name in STUDENTS)}
     work["better_student"], speed["better_student"] = work[better], speed[better]
 
     names = [name for name in LABELS if name in right]
@@ -98,8 +162,9 @@ def measure(
     choice = (~outcomes["routed"].first_ran).long()
     share = outcomes["routed"].first_ran.double().mean().item()
     metrics = {
+        "images": len(labels),
         "accuracy": accuracy,
-        "accuracy_interval": intervals(accuracy, len(test)),
+        "accuracy_interval": intervals(accuracy, len(labels)),
         "per_class": {
             name: {label: right[name][of].mean().item() for label, of in members.items()}
             for name in names
@@ -113,11 +178,28 @@ def measure(
             for kind in CONTEXTS
             if kind in seen
         },
+        "calibration_error": {
+            name: {
+                "raw": calibration_error(answers[name].confidences, right[name]),
+                "scaled": calibration_error(answers[name].probabilities, right[name]),
+            }
+            for name in names
+            if name in answers
+        },
         "macs_per_image": {name: round(work[name] * 1e6) for name in names if name in work},
         "images_per_second": {name: round(speed[name], 1) for name in names if name in speed},
     }
-    answers = torch.stack([logits[name].argmax(dim=1) for name in STUDENTS])
-    return metrics, (answers.gather(0, choice[None])[0].numpy(), choice.numpy())
+    return Measured(metrics, test, seen, nets, temperatures, thresholds, outcomes, answers)
+
+
+def _answers(logits: torch.Tensor, temperature: float) -> Answers:
+    confidences, labels = logits.softmax(dim=1).max(dim=1)
+    return Answers(labels, confidences, (logits / temperature).softmax(dim=1).amax(dim=1))
+
+
+def _where(first: torch.Tensor, one: Answers, other: Answers) -> Answers:
+    pairs = zip(vars(one).values(), vars(other).values(), strict=True)
+    return Answers(*(torch.where(first, *pair) for pair in pairs))
 
 
 def by_context(of: torch.Tensor, right: dict[str, torch.Tensor], choice: torch.Tensor) -> dict:

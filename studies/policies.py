@@ -341,7 +341,9 @@ def main() -> None:
     written = [args.out / name for name in ("routing.json", "routing.png")]
     with replacing(written[0], binary=False) as file:
         json.dump(routing, file, indent=1)
-    figures.save(figures.accuracy_against_work(routing), written[1])
+    from studies import routing_figures  # which needs Matplotlib
+
+    figures.save(routing_figures.accuracy_against_work(routing), written[1])
     print(f"wrote {', '.join(map(shown, written))}")
 
 

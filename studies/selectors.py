@@ -353,7 +353,9 @@ def main() -> None:
     written = [args.out / name for name in ("selectors.json", "selectors.png")]
     with replacing(written[0], binary=False) as file:
         json.dump(told, file, indent=1)
-    figures.save(figures.selectors(told), written[1])
+    from studies import routing_figures  # which needs Matplotlib
+
+    figures.save(routing_figures.selectors(told), written[1])
     print(f"wrote {', '.join(map(shown, written))}")
 
 

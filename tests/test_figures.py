@@ -5,13 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import inference
 from evaluation import figures
-from models import STUDENTS
+from evaluation.policies import Networks
+from evaluation.testset import evaluate
 from studies import policies, selectors, specialize
 from utils.checkpoint import FILES
+from utils.data import Split
 from utils.files import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,33 +40,78 @@ def test_figures_are_drawn_whatever_the_environment_says(tmp_path, backend):
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
-def test_of_many_classes_those_are_drawn_on_which_the_students_differ_most(tmp_path):
-    names = [f"class {k} of a rather long name" for k in range(1000)]
-    share = {name: (k + 0.5) / 1000 for k, name in enumerate(names)}
-    per_class = {
-        "densenet121": share,
-        "googlenet": {name: 0.5 for name in names},
-        "routed": share,
+def measured_of(classes, teacher=True):
+    """Two images a class, of which student 1 gets more right the later the class, student 2 all."""
+    labels = torch.arange(len(classes)).repeat(2)
+    sure = 9.0 * torch.nn.functional.one_hot(labels, len(classes))
+    wrong = sure.roll(1, dims=1)
+    early = labels < len(classes) // 2
+    logits = {
+        "teacher": sure,
+        "densenet121": torch.where(early[:, None], wrong, sure),
+        "googlenet": sure,
+        "selector": torch.where(early, 2.0, -2.0),
     }
-    metrics = {
-        "dataset": "mine",
-        "images": 2000,
-        "accuracy": dict.fromkeys(per_class, 0.5),
-        "per_class": per_class,
-        "route_share": dict.fromkeys(STUDENTS, 0.5),
-        "route_share_per_class": share,
-    }
-    for draw in (figures.per_class_accuracy, figures.route_share):
-        figure = draw(metrics)
-        axes = figure.axes[0]
-        labels = (
-            axes.get_xticklabels() if draw is figures.per_class_accuracy else axes.get_yticklabels()
-        )
-        assert [label.get_text() for label in labels] == [*names[:10], *names[-10:]]
-        assert "20 of 1,000 classes on which the students differ most" in (
-            axes.get_title("left") + axes.get_xlabel()
-        )
-        figures.save(figure, tmp_path / "figure.png")
+    if not teacher:
+        del logits["teacher"]
+    images = torch.zeros(len(labels), 32, 32, 3, dtype=torch.uint8)
+    test = Split(images, labels, np.arange(len(labels)), classes, "mine")
+    measured = evaluate(
+        Networks(logits, dict.fromkeys(logits, 1.0), labels),
+        {"selector": 0.5, "cascade": 0.9},
+        dict.fromkeys(logits, 1.0),
+        dict.fromkeys([*logits, "routed", "cascade"], 1.0),
+        test,
+        ["clean"] * len(labels),
+    )
+    measured.metrics = {"dataset": "mine", "context": "clean", **measured.metrics}
+    return measured
+
+
+def test_of_many_classes_those_are_drawn_that_tell_most(tmp_path):
+    names = tuple(f"class {k} of a rather long name" for k in range(1000))
+    measured = measured_of(names)
+    axes = figures.per_class_accuracy(measured).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["all", *names[:20]]
+    assert "20 of 1,000 classes on which the students differ most" in axes.get_title("left")
+    assert axes.get_xlim() == (0, 100)  # student 1 is right on none of these
+    confused = figures.confusion(measured)
+    assert "20 of 1,000 classes with the most errors" in confused.get_suptitle()
+    written = figures.draw_all(tmp_path, measured, {})
+    assert all(path.stat().st_size > 10_000 for path in written)
+
+
+def test_without_a_teacher_the_figures_are_of_the_students(tmp_path):
+    measured = measured_of(("a", "b", "c", "d"), teacher=False)
+    assert len(figures.confusion(measured).axes) == 1
+    axes = figures.per_class_accuracy(measured).axes[0]
+    # By the first that there is, student 1, of which the early classes are the worse.
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["all", "c", "d", "a", "b"]
+    assert figures.draw_all(tmp_path, measured, {})
+
+
+def test_the_confusion_matrix_counts_what_was_routed():
+    measured = measured_of(("a", "b", "c", "d"))
+    routed, less = figures.confusion(measured).axes
+    cells = {text.get_position(): text.get_text() for text in routed.texts}
+    # Both images of a and b go to student 1, which names the next class (answer, class).
+    assert cells == {(1, 0): "2", (2, 1): "2", (2, 2): "2", (3, 3): "2"}
+    cells = {text.get_position(): text.get_text() for text in less.texts}
+    assert cells == {
+        (0, 0): "\N{MINUS SIGN}2", (1, 0): "+2", (1, 1): "\N{MINUS SIGN}2", (2, 1): "+2"
+    }  # fmt: skip
+
+
+def test_samples_are_in_groups_with_both_answers_and_the_choice():
+    measured = measured_of(("a", "b", "c", "d"))
+    titles, *groups = figures.samples(measured).subfigs
+    assert [group.texts[0].get_text() for group in groups] == [
+        "DenseNet-121 alone is right: 0.0 % of the images",
+        "GoogLeNet alone is right: 50.0 % of the images",
+        "neither is right: 0.0 % of the images",
+    ]
+    first = [text.get_text() for text in groups[1].axes[0].texts]
+    assert first == ["\N{BLACK RIGHT-POINTING TRIANGLE}", "D b 100 % \N{BALLOT X}", "", "G a 100 %"]
 
 
 def test_without_matplotlib_nothing_is_begun():

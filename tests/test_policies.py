@@ -13,7 +13,7 @@ import torch
 from evaluation import figures
 from evaluation.policies import assemble
 from models import Cascade, MultiStudent
-from studies import policies
+from studies import policies, routing_figures
 from studies.policies import Networks, best_cut, cascade, curve, oracle, report, selector
 from utils import cli
 from utils.answers import predict
@@ -99,11 +99,20 @@ def test_a_curve_goes_from_one_student_to_the_other(nets):
 
 
 def test_the_figure_shows_the_chosen_thresholds(nets, tmp_path):
-    figure = figures.accuracy_against_work(report(nets, {"selector": 0.5, "cascade": 0.9}))
+    routing = report(nets, {"selector": 0.5, "cascade": 0.9})
+    figure = routing_figures.accuracy_against_work(routing)
     texts = {text.get_text() for text in figure.axes[0].texts}
-    assert {"teacher, ResNet-50", "DenseNet-121", "GoogLeNet", "oracle", "mean of both"} <= texts
-    dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
-    assert sorted(round(dot.get_ydata().item(), 3) for dot in dots) == [50.0, 62.5]
+    assert {"teacher, ResNet-50", "DenseNet-121", "GoogLeNet", "mean of both"} <= texts
+    assert "oracle: 87.50 %, 25.0 points above the better student" in texts
+    dots = {
+        line.get_marker(): round(line.get_ydata().item(), 3)
+        for line in figure.axes[0].lines
+        if line.get_marker() in "oD"
+    }
+    assert dots == {
+        "o": round(100 * routing["policies"]["selector"]["accuracy"], 3),
+        "D": round(100 * routing["policies"]["cascade"]["accuracy"], 3),
+    }
     figures.save(figure, tmp_path / "a.png")
 
 

@@ -7,7 +7,14 @@ import scipy.stats
 import sklearn.metrics
 import torch
 
-from evaluation.significance import auroc, auroc_interval, mcnemar_p, wilson_interval
+from evaluation.significance import (
+    auroc,
+    auroc_interval,
+    calibration_error,
+    mcnemar_p,
+    reliability,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -120,3 +127,23 @@ def test_the_interval_of_an_area_holds_the_true_one_of_most_draws():
         low, high = auroc_interval(auroc(scores, positive), 80, 120)
         held += low <= true <= high
     assert 0.92 < held / 400 < 0.98
+
+
+# ------------------------------------------------------------------ calibration
+
+
+def test_the_calibration_error_by_hand():
+    said = torch.tensor([0.9, 0.9, 0.9, 0.9, 0.5, 0.5, 1.0])
+    right = bools("1110101")
+    rows = [value for row in reliability(said, right) for value in row]
+    assert rows == pytest.approx([0.5, 0.5, 2, 0.9, 0.75, 4, 1, 1, 1])
+    # 0.9 said and 0.75 true of four, 0.5 and 0.5 of two, 1 and 1 of one.
+    assert calibration_error(said, right) == pytest.approx(4 / 7 * 0.15, abs=1e-6)
+
+
+def test_probabilities_that_are_true_have_no_error():
+    generator = torch.Generator().manual_seed(0)
+    said = torch.rand(200_000, generator=generator)
+    right = torch.rand(len(said), generator=generator) < said
+    assert calibration_error(said, right) < 0.01
+    assert calibration_error(said, ~right) > 0.4
