@@ -1,6 +1,6 @@
 """Send images to the student that is better on them, and see what that gives.
 
-    python inference.py                    the whole test set: tables, metrics.json, figures
+    python inference.py                    the whole test set: tables, figures, report.html
     python inference.py photo.jpg more/    your own images, and folders of them
     python inference.py more/ --csv predictions.csv    a row an image, for any number of them
     python inference.py more/ --policy cascade         another way to choose between the students
@@ -21,10 +21,11 @@ from pathlib import Path
 from evaluation import figures_into
 from evaluation.classify import check_paths, print_answers, write_answers
 from evaluation.policies import POLICIES, assemble, parts_of, temperature_of
+from evaluation.report import write_report
 from evaluation.testset import measure, print_tables, test_images
 from models import STUDENTS
 from utils import cli
-from utils.checkpoint import ALONE, FILES, check_classes, load_network, load_parts
+from utils.checkpoint import ALONE, FILES, check_classes, fingerprint_of, load_network, load_parts
 from utils.contexts import image_seeds, in_context, kinds
 from utils.data import listed
 from utils.device import for_inference, pick_device, precision
@@ -33,7 +34,7 @@ from utils.files import replacing, shown
 # ------------------------------------------------------------------ settings
 
 BATCH_SIZE = 500  # images a step
-OUT = Path("runs/inference")  # for metrics.json and the figures
+OUT = Path("runs/inference")  # for metrics.json, the figures and report.html
 
 # ------------------------------------------------------------------ the story
 
@@ -49,7 +50,7 @@ def read_flags() -> argparse.Namespace:
     """The flags, once they make sense together."""
     parser = cli.common_parser(__doc__, globals(), quick=True)
     parser.add_argument("images", nargs="*", type=Path, help="your own images, or folders of them")
-    cli.add_out(parser, OUT, "metrics.json and the figures")
+    cli.add_out(parser, OUT, "metrics.json, the figures and report.html")
     parser.add_argument(
         "--csv",
         type=Path,
@@ -106,7 +107,7 @@ def classify_images(args: argparse.Namespace) -> int:
 
 
 def measure_test_set(args: argparse.Namespace) -> int:
-    """What every network and policy gives on the test images: tables, metrics.json, figures."""
+    """What every network and policy gives on the test images: tables, figures, report."""
     device = pick_device(args.device)
     figures = figures_into(args.out)
     files = {"teacher": FILES["resnet50"], **FILES}
@@ -125,13 +126,14 @@ def measure_test_set(args: argparse.Namespace) -> int:
         for name in ("selector", "cascade")
     }
     facts = {arch: each for arch, (_, each) in parts.items()}
+    weights = {arch: fingerprint_of(net) for arch, (net, _) in parts.items()}
     if not paths["teacher"].exists():
         print(f"no teacher at {shown(paths['teacher'])}: it is left out\n")
     for name, arch in {"teacher": "resnet50", **{f"{arch}_alone": arch for arch in ALONE}}.items():
         if paths[name].exists():
             net, facts[name] = load_network(paths[name], arch)
             check_classes(paths[name], facts[name], test.classes, test.name)
-            networks[name] = for_inference(net, device)
+            networks[name], weights[name] = for_inference(net, device), fingerprint_of(net)
     seen, test = kinds(args.context, image_seeds(test)), in_context(test, args.context)
     dataset += "" if args.context == "clean" else f", {args.context}"
     cli.announce(
@@ -151,7 +153,10 @@ def measure_test_set(args: argparse.Namespace) -> int:
     with replacing(args.out / "metrics.json", binary=False) as file:
         json.dump(measured.metrics, file, indent=2)
     written = figures.draw_all(args.out, measured, histories)
+    report = args.out / "report.html"
+    write_report(report, measured, f"{device}, {precision(device)}", weights)
     print(f"wrote {', '.join(shown(path) for path in [args.out / 'metrics.json', *written])}")
+    print(f"and {shown(report)}: open it in a browser to see all of this")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What is shown of networks: policies, test set, your own images, figures, ONNX files."""
+"""What is shown of networks: policies, test set, your own images, figures, report, ONNX files."""
 
 from pathlib import Path
 from types import ModuleType

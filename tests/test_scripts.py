@@ -24,7 +24,7 @@ from models import STUDENTS, MultiStudent
 from studies import policies, selectors
 from utils import cli, files
 from utils.answers import predict, top1
-from utils.checkpoint import FILES, load_network
+from utils.checkpoint import FILES, fingerprint_of, load_network
 from utils.contexts import image_seeds, in_context, kinds
 from utils.data import fingerprint, load_splits
 from utils.device import for_inference
@@ -400,6 +400,17 @@ def test_the_figures_are_drawn(pipeline):
     ):  # fmt: skip
         content = (folder / "out" / f"{name}.png").read_bytes()
         assert content.startswith(b"\x89PNG") and len(content) > 10_000
+
+
+def test_the_report_is_written_and_named_last(pipeline):
+    folder, printed = pipeline
+    page = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert "report.html" in printed["inference"].stdout.splitlines()[-1]
+    metrics = json.loads((folder / "out" / "metrics.json").read_text())
+    for name in ("routed", "cascade", "teacher", "oracle"):
+        assert f"{100 * metrics['accuracy'][name]:.2f}&nbsp;%" in page
+    for file in FILES.values():
+        assert fingerprint_of(load_network(folder / file)[0]) in page
 
 
 def test_inference_asks_the_selector_in_the_checkpoint(pipeline, small_npz, tmp_path, call):

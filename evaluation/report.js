@@ -1,0 +1,663 @@
+"use strict";
+
+// ------------------------------------------------------------------ the data
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const [one, two] = data.students;
+const name = (network) => data.names[network];
+
+/** Numbers that report.py wrote as base64. */
+function column({ type, bytes }) {
+  const raw = Uint8Array.from(atob(bytes), (character) => character.charCodeAt(0));
+  return new globalThis[type](raw.buffer);
+}
+
+const labels = column(data.labels);
+const kind = column(data.kind);
+const answers = Object.fromEntries(
+  Object.entries(data.answers).map(([network, each]) => [network, column(each)]),
+);
+const scores = { selector: column(data.scores.selector), cascade: column(data.scores.cascade) };
+const top3 = Object.fromEntries(
+  Object.entries(data.pictures.top).map(([network, each]) => [
+    network,
+    { labels: column(each.labels), probabilities: column(each.probabilities) },
+  ]),
+);
+const count = labels.length;
+
+/** Whether student 1 runs on image k. */
+const firstRuns = {
+  selector: (k, threshold) => scores.selector[k] >= threshold,
+  cascade: (k, threshold) => scores.cascade[k] < threshold,
+};
+/** Who answers: where student 1 runs, and where it does not. */
+const answering = { selector: [one, two], cascade: ["ensemble", two] };
+
+/** What a policy gives at a threshold: of each image who answers and what, and the totals. */
+function route(policy, threshold) {
+  const [first, second] = answering[policy].map((network) => answers[network]);
+  const ran = new Uint8Array(count);
+  const answer = new Uint16Array(count);
+  let right = 0;
+  let toFirst = 0;
+  for (let k = 0; k < count; k++) {
+    ran[k] = firstRuns[policy](k, threshold) ? 1 : 0;
+    answer[k] = ran[k] ? first[k] : second[k];
+    right += answer[k] === labels[k] ? 1 : 0;
+    toFirst += ran[k];
+  }
+  const share = toFirst / count;
+  const macs =
+    policy === "selector"
+      ? data.macs.selector + share * data.macs[one] + (1 - share) * data.macs[two]
+      : data.macs[two] + share * data.macs[one];
+  return { ran, answer, accuracy: right / count, share, macs };
+}
+
+function accuracyOf(network, where = () => true) {
+  let right = 0;
+  let all = 0;
+  for (let k = 0; k < count; k++) {
+    if (where(k)) {
+      all += 1;
+      right += answers[network][k] === labels[k] ? 1 : 0;
+    }
+  }
+  return right / all;
+}
+
+const percent = (share, digits = 2) => `${(100 * share).toFixed(digits)} %`;
+const whole = (number) => number.toLocaleString("en");
+const millions = (macs) => (macs / 1e6).toFixed(1);
+
+// ------------------------------------------------------------------ the state
+
+const state = {
+  policy: "selector",
+  thresholds: { ...data.thresholds },
+  filters: { label: "", answer: "", kind: "", right: "", by: "" },
+  shown: 60, // pictures
+};
+let routed; // by the policy at its threshold
+
+/** An element with these attributes and children. */
+function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key === "style") Object.entries(value).forEach((pair) => made.style.setProperty(...pair));
+    else if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
+    else if (value !== false) made.setAttribute(key, value === true ? "" : value);
+  }
+  made.append(...children);
+  return made;
+}
+const find = (id) => document.getElementById(id);
+const say = (id, text) => {
+  find(id).textContent = text;
+};
+
+/** Draw all that depends on the policy and its threshold. */
+function update() {
+  const threshold = state.thresholds[state.policy];
+  routed = route(state.policy, threshold);
+  find("threshold").value = threshold;
+  say("value", threshold.toFixed(2));
+  say("accuracy", percent(routed.accuracy));
+  const { teacher } = data.macs;
+  say("macs", millions(routed.macs));
+  say("of-teacher", teacher ? `${percent(routed.macs / teacher, 0)} of the teacher's` : "");
+  say("share", percent(routed.share, 1));
+  find("threshold").setAttribute(
+    "aria-valuetext",
+    `${threshold.toFixed(2)}: ${percent(routed.accuracy)} for ${millions(routed.macs)} million`,
+  );
+  drawPlot();
+  drawMatrix();
+  drawGrid();
+}
+
+/** Draw what depends on the policy alone, then the rest. */
+function changePolicy() {
+  const cascade = state.policy === "cascade";
+  say("saved", `as chosen on validation: ${data.thresholds[state.policy].toFixed(2)}`);
+  say("share-name", cascade ? `${name(one)} runs too on` : `${name(one)} answers`);
+  say(
+    "meaning",
+    cascade
+      ? `${name(two)} answers; where its class has less than this probability, before its ` +
+          `temperature, ${name(one)} runs too and the mean of both answers.`
+      : `${name(one)} answers where the selector gives it at least this probability, ` +
+          `else ${name(two)}.`,
+  );
+  state.filters.by = "";
+  drawFilters();
+  update();
+}
+
+// ------------------------------------------------------------------ accuracy against work
+
+const STEPS = Array.from({ length: 102 }, (_, k) => k / 100);
+const curves = Object.fromEntries(
+  ["selector", "cascade"].map((policy) => [policy, STEPS.map((step) => route(policy, step))]),
+);
+const points = ["teacher", one, two, "ensemble"]
+  .filter((network) => network in answers)
+  .map((network) => ({
+    network,
+    text: network === "ensemble" ? "mean of both" : name(network),
+    accuracy: accuracyOf(network),
+    macs: network === "ensemble" ? data.macs[one] + data.macs[two] : data.macs[network],
+  }));
+const SHAPES = {
+  teacher: "M-5-5L5 5M-5 5L5-5",
+  [one]: "M-5-5H5V5H-5Z",
+  [two]: "M0-6L6 5H-6Z",
+  ensemble: "M-6 0H6M0-6V6",
+  selector: "M-7 0a7 7 0 1 0 14 0a7 7 0 1 0-14 0Z",
+  cascade: "M0-8L8 0L0 8L-8 0Z",
+};
+
+function drawPlot() {
+  const width = Math.max(280, find("plot").clientWidth);
+  const height = Math.min(380, Math.max(260, 0.55 * width));
+  const edge = { left: 58, right: 14, top: 14, bottom: 40 };
+  const all = [...points, ...curves.selector, ...curves.cascade];
+  const range = (key) => [
+    Math.min(...all.map((each) => each[key])),
+    Math.max(...all.map((each) => each[key])),
+  ];
+  const [low, high] = range("accuracy");
+  const [cheap, dear] = range("macs");
+  const pad = 0.12 * (high - low) || 0.01;
+  const x = (macs) =>
+    edge.left + 10 + ((macs - cheap) / (dear - cheap || 1)) * (width - edge.left - edge.right - 20);
+  const y = (accuracy) =>
+    edge.top +
+    ((high + pad - accuracy) / (high - low + 2 * pad)) * (height - edge.top - edge.bottom);
+
+  const svg = draw("svg", {
+    viewBox: `0 0 ${width} ${height}`,
+    height,
+    role: "img",
+    "aria-label":
+      `Accuracy against multiply-accumulates. ${state.policy} at ` +
+      `${state.thresholds[state.policy].toFixed(2)}: ` +
+      `${percent(routed.accuracy)}, ${millions(routed.macs)} million. ` +
+      points
+        .map((p) => `${p.text}: ${percent(p.accuracy)}, ${millions(p.macs)} million`)
+        .join(". "),
+  });
+  for (const tick of ticks(low - pad, high + pad, 8)) {
+    svg.append(
+      draw("path", {
+        d: `M${edge.left} ${y(tick)}H${width - edge.right}`,
+        stroke: "var(--line)",
+        "stroke-width": 0.5,
+      }),
+      write(`${+(100 * tick).toFixed(2)} %`, edge.left - 6, y(tick) + 4, "end"),
+    );
+  }
+  for (const tick of ticks(cheap, dear, width > 500 ? 8 : 5)) {
+    svg.append(
+      draw("path", { d: `M${x(tick)} ${height - edge.bottom}v5`, stroke: "var(--ink)" }),
+      write(tick / 1e6, x(tick), height - edge.bottom + 18, "middle"),
+    );
+  }
+  svg.append(
+    draw("path", {
+      d: `M${edge.left} ${edge.top}V${height - edge.bottom}H${width - edge.right}`,
+      fill: "none",
+      stroke: "var(--ink)",
+    }),
+    write("million multiply-accumulates an image", width - edge.right, height - 6, "end"),
+  );
+  for (const [policy, curve] of Object.entries(curves)) {
+    svg.append(
+      draw("path", {
+        d: "M" + curve.map((each) => `${x(each.macs)} ${y(each.accuracy)}`).join("L"),
+        fill: "none",
+        stroke: `var(--${policy})`,
+        "stroke-width": policy === state.policy ? 2.5 : 1.2,
+        "stroke-dasharray": policy === "selector" ? "6 4" : "none",
+      }),
+    );
+  }
+  const now = ["selector", "cascade"].map((policy) => ({
+    network: policy,
+    text: policy,
+    ...(policy === state.policy ? routed : route(policy, state.thresholds[policy])),
+  }));
+  const taken = Object.values(curves).flatMap((curve) =>
+    dots(curve.map((each) => [x(each.macs), y(each.accuracy)])),
+  );
+  for (const { network, accuracy, macs } of [...points, ...now]) {
+    const [left, down] = [x(macs), y(accuracy)];
+    const line = network === "teacher" || network === "ensemble";
+    svg.append(
+      draw("path", {
+        d: SHAPES[network],
+        transform: `translate(${left} ${down})`,
+        fill: line ? "none" : `var(--${network})`,
+        stroke: line ? `var(--${network})` : "var(--paper)",
+        "stroke-width": line ? 3 : 1,
+      }),
+    );
+    taken.push({ left: left - 7, right: left + 7, top: down - 7, bottom: down + 7 });
+  }
+  for (const { network, text, accuracy, macs } of [...points, ...now]) {
+    const place = freePlace(
+      x(macs),
+      y(accuracy),
+      6.8 * text.length,
+      taken,
+      edge.left,
+      width,
+      height - edge.bottom,
+    );
+    taken.push(place);
+    const label = write(text, place.left, place.bottom - 3, "start");
+    label.style.fill = `var(--${network})`;
+    if (network === state.policy) label.style.fontWeight = "bold";
+    svg.append(label);
+  }
+  find("plot").replaceChildren(svg);
+}
+
+/** Where a label of this length stands near a point without covering what is taken. */
+function freePlace(x, y, length, taken, start, end, bottom) {
+  const places = [
+    [x + 10, y + 6],
+    [x - 10 - length, y + 6],
+    [x - length / 2, y - 9],
+    [x - length / 2, y + 22],
+    [x + 8, y - 9],
+    [x + 8, y + 22],
+    [x - 8 - length, y - 9],
+    [x - 8 - length, y + 22],
+  ].map(([left, low]) => ({ left, right: left + length, top: low - 13, bottom: low }));
+  const inside = places.filter(
+    (p) => p.left > start && p.right < end && p.top > 0 && p.bottom < bottom,
+  );
+  const free = inside.find(
+    (p) =>
+      !taken.some(
+        (t) => p.left < t.right && t.left < p.right && p.top < t.bottom && t.top < p.bottom,
+      ),
+  );
+  return free ?? inside[0] ?? places[0];
+}
+
+/** Small boxes along a line through these points, 8 pixels apart. */
+function dots(line) {
+  return line.slice(1).flatMap(([right, low], k) => {
+    const [left, high] = line[k];
+    const steps = Math.ceil(Math.hypot(right - left, low - high) / 8);
+    return Array.from({ length: steps }, (_, step) => {
+      const [at, down] = [
+        left + (step / steps) * (right - left),
+        high + (step / steps) * (low - high),
+      ];
+      return { left: at - 1, right: at + 1, top: down - 1, bottom: down + 1 };
+    });
+  });
+}
+
+/** At most about so many round numbers between two. */
+function ticks(low, high, about) {
+  const rough = (high - low) / about;
+  const ten = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((each) => each * ten).find((each) => each >= rough);
+  const first = Math.ceil(low / step);
+  return Array.from({ length: Math.floor(high / step) - first + 1 }, (_, k) => (first + k) * step);
+}
+
+function draw(tag, attributes) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  Object.entries(attributes).forEach(([key, value]) => made.setAttribute(key, value));
+  return made;
+}
+
+function write(text, x, y, anchor) {
+  const made = draw("text", { x, y, "text-anchor": anchor });
+  made.textContent = text;
+  return made;
+}
+
+// ------------------------------------------------------------------ the confusion matrix
+
+const MOST = 20; // classes that are shown
+
+function drawMatrix() {
+  const classes = data.classes.length;
+  const cells = new Uint32Array(classes * classes);
+  const errors = new Uint32Array(classes);
+  for (let k = 0; k < count; k++) {
+    cells[labels[k] * classes + routed.answer[k]] += 1;
+    errors[labels[k]] += labels[k] === routed.answer[k] ? 0 : 1;
+  }
+  const kept = Array.from(errors.keys())
+    .sort((a, b) => errors[b] - errors[a])
+    .slice(0, MOST)
+    .sort((a, b) => a - b);
+  say(
+    "most",
+    kept.length < classes ? `Of ${classes} classes, the ${MOST} with the most errors.` : "",
+  );
+  let worst = 1;
+  for (const row of kept) {
+    for (const answer of kept)
+      if (row !== answer) worst = Math.max(worst, cells[row * classes + answer]);
+  }
+  const active = document.activeElement?.closest?.("#matrix button")?.dataset;
+  const { label, answer: wanted } = state.filters;
+  const table = find("matrix");
+  const head = element(
+    "tr",
+    {},
+    element("td"),
+    ...kept.map((k) => element("th", { scope: "col" }, data.classes[k])),
+  );
+  const body = kept.map((row) =>
+    element(
+      "tr",
+      {},
+      element("th", { scope: "row" }, data.classes[row]),
+      ...kept.map((answer) => {
+        const images = cells[row * classes + answer];
+        const share = row === answer ? 0 : (0.85 * images) / worst;
+        return element(
+          "td",
+          {},
+          element(
+            "button",
+            {
+              type: "button",
+              tabindex: -1,
+              class: `${row === answer ? "right" : ""} ${share > 0.45 ? "strong" : ""}`,
+              style: { "--share": share },
+              "aria-pressed": String(label === String(row) && wanted === String(answer)),
+              "aria-label": `${data.classes[row]} as ${data.classes[answer]}: ${images} images`,
+              "data-row": row,
+              "data-answer": answer,
+            },
+            images ? String(images) : "",
+          ),
+        );
+      }),
+    ),
+  );
+  table.replaceChildren(element("thead", {}, head), element("tbody", {}, ...body));
+  const again =
+    active && table.querySelector(`[data-row="${active.row}"][data-answer="${active.answer}"]`);
+  (again ?? table.querySelector("button")).tabIndex = 0; // one stop of the Tab key for all cells
+  again?.focus();
+}
+
+function clickCell(event) {
+  const cell = event.target.closest("button");
+  if (!cell) return;
+  const { row, answer } = cell.dataset;
+  const pressed = cell.getAttribute("aria-pressed") === "true";
+  state.filters.label = pressed ? "" : row;
+  state.filters.answer = pressed ? "" : answer;
+  cell.focus();
+  changeFilters();
+}
+
+function moveInMatrix(event) {
+  const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[
+    event.key
+  ];
+  const cell = event.target.closest("td");
+  if (!step || !cell) return;
+  event.preventDefault();
+  const rows = find("matrix").tBodies[0].rows;
+  const next =
+    rows[cell.parentElement.sectionRowIndex + step[0]]?.cells[
+      cell.cellIndex + step[1]
+    ]?.querySelector("button");
+  if (!next) return;
+  cell.querySelector("button").tabIndex = -1;
+  next.tabIndex = 0;
+  next.focus();
+}
+
+// ------------------------------------------------------------------ the images
+
+const RIGHT = {
+  both: "both students",
+  one: `${name(one)} alone`,
+  two: `${name(two)} alone`,
+  neither: "neither student",
+  answer: "the answer",
+  "not answer": "not the answer",
+};
+
+function isRight(k, who) {
+  const [first, second] = [answers[one][k] === labels[k], answers[two][k] === labels[k]];
+  const given = routed.answer[k] === labels[k];
+  return {
+    both: first && second,
+    one: first && !second,
+    two: second && !first,
+    neither: !first && !second,
+    answer: given,
+    "not answer": !given,
+  }[who];
+}
+
+function matches(k) {
+  const { label, answer, kind: context, right, by } = state.filters;
+  return (
+    (label === "" || labels[k] === Number(label)) &&
+    (answer === "" || routed.answer[k] === Number(answer)) &&
+    (context === "" || kind[k] === Number(context)) &&
+    (right === "" || isRight(k, right)) &&
+    (by === "" || routed.ran[k] === Number(by))
+  );
+}
+
+function drawFilters() {
+  const [first, second] = answering[state.policy].map((network) => name(network));
+  const classes = Object.entries(data.classes);
+  const filters = {
+    label: ["class", classes],
+    answer: ["answer", classes],
+    ...(data.kinds.length > 1 ? { kind: ["context", Object.entries(data.kinds)] } : {}),
+    right: ["who is right", Object.entries(RIGHT)],
+    by: [
+      "who answers",
+      [
+        ["1", first],
+        ["0", second],
+      ],
+    ],
+  };
+  const made = Object.entries(filters).map(([key, [title, options]]) => {
+    const choice = element(
+      "select",
+      {
+        id: `filter-${key}`,
+        onchange: (event) => {
+          state.filters[key] = event.target.value;
+          changeFilters();
+        },
+      },
+      element("option", { value: "" }, "any"),
+      ...options.map(([value, text]) => element("option", { value }, text)),
+    );
+    choice.value = state.filters[key];
+    return element("label", {}, title, choice);
+  });
+  const clear = () => {
+    Object.keys(state.filters).forEach((key) => (state.filters[key] = ""));
+    changeFilters();
+  };
+  find("filters").replaceChildren(
+    ...made,
+    element("button", { type: "button", id: "clear", onclick: clear }, "all images"),
+  );
+}
+
+function changeFilters() {
+  state.shown = 60;
+  for (const [key, value] of Object.entries(state.filters)) {
+    const choice = find(`filter-${key}`);
+    if (choice) choice.value = value;
+  }
+  drawMatrix();
+  drawGrid();
+}
+
+function drawGrid() {
+  const found = [];
+  for (let k = 0; k < count; k++) if (matches(k)) found.push(k);
+  const wanted = new Set(found);
+  let right = 0;
+  for (const k of found) right += routed.answer[k] === labels[k] ? 1 : 0;
+  const isFound = (k) => wanted.has(k);
+  const others = ["teacher", one, two]
+    .filter((network) => network in answers)
+    .map((network) => `${name(network)} ${percent(accuracyOf(network, isFound), 1)}`);
+  say(
+    "found",
+    found.length
+      ? `${whole(found.length)} of ${whole(count)} images. Right on them: ` +
+          `${state.policy} ${percent(right / found.length, 1)}, ${others.join(", ")}.`
+      : "No image is like this.",
+  );
+  const pictures = [...data.pictures.places.keys()].filter((at) =>
+    wanted.has(data.pictures.places[at]),
+  );
+  say(
+    "pictured",
+    `Pictures of ${whole(pictures.length)} of them are in this page, which has ` +
+      `${whole(data.pictures.places.length)} of all images: the first that one student ` +
+      "alone gets right, that neither does, and that both do. Select one for its probabilities.",
+  );
+  find("grid").replaceChildren(...pictures.slice(0, state.shown).map(tile));
+  find("more").hidden = pictures.length <= state.shown;
+}
+
+function tile(at) {
+  const k = data.pictures.places[at];
+  const [answer, right] = [data.classes[routed.answer[k]], routed.answer[k] === labels[k]];
+  return element(
+    "button",
+    {
+      type: "button",
+      "data-at": at,
+      "aria-label":
+        `${data.classes[labels[k]]}, answered ${answer} by ${answeredBy(k)}, ` +
+        `${right ? "right" : "wrong"}`,
+      onclick: () => openImage(at),
+    },
+    picture(at, 64),
+    element("span", { class: right ? "" : "wrong" }, `${answer} ${right ? "\u2713" : "\u2717"}`),
+  );
+}
+
+const answeredBy = (k) => name(answering[state.policy][routed.ran[k] ? 0 : 1]);
+
+function picture(at, side) {
+  const { across, source } = data.pictures;
+  const [row, left] = [Math.floor(at / across), at % across];
+  return element("span", {
+    class: "picture",
+    style: {
+      "background-image": `url(${source})`,
+      "background-size": `${across * side}px auto`,
+      "background-position": `${-left * side}px ${-row * side}px`,
+    },
+  });
+}
+
+function openImage(at) {
+  const k = data.pictures.places[at];
+  const threshold = state.thresholds[state.policy];
+  const score = scores[state.policy][k];
+  const ran = routed.ran[k];
+  // Enough digits to tell the two apart.
+  const digits = [2, 3, 4].find((each) => score.toFixed(each) !== threshold.toFixed(each)) ?? 6;
+  const told =
+    state.policy === "selector"
+      ? `The selector gives ${name(one)} a probability of ${score.toFixed(digits)}, ` +
+        `${ran ? "at least" : "below"} the threshold of ${threshold.toFixed(2)}: ` +
+        `${answeredBy(k)} answers.`
+      : `${name(two)}'s class has ${score.toFixed(digits)} before its temperature, ` +
+        `${ran ? "below" : "at least"} the threshold of ${threshold.toFixed(2)}: ` +
+        (ran
+          ? `${name(one)} runs too, and the mean of both answers.`
+          : `${name(two)} answers alone.`);
+  const context = data.kinds.length > 1 ? `, context ${data.kinds[kind[k]]}` : "";
+  const networks = [one, two, "ensemble", "teacher"].filter((network) => network in top3);
+  find("image").replaceChildren(
+    element("form", { method: "dialog" }, element("button", { id: "close" }, "close")),
+    element("h2", { id: "image-title" }, `${data.classes[labels[k]]}${context}`),
+    picture(at, 160),
+    element(
+      "p",
+      { id: "route" },
+      told,
+      " The answer is ",
+      element("strong", {}, data.classes[routed.answer[k]]),
+      ".",
+    ),
+    ...networks.flatMap((network) => [
+      element("h3", {}, network === "teacher" ? `teacher, ${name(network)}` : name(network)),
+      ...bars(network, at, labels[k]),
+    ]),
+    element(
+      "p",
+      { class: "soft" },
+      "Probabilities at each network's temperature; blue: the class of the image.",
+    ),
+  );
+  find("image").showModal();
+}
+
+function bars(network, at, label) {
+  const { each } = data.pictures;
+  return Array.from({ length: each }, (_, rank) => {
+    const answer = top3[network].labels[at * each + rank];
+    const probability = top3[network].probabilities[at * each + rank];
+    return element(
+      "div",
+      { class: "bar" },
+      element("span", {}, data.classes[answer]),
+      element("i", {
+        class: answer === label ? "label" : "",
+        style: { width: `${100 * probability}%` },
+      }),
+      element("b", {}, percent(probability, 1)),
+    );
+  });
+}
+
+// ------------------------------------------------------------------ what the user does
+
+for (const choice of document.getElementsByName("policy")) {
+  choice.checked = choice.value === state.policy; // a browser may remember another
+  choice.addEventListener("change", () => {
+    state.policy = choice.value;
+    changePolicy();
+  });
+}
+find("threshold").addEventListener("input", (event) => {
+  state.thresholds[state.policy] = Number(event.target.value);
+  update();
+});
+find("saved").addEventListener("click", () => {
+  state.thresholds[state.policy] = data.thresholds[state.policy];
+  update();
+});
+find("matrix").addEventListener("click", clickCell);
+find("matrix").addEventListener("keydown", moveInMatrix);
+find("more").addEventListener("click", () => {
+  state.shown += 120;
+  drawGrid();
+});
+say("count", whole(count));
+new ResizeObserver(() => drawPlot()).observe(find("plot"));
+changePolicy();

@@ -1,0 +1,89 @@
+"""Chromium without a window, driven over WebDriver's HTTP and JSON (W3C) by its own driver.
+
+python tests/browser.py runs/inference/report.html results/report.png    takes a picture of a page
+"""
+
+import base64
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+DRIVER = shutil.which("chromedriver")
+KEYS = {"right": "\ue014", "enter": "\ue007", "escape": "\ue00c"}  # as WebDriver writes them
+
+
+class Browser:
+    """One session; every command raises where the driver says that it failed."""
+
+    def __init__(self, port: int, folder: Path) -> None:
+        self.session = f"http://127.0.0.1:{port}/session"
+        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1100,900"]
+        options = {"binary": CHROMIUM, "args": [*flags, f"--user-data-dir={folder}"]}
+        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        answer = self.post("", capabilities={"alwaysMatch": wanted})
+        self.session += f"/{answer['sessionId']}"
+
+    def post(self, command: str, **content: Any) -> Any:
+        return self._ask("POST", command, json.dumps(content).encode())
+
+    def _ask(self, method: str, command: str, content: bytes | None = None) -> Any:
+        request = urllib.request.Request(self.session + command, content, method=method)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)["value"]
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        """What the body of a JavaScript function returns."""
+        return self.post("/execute/sync", script=script, args=arguments)
+
+    def cdp(self, command: str, **parameters: Any) -> Any:
+        """A command of Chromium's own protocol."""
+        return self.post("/goog/cdp/execute", cmd=command, params=parameters)
+
+    def click(self, selector: str) -> None:
+        """Press the mouse on the element, which must be seen."""
+        found = self.post("/element", using="css selector", value=selector)
+        self.post(f"/element/{next(iter(found.values()))}/click")
+
+    def press(self, key: str) -> None:
+        """Press a key where the focus is."""
+        strokes = [{"type": each, "value": KEYS[key]} for each in ("keyDown", "keyUp")]
+        self.post("/actions", actions=[{"type": "key", "id": "keyboard", "actions": strokes}])
+
+    def log(self) -> list[dict[str, Any]]:
+        """What the console was told since the last call."""
+        return self.post("/se/log", type="browser")
+
+    def close(self) -> None:
+        self._ask("DELETE", "")
+
+
+@contextlib.contextmanager
+def browser(folder: Path) -> Iterator[Browser]:
+    """A browser whose profile is in `folder`."""
+    with subprocess.Popen(
+        [DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as driver:
+        try:
+            line = next(line for line in driver.stdout if "started successfully on port" in line)
+            opened = Browser(int(line.split()[-1].rstrip(".")), folder)
+            yield opened
+            opened.close()
+        finally:
+            driver.terminate()
+
+
+if __name__ == "__main__":
+    page, picture = map(Path, sys.argv[1:])
+    with tempfile.TemporaryDirectory() as folder, browser(Path(folder)) as opened:
+        size = {"width": 1100, "height": 1240, "deviceScaleFactor": 1, "mobile": False}
+        opened.cdp("Emulation.setDeviceMetricsOverride", **size)
+        opened.post("/url", url=page.resolve().as_uri())
+        picture.write_bytes(base64.b64decode(opened.cdp("Page.captureScreenshot")["data"]))

@@ -1,0 +1,323 @@
+"""report.html: what it says follows from the numbers, and a browser shows what was measured."""
+
+import base64
+import html
+import io
+import re
+
+import numpy as np
+import pytest
+import torch
+from browser import CHROMIUM, DRIVER, browser
+from PIL import Image
+
+from evaluation import policies
+from evaluation.policies import Networks
+from evaluation.report import PICTURES, shown_places, verdict, write_report
+from evaluation.testset import evaluate
+from models import STUDENTS
+from utils.data import Split
+
+NAMES = ("</script><b>", "a & b", "'quote\"", "dog", "<img src=x>", "six", "7", "a", "b", "none")
+WEIGHTS = {"teacher": "0123456789ab", "densenet121": "d", "googlenet": "g", "selector": "s"}
+WORK = {"teacher": 300.0, "densenet121": 200.0, "googlenet": 100.0, "selector": 10.0}
+
+
+def logits_of(labels, right, generator):
+    """Logits (N, 10) whose largest is at the label where `right`, else at another class."""
+    shift = torch.randint(1, 10, (len(labels),), generator=generator)
+    answer = torch.where(right, labels, (labels + shift) % 10)
+    sure = 1 + 4 * torch.rand(len(labels), 1, generator=generator) + 2 * right[:, None]
+    noise = torch.rand(len(labels), 10, generator=generator)
+    return sure * torch.nn.functional.one_hot(answer, 10) + noise
+
+
+def measured_of(sample, scores="coin", contexts=("clean",), teacher=True, threshold=0.5, doubt=0.6):
+    """The sample as networks made up classify it.
+
+    Student 1 is right on 85 % of all images, student 2 on as many others; `scores` are those of a
+    selector that is a "coin", or "knows", or is "worse" than a coin.
+    """
+    generator = torch.Generator().manual_seed(0)
+    count, labels = len(sample), sample.labels
+    turn = torch.arange(count) % 20
+    first, second = turn >= 3, (turn < 14) | (turn > 16)
+    logits = {
+        "teacher": logits_of(labels, turn > 0, generator),
+        "densenet121": logits_of(labels, first, generator),
+        "googlenet": logits_of(labels, second, generator),
+    }
+    better = first.float() - second.float()
+    size = {"coin": 0.0, "knows": 2.0, "worse": -2.0}[scores]
+    logits["selector"] = size * better + torch.randn(count, generator=generator)
+    if not teacher:
+        del logits["teacher"]
+    seen = [contexts[k % len(contexts)] for k in range(count)]
+    test = Split(sample.images, labels, np.arange(count), NAMES, "mine")
+    measured = evaluate(
+        Networks(logits, {name: WORK[name] for name in logits}, labels),
+        {"selector": threshold, "cascade": doubt},
+        dict.fromkeys(["teacher", *STUDENTS], 1.5),
+        dict.fromkeys([*logits, "routed", "cascade"], 1.0),
+        test,
+        seen,
+    )
+    context = "clean" if len(contexts) == 1 else "mixed"
+    measured.metrics = {"dataset": "<i>mine</i>", "context": context, **measured.metrics}
+    return measured
+
+
+# ------------------------------------------------------------------ what it says
+
+
+@pytest.mark.parametrize(
+    "scores, doubt, expected",
+    [
+        ("coin", 1.01, "is no better than a coin; use the cascade."),
+        ("coin", 0.0, "is no better than a coin. The cascade is as accurate, but for chance."),
+        ("worse", 1.01, "is no better than a coin; use the cascade."),
+        (
+            "knows",
+            0.0,
+            "works: {gain:.1f} points more than the better student. The cascade is less",
+        ),
+    ],
+)
+def test_the_headline_follows_from_the_numbers(sample, scores, doubt, expected):
+    measured = measured_of(sample, scores, doubt=doubt)
+    accuracy = measured.metrics["accuracy"]
+    gain = 100 * (accuracy["routed"] - accuracy["better_student"])
+    assert f"the selector {expected.format(gain=gain)}" in verdict(measured)[0]
+
+
+def test_a_selector_that_tells_and_does_not_gain_is_called_so(sample):
+    measured = measured_of(sample, "knows", threshold=1.01)  # all to student 2
+    assert "the selector beats a coin, but not the better student" in verdict(measured)[0]
+
+
+def test_the_numbers_of_the_text_are_those_of_the_metrics(sample):
+    for teacher in (True, False):
+        measured = measured_of(sample, teacher=teacher)
+        said = " ".join(verdict(measured)[1].values())
+        for name in ("routed", "cascade", "better_student", "oracle", *["teacher"] * teacher):
+            assert f"{100 * measured.metrics['accuracy'][name]:.2f} %" in said, name
+        assert ("The teacher" in said) == teacher
+
+
+def test_the_text_names_the_contexts_that_are_told_apart_most(sample):
+    measured = measured_of(sample, "knows", ("clean", "noise", "blur"))
+    contexts = measured.metrics["per_context"]
+    shares = {kind: each["sent"]["densenet121"] / each["images"] for kind, each in contexts.items()}
+    said = verdict(measured)[1]["When a selector is worth it."]
+    low, high = (100 * each(shares.values()) for each in (min, max))
+    assert "3 contexts" in said and f"{low:.0f} %" in said and f"{high:.0f} %" in said
+    assert "--context mixed" in verdict(measured_of(sample))[1]["When a selector is worth it."]
+
+
+def test_one_student_that_is_right_wherever_the_other_is_leaves_nothing_to_choose(sample):
+    measured = measured_of(sample)
+    measured.nets.logits["densenet121"] = measured.nets.logits["googlenet"]
+    assert "There is nothing to choose" in verdict(measured)[1]["How well it chooses here."]
+
+
+# ------------------------------------------------------------------ the file
+
+
+def test_the_pictures_are_of_every_kind_as_far_as_there_are(sample, monkeypatch):
+    measured = measured_of(sample)
+    first, second = measured.nets.students_right()
+    assert shown_places(measured).tolist() == list(range(1000))  # PICTURES or fewer: all
+    monkeypatch.setattr("evaluation.report.PICTURES", 700)
+    places = shown_places(measured)
+    assert len(places) == 700 and places.tolist() == sorted(set(places.tolist()))
+    apart = first != second
+    assert apart.sum() == 300 and (~first & ~second).sum() == 0
+    assert apart[places].sum() == 300  # of these all, and the others have the rest
+
+
+def test_the_page_is_one_file_with_its_images(sample, tmp_path):
+    write_report(tmp_path / "report.html", measured_of(sample), "cpu, float32", WEIGHTS)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert len(page) < 4e6 and "{{" not in page.replace("${{", "")
+    assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?!x&gt;)\w+:""", page)
+    assert page.count("</script>") == 2  # none of a class's name
+    assert "&lt;i&gt;mine" in page and "<i>mine" not in page
+    for fact in ("cpu, float32", "0123456789ab", "temperature 1.50", "selector 0.50, cascade 0.60"):
+        assert html.escape(fact) in page
+    jpeg = base64.b64decode(re.search(r"data:image/jpeg;base64,([\w+/=]+)", page)[1])
+    sheet = np.asarray(Image.open(io.BytesIO(jpeg))).astype(int)
+    assert PICTURES == 1000 and sheet.shape == (25 * 32, 40 * 32, 3)
+    tile = sheet[32 * 2 : 32 * 3, 32 * 7 : 32 * 8]
+    assert np.abs(tile - sample.images[2 * 40 + 7].numpy()).mean() < 6
+
+
+# ------------------------------------------------------------------ in a browser
+
+needs_browser = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER),
+    reason="no Chromium and chromedriver here: apt-get install chromium chromium-driver",
+)
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    with browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def opened(chromium, tmp_path):
+    """Opens the page of what was measured; at the end the console has nothing to complain of."""
+
+    def opened(measured, width=1100):
+        write_report(tmp_path / "report.html", measured, "cpu", WEIGHTS)
+        size = {"height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        chromium.cdp("Emulation.setDeviceMetricsOverride", width=width, **size)
+        chromium.post("/url", url=(tmp_path / "report.html").as_uri())
+        return chromium
+
+    yield opened
+    assert chromium.log() == []
+
+
+def text(page, identifier):
+    return page.run(f"return document.getElementById('{identifier}').textContent")
+
+
+def found(page):
+    """How many images the filters let through."""
+    told = text(page, "found")
+    return 0 if told.startswith("No image") else int(told.split()[0].replace(",", ""))
+
+
+def choose(page, identifier, value):
+    page.run(
+        "const choice = document.getElementById(arguments[0]); choice.value = arguments[1];"
+        "choice.dispatchEvent(new Event('change'))",
+        identifier,
+        value,
+    )
+
+
+@needs_browser
+@pytest.mark.parametrize("teacher", [True, False])
+def test_the_page_says_what_metrics_json_says_at_the_saved_thresholds(sample, opened, teacher):
+    measured = measured_of(sample, threshold=0.37, doubt=0.58, teacher=teacher)
+    page, metrics = opened(measured), measured.metrics
+    for policy, name, threshold in (("selector", "routed", "0.37"), ("cascade", "cascade", "0.58")):
+        page.click(f"[name=policy][value={policy}]")
+        assert text(page, "value") == threshold
+        assert text(page, "accuracy") == f"{100 * metrics['accuracy'][name]:.2f} %"
+        assert text(page, "macs") == f"{metrics['macs_per_image'][name] / 1e6:.1f}"
+        assert bool(text(page, "of-teacher")) == teacher
+        share = 100 * measured.outcomes[name].first_ran.double().mean().item()
+        assert text(page, "share") == f"{share:.1f} %"
+    assert metrics["route_share"]["densenet121"] == pytest.approx(
+        measured.outcomes["routed"].first_ran.double().mean().item()
+    )
+
+
+@needs_browser
+def test_the_slider_moves_the_threshold_with_the_keyboard(sample, opened):
+    measured = measured_of(sample, "knows")
+    page = opened(measured)
+    page.run("document.getElementById('threshold').focus()")
+    for _ in range(3):
+        page.press("right")
+    expected = policies.selector(measured.nets, 0.53)
+    assert text(page, "value") == "0.53"
+    assert text(page, "accuracy") == f"{100 * expected.right.double().mean().item():.2f} %"
+    assert text(page, "macs") == f"{expected.macs:.1f}"
+    right = sum(int(each or 0) for each in page.run(
+        "return [...document.querySelectorAll('#matrix .right')].map((cell) => cell.textContent)"
+    ))  # fmt: skip
+    assert right == expected.right.sum()
+    page.click("#saved")
+    assert text(page, "accuracy") == f"{100 * measured.metrics['accuracy']['routed']:.2f} %"
+
+
+@needs_browser
+def test_filters_let_through_what_they_say(sample, opened):
+    measured = measured_of(sample, "coin", ("clean", "noise", "blur"))
+    page, labels = opened(measured), sample.labels
+    first, second = measured.nets.students_right()
+    to_first = measured.outcomes["routed"].first_ran
+    noisy = torch.tensor([each == "noise" for each in measured.seen])
+    kinds = list(measured.metrics["per_context"])
+    answer = measured.answers["routed"].labels
+    for identifier, value, where in (
+        ("filter-label", "3", labels == 3),
+        ("filter-answer", "4", answer == 4),
+        ("filter-kind", str(kinds.index("noise")), noisy),
+        ("filter-right", "one", first & ~second),
+        ("filter-right", "not answer", ~measured.outcomes["routed"].right),
+        ("filter-by", "1", to_first),
+    ):
+        choose(page, identifier, value)
+        assert found(page) == where.sum(), identifier
+        page.click("#clear")
+        assert found(page) == len(labels)
+    choose(page, "filter-kind", str(kinds.index("noise")))
+    choose(page, "filter-by", "0")
+    some = noisy & ~to_first
+    assert found(page) == some.sum()
+    right = measured.outcomes["routed"].right[some].double().mean().item()
+    assert f"selector {100 * right:.1f} %" in text(page, "found")
+    assert page.run("return document.querySelectorAll('#grid button').length") == 60
+    page.click("#more")
+    assert page.run("return document.querySelectorAll('#grid button').length") == min(
+        180, some.sum()
+    )
+
+
+@needs_browser
+def test_a_cell_of_the_matrix_shows_its_images(sample, opened):
+    measured = measured_of(sample)
+    page, answer = opened(measured), measured.answers["routed"].labels
+    heads = page.run(
+        "return [...document.querySelectorAll('#matrix thead th')].map((each) => each.textContent)"
+    )
+    assert tuple(heads) == NAMES
+    assert page.run("return document.querySelectorAll('#matrix b, #filters b, h1 i').length") == 0
+    page.click("[data-row='2'][data-answer='2']")
+    assert found(page) == ((sample.labels == 2) & (answer == 2)).sum() > 0
+    assert page.run("return document.getElementById('filter-label').value") == "2"
+    page.press("right")
+    page.press("enter")
+    assert found(page) == ((sample.labels == 2) & (answer == 3)).sum()
+    page.press("enter")  # once more lets all through
+    assert found(page) == len(sample)
+    assert page.run("return document.querySelectorAll('#matrix [tabindex=\"0\"]').length") == 1
+
+
+@needs_browser
+@pytest.mark.parametrize("policy", ["selector", "cascade"])
+def test_an_image_opens_with_all_probabilities_and_the_route(sample, opened, policy):
+    measured = measured_of(sample)
+    page = opened(measured)
+    page.click(f"[name=policy][value={policy}]")
+    page.run("document.querySelector('#grid [data-at=\"5\"]').focus()")
+    page.press("enter")
+    assert page.run("return document.getElementById('image').open")
+    told = text(page, "image")
+    for name in ("teacher", *STUDENTS):
+        assert f"{100 * measured.answers[name].probabilities[5]:.1f} %" in told, name
+    given = measured.answers["routed" if policy == "selector" else "cascade"].labels[5]
+    assert f"The answer is {NAMES[given]}." in told
+    first = measured.outcomes["routed" if policy == "selector" else "cascade"].first_ran[5]
+    route = {
+        ("selector", True): "at least the threshold of 0.50: DenseNet-121 answers.",
+        ("selector", False): "below the threshold of 0.50: GoogLeNet answers.",
+        ("cascade", True): "DenseNet-121 runs too, and the mean of both answers.",
+        ("cascade", False): "GoogLeNet answers alone.",
+    }[policy, bool(first)]
+    assert route in text(page, "route")
+    page.press("escape")
+    assert not page.run("return document.getElementById('image').open")
+    assert page.run("return document.activeElement.dataset.at") == "5"
+
+
+@needs_browser
+def test_a_phone_needs_no_scrolling_to_the_side(sample, opened):
+    page = opened(measured_of(sample), width=375)
+    assert page.run("return document.documentElement.scrollWidth") <= 375
