@@ -152,7 +152,8 @@ def _worth_it(measured: Measured, works: bool) -> str:
         return (
             f"These images are all of one kind{where}. Where images come from several contexts, "
             "such as noise, blur and bad light, and each student learned some of them, a selector "
-            "has something to see. `python inference.py --context mixed` measures that."
+            "has something to see. `python inference.py --context mixed --checkpoint-dir "
+            "checkpoints/contexts` measures a system that was trained for that."
         )
     shares = {kind: facts["sent"][one] / facts["images"] for kind, facts in contexts.items()}
     least, most = min(shares, key=shares.get), max(shares, key=shares.get)

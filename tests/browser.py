@@ -83,7 +83,8 @@ def browser(folder: Path) -> Iterator[Browser]:
 if __name__ == "__main__":
     page, picture = map(Path, sys.argv[1:])
     with tempfile.TemporaryDirectory() as folder, browser(Path(folder)) as opened:
-        size = {"width": 1100, "height": 1240, "deviceScaleFactor": 1, "mobile": False}
+        size = {"width": 1100, "height": 1180, "deviceScaleFactor": 1, "mobile": False}
         opened.cdp("Emulation.setDeviceMetricsOverride", **size)
+        opened.cdp("Emulation.setScrollbarsHidden", hidden=True)
         opened.post("/url", url=page.resolve().as_uri())
         picture.write_bytes(base64.b64decode(opened.cdp("Page.captureScreenshot")["data"]))
