@@ -126,9 +126,14 @@ def per_class_accuracy(measured: Measured) -> Figure:
         axes.hlines(places, *(100 * ends.T), color=COLORS[name], lw=1)
         fill = "white" if name in STUDENTS else COLORS[name]
         axes.plot(
-            100 * values, places, MARKERS[name], ms=5, mfc=fill, color=COLORS[name],
+            100 * values,
+            places,
+            MARKERS[name],
+            ms=5,
+            mfc=fill,
+            color=COLORS[name],
             label=LABELS[name],
-        )  # fmt: skip
+        )
     for place in np.arange(len(rows) - 1) + 0.5:
         axes.axhline(place, color="black" if place < 1 else "#cccccc", lw=0.8)
     axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
@@ -155,11 +160,13 @@ def samples(measured: Measured, count: int = 12) -> Figure:
     figure = plt.figure(figsize=(9, 13.6))
     head, *parts = figure.subfigures(4, height_ratios=[0.15, 1, 1, 1])
     head.text(
-        0.03, 0.1, "Above each image its class; below it both answers and their probabilities.\n"
+        0.03,
+        0.1,
+        "Above each image its class; below it both answers and their probabilities.\n"
         f"D: {NAMES[STUDENTS[0]]}, G: {NAMES[STUDENTS[1]]}; the triangle: the selector's choice; "
         "\N{BALLOT X}: wrong",
         fontsize=11,
-    )  # fmt: skip
+    )
     for part, (title, where) in zip(parts, groups.items(), strict=True):
         share = 100 * where.double().mean().item()
         part.text(
@@ -183,9 +190,14 @@ def samples(measured: Measured, count: int = 12) -> Figure:
                     (0, text if right else f"{text} \N{BALLOT X}"),
                 ):
                     axes.text(
-                        x, -0.05 - 0.16 * row, part_of_it, transform=axes.transAxes, va="top",
-                        fontsize=8.5, color="black" if right else WRONG,
-                    )  # fmt: skip
+                        x,
+                        -0.05 - 0.16 * row,
+                        part_of_it,
+                        transform=axes.transAxes,
+                        va="top",
+                        fontsize=8.5,
+                        color="black" if right else WRONG,
+                    )
     return figure
 
 
@@ -219,11 +231,15 @@ def confusion(measured: Measured) -> Figure:
         for (row, column), value in np.ndenumerate(cells):
             if value:
                 axes.text(
-                    column, row, f"{value:+d}".replace("-", "−") if less else value,
-                    ha="center", va="center", fontsize=7 if len(kept) > 10 else 8,
+                    column,
+                    row,
+                    f"{value:+d}".replace("-", "−") if less else value,
+                    ha="center",
+                    va="center",
+                    fontsize=7 if len(kept) > 10 else 8,
                     color="white" if abs(wrong[row, column]) > 0.6 * top else "black",
                     fontweight="bold" if row == column else "normal",
-                )  # fmt: skip
+                )
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
         axes.tick_params(length=0)
@@ -263,9 +279,13 @@ def reliability_diagrams(measured: Measured) -> Figure:
             axes.plot(said, true, marker="o", ms=4, color=COLORS[name], label=label, **style)
         axes.set_title(LABELS[name], fontsize=10)
         axes.legend(
-            loc="upper left", fontsize=9, frameon=False, title="calibration error",
-            alignment="left", title_fontsize=9,
-        )  # fmt: skip
+            loc="upper left",
+            fontsize=9,
+            frameon=False,
+            title="calibration error",
+            alignment="left",
+            title_fontsize=9,
+        )
         axes.grid(axis="both", alpha=0.3)
     grid[0, 0].set_xlim(20, 100)
     grid[0, 0].set_ylim(20, 100)

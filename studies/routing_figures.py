@@ -35,9 +35,11 @@ def accuracy_against_work(routing: dict) -> Figure:
     axes.plot(*_point(*zip(*frontier, strict=True)), color="#d0d0d0", lw=7, drawstyle="steps-post")
     for name, curve in (("routed", curves["selector"]), ("cascade", curves["cascade"])):
         axes.plot(
-            *_point(curve["macs"], curve["accuracy"]), color=COLORS[name], lw=1.5,
+            *_point(curve["macs"], curve["accuracy"]),
+            color=COLORS[name],
+            lw=1.5,
             ls="--" if name == "routed" else "-",
-        )  # fmt: skip
+        )
     for name, (facts, label, offset, side) in points.items():
         place, color = _point(facts["macs"], facts["accuracy"]), COLORS.get(name, "#555555")
         axes.plot(*place, MARKERS.get(name, "P"), ms=7, color=color)

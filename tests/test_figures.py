@@ -98,8 +98,11 @@ def test_the_confusion_matrix_counts_what_was_routed():
     assert cells == {(1, 0): "2", (2, 1): "2", (2, 2): "2", (3, 3): "2"}
     cells = {text.get_position(): text.get_text() for text in less.texts}
     assert cells == {
-        (0, 0): "\N{MINUS SIGN}2", (1, 0): "+2", (1, 1): "\N{MINUS SIGN}2", (2, 1): "+2"
-    }  # fmt: skip
+        (0, 0): "\N{MINUS SIGN}2",
+        (1, 0): "+2",
+        (1, 1): "\N{MINUS SIGN}2",
+        (2, 1): "+2",
+    }
 
 
 def test_samples_are_in_groups_with_both_answers_and_the_choice():

@@ -228,9 +228,10 @@ def test_the_slider_moves_the_threshold_with_the_keyboard(sample, opened):
     assert text(page, "value") == "0.53"
     assert text(page, "accuracy") == f"{100 * expected.right.double().mean().item():.2f} %"
     assert text(page, "macs") == f"{expected.macs:.1f}"
-    right = sum(int(each or 0) for each in page.run(
-        "return [...document.querySelectorAll('#matrix .right')].map((cell) => cell.textContent)"
-    ))  # fmt: skip
+    diagonal = page.run(
+        "return [...document.querySelectorAll('#matrix .right')].map((each) => each.textContent)"
+    )
+    right = sum(int(each or 0) for each in diagonal)
     assert right == expected.right.sum()
     page.click("#saved")
     assert text(page, "accuracy") == f"{100 * measured.metrics['accuracy']['routed']:.2f} %"

@@ -396,8 +396,12 @@ def test_a_student_without_the_teacher_is_kept_apart_and_measured_too(
 def test_the_figures_are_drawn(pipeline):
     folder, _ = pipeline
     for name in (
-        "per_class_accuracy", "samples", "confusion", "reliability", "accuracy_per_epoch",
-    ):  # fmt: skip
+        "per_class_accuracy",
+        "samples",
+        "confusion",
+        "reliability",
+        "accuracy_per_epoch",
+    ):
         content = (folder / "out" / f"{name}.png").read_bytes()
         assert content.startswith(b"\x89PNG") and len(content) > 10_000
 
