@@ -10,7 +10,7 @@ os.environ["MPLBACKEND"] = "agg"
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evaluation.significance import reliability, wilson_interval
@@ -103,7 +103,7 @@ def per_class_accuracy(measured: Measured) -> Figure:
     names = [
         name for name in ("teacher", *STUDENTS, "routed", "cascade") if name in metrics["accuracy"]
     ]
-    counts = torch.bincount(measured.nets.labels, minlength=len(measured.test.classes)).tolist()
+    counts = np.bincount(measured.nets.labels.numpy(), minlength=len(measured.test.classes))
     rows = [
         (label, [metrics["per_class"][name][label] for name in names], counts[k])
         for k, label in enumerate(measured.test.classes)
@@ -149,7 +149,6 @@ def per_class_accuracy(measured: Measured) -> Figure:
 
 def samples(measured: Measured, count: int = 12) -> Figure:
     """The first images on which the students differ, or both err, with both answers."""
-    test, labels = measured.test, measured.nets.labels
     one, two = measured.nets.students_right()
     groups = {
         f"{NAMES[STUDENTS[0]]} alone is right": one & ~two,
@@ -177,28 +176,29 @@ def samples(measured: Measured, count: int = 12) -> Figure:
         for axes in grid:
             axes.axis("off")
         for axes, place in zip(grid, where.nonzero()[:count, 0].tolist(), strict=False):
-            axes.imshow(test.images[place].cpu().numpy())
-            axes.set_title(_short(test.classes[labels[place]]), loc="center", fontsize=10)
-            for row, arch in enumerate(STUDENTS):
-                answer = measured.answers[arch]
-                right = answer.labels[place] == labels[place]
-                chosen = measured.outcomes["routed"].first_ran[place] == (arch == STUDENTS[0])
-                name = _short(test.classes[answer.labels[place]], 10)
-                text = f"{NAMES[arch][0]} {name} {100 * answer.probabilities[place]:.0f} %"
-                for x, part_of_it in (
-                    (-0.11, "\N{BLACK RIGHT-POINTING TRIANGLE}" if chosen else ""),
-                    (0, text if right else f"{text} \N{BALLOT X}"),
-                ):
-                    axes.text(
-                        x,
-                        -0.05 - 0.16 * row,
-                        part_of_it,
-                        transform=axes.transAxes,
-                        va="top",
-                        fontsize=8.5,
-                        color="black" if right else WRONG,
-                    )
+            _draw_sample(axes, measured, place)
     return figure
+
+
+def _draw_sample(axes: Axes, measured: Measured, place: int) -> None:
+    classes, label = measured.test.classes, measured.nets.labels[place].item()
+    axes.imshow(measured.test.images[place].cpu().numpy())
+    axes.set_title(_short(classes[label]), loc="center", fontsize=10)
+    chosen = STUDENTS[0 if measured.outcomes["routed"].first_ran[place].item() else 1]
+    for row, arch in enumerate(STUDENTS):
+        answer = measured.answers[arch].labels[place].item()
+        percent = 100 * measured.answers[arch].probabilities[place].item()
+        style = {
+            "transform": axes.transAxes,
+            "va": "top",
+            "fontsize": 8.5,
+            "color": "black" if answer == label else WRONG,
+        }
+        wrong = "" if answer == label else " \N{BALLOT X}"
+        text = f"{NAMES[arch][0]} {_short(classes[answer], 10)} {percent:.0f} %{wrong}"
+        axes.text(0, -0.05 - 0.16 * row, text, **style)
+        if arch == chosen:
+            axes.text(-0.11, -0.05 - 0.16 * row, "\N{BLACK RIGHT-POINTING TRIANGLE}", **style)
 
 
 def _short(name: str, most: int = 18) -> str:
@@ -207,11 +207,11 @@ def _short(name: str, most: int = 18) -> str:
 
 def confusion(measured: Measured) -> Figure:
     """How many images of each class get which answer, and what the teacher answers otherwise."""
-    labels, count = measured.nets.labels, len(measured.test.classes)
+    labels, count = measured.nets.labels.numpy(), len(measured.test.classes)
 
     def matrix(name: str) -> np.ndarray:
-        pairs = labels * count + measured.answers[name].labels
-        return torch.bincount(pairs, minlength=count**2).view(count, count).numpy()
+        pairs = labels * count + measured.answers[name].labels.numpy()
+        return np.bincount(pairs, minlength=count**2).reshape(count, count)
 
     routed = matrix("routed")
     errors = routed.sum(axis=1) - routed.diagonal()

@@ -114,7 +114,7 @@ def _told_apart(measured: Measured) -> tuple[str, bool]:
     """How well the selector tells whose image it is, in words, and whether it is no chance."""
     first, second = measured.nets.students_right()
     apart = first != second
-    alone = int((first & ~second).sum()), int((second & ~first).sum())
+    alone = [each.sum().item() for each in (first & ~second, second & ~first)]
     if not all(alone):
         return "There is nothing to choose: one student is right wherever the other is.", False
     area = auroc(measured.nets.logits["selector"][apart], first[apart])
@@ -222,7 +222,7 @@ def _data(measured: Measured) -> dict[str, Any]:
         "pictures": {
             "places": places.tolist(),
             "across": ACROSS,
-            "source": _side_by_side(measured.test.images[places.to(measured.test.images.device)]),
+            "source": _side_by_side(measured.test.images.cpu()[places]),
             "top": {
                 name: {"labels": _column(best.indices), "probabilities": _column(best.values)}
                 for name, best in top.items()
@@ -240,7 +240,9 @@ def shown_places(measured: Measured) -> torch.Tensor:
     """
     first, second = measured.nets.students_right()
     groups = [first != second, ~first & ~second, first & second]
-    places = [group.nonzero()[:, 0] for group in sorted(groups, key=lambda group: group.sum())]
+    places = [
+        group.nonzero()[:, 0] for group in sorted(groups, key=lambda group: group.sum().item())
+    ]
     kept, left = [], PICTURES
     for k, group in enumerate(places):  # what one has too few of, the larger ones get
         kept.append(group[: left // (len(places) - k)])

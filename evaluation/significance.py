@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 from statistics import NormalDist
 
+import numpy as np
 import torch
 
 Z = NormalDist().inv_cdf(0.975)  # 1.96: 95 % of a normal distribution lie within Z deviations
@@ -40,8 +41,8 @@ def mcnemar_p(right_a: torch.Tensor, right_b: torch.Tensor) -> float:
     Exact: of the images on which one alone is right, each would be as likely to be of the one as of
     the other. Q. McNemar, Psychometrika 12 (1947), 153-157. 1.0 where there are no such images.
     """
-    only_a = int((right_a & ~right_b).sum())
-    only_b = int((right_b & ~right_a).sum())
+    only_a = (right_a & ~right_b).sum().item()
+    only_b = (right_b & ~right_a).sum().item()
     count = only_a + only_b
     tail = sum(math.comb(count, k) for k in range(min(only_a, only_b) + 1))
     return min(1.0, 2 * tail / 2**count)
@@ -89,14 +90,15 @@ def reliability(
         The mean probability, the share that is right, and the number of the images in each bin
         that has any, from the lowest on.
     """
-    place = (probabilities * bins).long().clamp(max=bins - 1)
+    said, true = probabilities.cpu().numpy(), right.cpu().numpy()
+    place = np.minimum((said * bins).astype(int), bins - 1)
     return [
         (
-            probabilities[place == k].double().mean().item(),
-            right[place == k].double().mean().item(),
+            said[place == k].mean(dtype=float).item(),
+            true[place == k].mean(dtype=float).item(),
             int((place == k).sum()),
         )
-        for k in place.unique().tolist()
+        for k in np.unique(place)
     ]
 
 
