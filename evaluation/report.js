@@ -249,7 +249,7 @@ function drawPlot() {
     const place = freePlace(
       x(macs),
       y(accuracy),
-      6.8 * text.length,
+      7.2 * text.length,
       taken,
       edge.left,
       width,

@@ -77,7 +77,7 @@ def shares(study: dict) -> Figure:
         label = f"{NAMES[arch]}, trained on {context} images"
         axes.barh(names, widths, left=left, color=COLORS[arch], label=label)
     for place, value in enumerate(first):
-        axes.text(1, place, f"{value:.0f} %", va="center", size=9)
+        axes.text(1, place, f"{value:.0f} %", va="center", size=9, color="white")
     axes.grid(False)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
