@@ -111,7 +111,7 @@ def per_class_accuracy(measured: Measured) -> Figure:
     ]
     one, two = (names.index(arch) for arch in STUDENTS)
     rows.sort(key=lambda row: -abs(row[1][one] - row[1][two]))
-    which = f", the {MOST} of {len(rows):,} classes on which the students differ most"
+    which = f"\nthe {MOST} of {len(rows):,} classes on which the students differ most"
     which = which if len(rows) > MOST else ""
     rows = sorted(rows[:MOST], key=lambda row: -row[1][0])
     rows.insert(0, ("all", [metrics["accuracy"][name] for name in names], len(measured.test)))
@@ -133,6 +133,7 @@ def per_class_accuracy(measured: Measured) -> Figure:
             mfc=fill,
             color=COLORS[name],
             label=LABELS[name],
+            clip_on=False,
         )
     for place in np.arange(len(rows) - 1) + 0.5:
         axes.axhline(place, color="black" if place < 1 else "#cccccc", lw=0.8)
@@ -156,7 +157,7 @@ def samples(measured: Measured, count: int = 12) -> Figure:
         "neither is right": ~one & ~two,
     }
     columns = 6
-    figure = plt.figure(figsize=(9, 13.6))
+    figure = plt.figure(figsize=(9, 12))
     head, *parts = figure.subfigures(4, height_ratios=[0.15, 1, 1, 1])
     head.text(
         0.03,
@@ -227,7 +228,9 @@ def confusion(measured: Measured) -> Figure:
         cells = whole[np.ix_(kept, kept)]
         wrong = cells * (1 - np.eye(len(kept), dtype=cells.dtype))
         top, less = max(1, np.abs(wrong).max()), whole is not routed
-        axes.imshow(wrong, cmap="PuOr" if less else "Blues", vmin=-top if less else 0, vmax=top)
+        image = axes.imshow(
+            wrong, cmap="PuOr" if less else "Blues", vmin=-top if less else 0, vmax=top
+        )
         for (row, column), value in np.ndenumerate(cells):
             if value:
                 axes.text(
@@ -237,7 +240,7 @@ def confusion(measured: Measured) -> Figure:
                     ha="center",
                     va="center",
                     fontsize=7 if len(kept) > 10 else 8,
-                    color="white" if abs(wrong[row, column]) > 0.6 * top else "black",
+                    color=_on(image.to_rgba(wrong[row, column])),
                     fontweight="bold" if row == column else "normal",
                 )
         axes.set_xticks(range(len(names)), names, rotation=90)
@@ -251,6 +254,12 @@ def confusion(measured: Measured) -> Figure:
     if len(kept) < count:
         figure.suptitle(f"the {len(kept)} of {count:,} classes with the most errors")
     return figure
+
+
+def _on(shade: tuple[float, ...]) -> str:
+    """What can be read better on a color (red, green, blue, ...), each in [0, 1]."""
+    luminance = np.dot([0.2126, 0.7152, 0.0722], np.power(shade[:3], 2.2))
+    return "white" if luminance < 0.18 else "black"  # where both have a contrast of 4.6
 
 
 def reliability_diagrams(measured: Measured) -> Figure:

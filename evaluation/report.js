@@ -374,7 +374,7 @@ function drawMatrix() {
             {
               type: "button",
               tabindex: -1,
-              class: `${row === answer ? "right" : ""} ${share > 0.45 ? "strong" : ""}`,
+              class: `${row === answer ? "right" : ""} ${share > 0.68 ? "strong" : ""}`,
               style: { "--share": share },
               "aria-pressed": String(label === String(row) && wanted === String(answer)),
               "aria-label": `${data.classes[row]} as ${data.classes[answer]}: ${images} images`,
