@@ -195,9 +195,9 @@ def test_the_file_is_no_row_of_its_own(folder, run, monkeypatch):
 @pytest.mark.parametrize(
     "flags, told",
     [
-        (["--csv", "table.csv"], "--csv is for your own images"),
-        (["--resume"], "--resume continues a --csv"),
-        (["photo.jpg", "--resume"], "--resume continues a --csv"),
+        (["--csv", "table.csv"], "--csv needs images"),
+        (["--resume"], "--resume needs --csv"),
+        (["photo.jpg", "--resume"], "--resume needs --csv"),
     ],
 )
 def test_flags_that_go_together_are_asked_for(run, capsys, flags, told):

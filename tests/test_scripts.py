@@ -475,9 +475,9 @@ def test_the_threshold_moves_the_cascade_from_one_student_to_the_mean_of_both(
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--policy=googlenet", "--threshold=0.5"], "--threshold: --policy googlenet has none"),
+        (["--policy=googlenet", "--threshold=0.5"], "--threshold: --policy googlenet has no"),
         (["--policy=coin"], "--policy: invalid choice: 'coin'"),
-        (["one.png", "--subset=5"], "--subset is for the test set: your own images are all"),
+        (["one.png", "--subset=5"], "--subset is for the test set only: leave it out for"),
         *((["--threshold", value], "--threshold") for value in ("1.5", "nan", "-0.1", "x")),
     ],
 )
