@@ -79,12 +79,12 @@ def test_images_are_taken_by_their_index_as_often_as_it_is_named(split, tmp_path
 @pytest.mark.parametrize(
     "indices, message",
     [
-        ([7, 3], "3 is no image to train on"),
-        ([10], "10 is no image to train on"),
-        ([-1], "-1 is no image to train on"),
-        ([[7]], "whole numbers in one row"),
-        ([7.0], "whole numbers in one row"),
-        (np.array([], int), "names no image"),
+        ([7, 3], "3 is not the index of a training image"),
+        ([10], "10 is not the index of a training image"),
+        ([-1], "-1 is not the index of a training image"),
+        ([[7]], "must have one dimension and integers"),
+        ([7.0], "must have one dimension and integers"),
+        (np.array([], int), "is empty"),
         (np.array([{}]), "is damaged or not a .npy file"),
     ],
 )
@@ -184,7 +184,7 @@ WRONG = {
     ),
     "one class": (
         lambda a: a.update(train_labels=a["train_labels"] * 0, test_labels=a["test_labels"] * 0),
-        "all images are of one class",
+        "all images have the same label",
     ),
     "label -1": (
         lambda a: a.update(train_labels=a["train_labels"].astype(np.int64) - 1),
@@ -231,7 +231,7 @@ NO_NAMES = [
 for number, names in enumerate(NO_NAMES):
     WRONG[f"classes {number}"] = (
         lambda a, names=names: a.update(classes=names),
-        "classes must be 2 to 1,000 different names",
+        "classes must be a one-dimensional array of 2 to 1,000 different names",
     )
 
 
@@ -290,7 +290,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["misspelt", "empty", "class folders", "damaged batches", ".npy"])
 def test_a_data_dir_without_data_is_refused_and_not_downloaded_to(kind, elsewhere):
-    folder, told = elsewhere, "holds no CIFAR-10 (no cifar10.npz"
+    folder, told = elsewhere, "does not contain CIFAR-10 (no cifar10.npz"
     if kind == "misspelt":
         folder, told = (
             elsewhere / "dta",
@@ -301,9 +301,9 @@ def test_a_data_dir_without_data_is_refused_and_not_downloaded_to(kind, elsewher
         (folder / "cat" / "1.png").touch()
     elif kind == "damaged batches":
         (folder / "cifar-10-batches-py").mkdir()
-        told = "holds no CIFAR-10 (" + str(folder / "cifar-10-batches-py") + ": a file is missing"
+        told = f"does not contain CIFAR-10 ({folder / 'cifar-10-batches-py'}: a file is missing"
     elif kind == ".npy":
-        folder, told = elsewhere / "mine.NPY", "is one array: put all four into one .npz file"
+        folder, told = elsewhere / "mine.NPY", "is a single array: put all four into one .npz"
         with open(folder, "wb") as file:
             np.save(file, np.zeros(3))
     before = sorted(elsewhere.rglob("*"))
@@ -382,7 +382,7 @@ def test_archive_of_a_kind_that_unpacks_in_one_piece_is_refused(arrays, tmp_path
     ):
         for name in plain.namelist():
             packed.writestr(name, plain.read(name))
-    assert "compressed in a way" in error_of(tmp_path / "mine.npz")
+    assert "compressed with a method" in error_of(tmp_path / "mine.npz")
 
 
 def test_what_is_no_regular_archive_is_refused_at_once(tmp_path):

@@ -164,8 +164,8 @@ def test_a_script_stopped_under_torchrun_resumes_with_another_number_of_processe
     alone = start(*flags(students, small_npz, done + 2), "--resume", launcher=[sys.executable])
     out, _ = finish(alone)
     assert f"resuming after epoch {done}, step" in out
-    assert re.search("2 processes, .*, going on on .* 1 process, .*: the weights will not be", out)
-    assert f"begun for 2000 epochs, now {done + 2}" in out
+    assert re.search("2 processes, .*, continuing on .* 1 process, .*: the weights will not", out)
+    assert f"started with 2000 epochs, continuing with {done + 2}" in out
 
     checkpoint = torch.load(students / "selector.pth", weights_only=True)
     assert 0 <= checkpoint["test_accuracy"] <= 1

@@ -227,7 +227,7 @@ PHOTO = str(ROOT / "results" / "samples.png")
     ],
 )
 def test_a_selector_of_other_students_is_refused(retrained, small_npz, monkeypatch, use):
-    told = "selector.pth and its thresholds were made for other students .*: "
+    told = "selector.pth has a selector and thresholds for other students .*: "
     told += f"python trainSelector.py( --data-dir {small_npz})? --checkpoint-dir {retrained}$"
     with pytest.raises(UserError, match=told):
         use(retrained, monkeypatch, small_npz)

@@ -246,7 +246,7 @@ def test_what_an_earlier_run_left_is_kept(tmp_path, sample, capsys):
     assert path.read_bytes() != weights and state.read_bytes() != progress
     assert (tmp_path / "teacher.previous.pth").read_bytes() == weights
     assert (tmp_path / "teacher.previous.state.pth").read_bytes() == progress
-    assert capsys.readouterr().out.count("what an earlier run left is kept: ") == 2
+    assert capsys.readouterr().out.count("kept from an earlier run: ") == 2
 
 
 def test_the_weights_of_an_earlier_run_outlive_a_kill_in_the_first_epoch(
@@ -285,7 +285,7 @@ def test_a_folder_that_cannot_be_written_is_found_out_before_the_first_step(tmp_
         ({"stem": "cifar-pool"}, "stem was 'cifar', is 'cifar-pool'"),  # of the very same weights
         ({"first": 1}, "data was '40 images, SHA-256 .*', is '40 images, SHA-256 "),
         ({"count": 39}, "data was '40 images, SHA-256 .*', is '39 images, SHA-256 "),
-        ({"epochs": 2}, "epochs is 2, 3 are done or under way"),
+        ({"epochs": 2}, "epochs is 2, but 3 are done or started"),
     ],
 )
 def test_resuming_another_run_is_refused_with_the_difference(tmp_path, sample, other, difference):
@@ -305,7 +305,7 @@ def test_a_finished_run_goes_on_for_more_epochs_along_the_new_schedule(tmp_path,
         path, sample, lambda _: rates.append(longer.optimizers[0].param_groups[0]["lr"]), epochs=6
     )
     longer.fit(resume=True)
-    assert "begun for 3 epochs, now 6" in capsys.readouterr().out
+    assert "started with 3 epochs, continuing with 6" in capsys.readouterr().out
     assert [int(row["epoch"]) for row in history(path)] == [1, 2, 3, 4, 5, 6]
 
     anew = []
@@ -345,7 +345,7 @@ def test_resuming_from_a_damaged_state_says_what_to_do(tmp_path, sample, damage)
     else:
         content = path.read_bytes()
     state.write_bytes(content)
-    with pytest.raises(UserError, match="teacher.state.pth.*delete it, or leave --resume out"):
+    with pytest.raises(UserError, match="teacher.state.pth.*delete it, or leave out --resume"):
         trainer(path, sample).fit(resume=True)
     assert state.read_bytes() == content
 
@@ -461,8 +461,8 @@ def test_a_state_written_elsewhere_is_continued_and_said_to_round_differently(
     assert state["place"] != place
     torch.save(state, path.with_suffix(".state.pth"))
     trainer(path, sample, epochs=2).fit(resume=True)
-    told = f"begun on {state['place']}, going on on {place}: the weights will not be the same bit"
-    assert told in capsys.readouterr().out
+    told = f"started on {state['place']}, continuing on {place}: the weights will not be the same"
+    assert f"{told} bit for bit" in capsys.readouterr().out
 
 
 def test_logits_that_are_not_finite_end_the_run_before_anything_is_overwritten(tmp_path, sample):

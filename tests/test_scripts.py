@@ -108,7 +108,7 @@ def test_each_script_says_what_it_does_shows_progress_and_names_the_next(pipelin
     places = f" --data-dir {small_npz} --device cpu --subset 60 --checkpoint-dir {folder}"
     for name, next_command in follow.items():
         out, err = printed[name].stdout, printed[name].stderr
-        for fact in ("cpu, ", "60 to train on, ", " M\n", str(folder)):
+        for fact in ("cpu, ", "60 for training, ", " M\n", str(folder)):
             assert fact in out, (name, fact)
         assert re.search(r"\nhyperparameters: epochs=2, batch_size=20, optimizer=\w+, lr=0", out), (
             name
@@ -211,7 +211,7 @@ def test_a_selector_is_resumed_though_its_labels_round_otherwise(
     labels = trainSelector.selector_labels
     monkeypatch.setattr(trainSelector, "selector_labels", lambda *args: 1 - labels(*args))
     out, _ = call("trainSelector.py", folder, small_npz, *QUICK, "--resume")
-    assert "the run is finished: no epoch is left, as of 20" in out
+    assert "the run is finished: all epochs were done on 20" in out
 
 
 def test_a_selector_that_was_killed_while_it_labeled_its_images_is_the_one_that_is_resumed(
@@ -263,11 +263,11 @@ def test_a_student_learns_from_the_images_that_indices_names(small_npz, tmp_path
     flags += ["--indices", path]
     np.save(path, val.indices)
     _, err = call("StudentTrain.py", tmp_path, small_npz, *flags, status=2)
-    assert f"{path}: {val.indices[0]} is no image to train on" in err
+    assert f"{path}: {val.indices[0]} is not the index of a training image" in err
     assert not list(tmp_path.glob("*.pth"))
     np.save(path, np.repeat(train.indices[:20], 2))
     out, _ = call("StudentTrain.py", tmp_path / "other", small_npz, *flags)
-    assert f"40 to train on, {len(val)} to validate" in out
+    assert f"40 for training, {len(val)} for validation" in out
 
 
 def test_a_student_learns_from_a_teacher_from_elsewhere(pipeline, small_npz, tmp_path, call):
@@ -279,8 +279,8 @@ def test_a_student_learns_from_a_teacher_from_elsewhere(pipeline, small_npz, tmp
     flags = ["--epochs", 1, *QUICK[2:], "--teacher", path]
     out, _ = call("StudentTrain.py", tmp_path, small_npz, "--model", 1, *flags)
     assert f"next: python StudentTrain.py --model 2 --teacher {path} --data-dir" in out
-    told = rf"{path} is from elsewhere: taken for (\S+), with the data's classes, CIFAR-10's "
-    told += r"mean and std; top-1 of \d+ validation images: "
+    told = rf"{path} is not a checkpoint of this project: assuming the (\S+) stem, the classes of "
+    told += r"the data set, and the mean and std of CIFAR-10; top-1 on \d+ validation images: "
     told += r"(\S+)% with cifar, (\S+)% with cifar-pool"
     found, cifar, pool = re.search(told, out).groups()
     assert found == ("cifar" if float(cifar) >= float(pool) else "cifar-pool")
@@ -312,7 +312,7 @@ def test_a_run_starts_from_weights_from_elsewhere(pipeline, small_npz, tmp_path,
     torch.save(weights, init)
     flags = ["--model", 2, "--lr", "1e-12", "--epochs", 1, "--distill-loss", "none", *QUICK[2:]]
     out, _ = call("StudentTrain.py", tmp_path, small_npz, *flags, "--init", init)
-    assert f"{init} is from elsewhere: taken for cifar-pool, with the data's classes" in out
+    assert f"{init} is not a checkpoint of this project: assuming the cifar-pool stem" in out
     after = load_network(tmp_path / "googlenet_alone.pth")[0]
     for name, weight in after.named_parameters():
         assert torch.equal(weight, weights[name].float()), name
@@ -321,9 +321,9 @@ def test_a_run_starts_from_weights_from_elsewhere(pipeline, small_npz, tmp_path,
 @pytest.mark.parametrize(
     ("name", "stem", "message"),
     [
-        ("teacher.pth", "cifar-pool", "teacher.pth is what this run writes: copy it to another"),
+        ("teacher.pth", "cifar-pool", "teacher.pth would be overwritten by this run: copy it"),
         ("googlenet.pth", "cifar-pool", "googlenet.pth holds 'googlenet', expected 'resnet50'"),
-        ("other.pth", "cifar", "other.pth has the cifar-pool stem, STEM is 'cifar'"),
+        ("other.pth", "cifar", "other.pth has the cifar-pool stem, but STEM in the script is"),
         ("none.pth", "cifar-pool", "none.pth"),
     ],
 )
@@ -801,7 +801,7 @@ def test_networks_for_other_classes_than_the_datas_are_refused(
     words += [] if main in (StudentTrain.main, trainSelector.main) else ["--out", "out"]
     monkeypatch.setattr(sys, "argv", ["script.py", *words])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="calls class 0 'airplane', and mine.npz 'class 0': name"):
+    with pytest.raises(UserError, match="calls class 0 'airplane', and mine.npz 'class 0': use"):
         main()
     assert not [
         path for path in Path().rglob("*") if path.suffix not in (".pth", ".lock", ".npz", "")
