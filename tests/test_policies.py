@@ -262,7 +262,7 @@ def test_a_router_that_knows_is_the_oracle(command, tmp_path):
     for more in ((), ("--macs", "50")):
         status, told = command(*words, *more)
         assert status == 0
-        assert ("tell the router's own with --macs" in told.out) == (not more)
+        assert ("without the router: add its MACs with --macs" in told.out) == (not more)
         rows[more] = dict(re.findall(r"^(oracle|your router) +(.*)$", told.out, re.MULTILINE))
     accuracy, macs, share, area, p = rows[()]["your router"].split()
     assert [accuracy, macs, share, p] == rows[()]["oracle"].split() and area == "1.000"
@@ -297,10 +297,10 @@ def test_the_page_on_routers_runs_as_printed(collected, command, monkeypatch):
         (b"PK", "is damaged or not a .npy file"),
         (
             np.zeros((80, 1)),
-            r"has the shape \(80, 1\): 80 scores are wanted, one for each of the 40",
+            r"has shape \(80, 1\): 80 scores are needed, one for each of the 40",
         ),
-        (np.array(["a"] * 80), "must hold numbers"),
-        (np.full(80, np.nan), "80 of its scores are not a number"),
+        (np.array(["a"] * 80), "must contain numbers"),
+        (np.full(80, np.nan), "80 of its scores are NaN"),
     ],
 )
 def test_scores_that_cannot_be_used_are_refused(collected, command, tmp_path, content, told):

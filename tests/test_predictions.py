@@ -209,7 +209,7 @@ def test_flags_that_go_together_are_asked_for(run, capsys, flags, told):
 def test_a_file_that_stands_there_is_not_lost(tmp_path, resume):
     table = tmp_path / "table.csv"
     table.write_text("epoch,loss\n1,2\n")
-    told = "is another CSV" if resume else "exists: add --resume"
+    told = "was not written by this program" if resume else "exists: add --resume"
     with pytest.raises(UserError, match=f"table.csv {told}"):
         Predictions(table, resume, MADE_OF)
     assert table.read_text() == "epoch,loss\n1,2\n"
@@ -229,7 +229,7 @@ def test_rows_of_other_settings_are_not_mixed_in(folder, tmp_path, run, flags, c
     table = tmp_path / "table.csv"
     run(folder / "0", "--csv", table, "--batch-size", 6)
     before = table.read_bytes()
-    with pytest.raises(UserError, match=f"table.csv only as it was begun: .*{changed}"):
+    with pytest.raises(UserError, match=f"table.csv only with the same settings: .*{changed}"):
         run(folder, "--csv", table, "--batch-size", 6, "--resume", *flags)
     assert table.read_bytes() == before
     assert run(folder, "--csv", table, "--batch-size", 6, "--resume") == 2
@@ -243,7 +243,9 @@ def test_rows_of_other_networks_are_not_mixed_in(folder, tmp_path, run, monkeypa
     before = table.read_bytes()
     if what == "device":
         monkeypatch.setattr(policies, "precision", lambda device: "float16")
-    with pytest.raises(UserError, match=f"table.csv only as it was begun: {what} was .*, is "):
+    with pytest.raises(
+        UserError, match=f"table.csv only with the same settings: {what} was .*, is "
+    ):
         run(folder, "--csv", table, "--resume", trained_anew=what)
     assert table.read_bytes() == before
 
@@ -255,7 +257,9 @@ def test_rows_of_settings_that_are_not_known_are_not_mixed_in(tmp_path, content)
         table.write(ANSWERS)
     before = path.read_bytes()
     facts.unlink() if content is None else facts.write_text(content)
-    with pytest.raises(UserError, match="[.]table.csv.json, which says how .* missing or damaged"):
+    with pytest.raises(
+        UserError, match="[.]table.csv.json with the settings of .* missing or damaged"
+    ):
         Predictions(path, True, MADE_OF)
     assert path.read_bytes() == before
 
@@ -283,7 +287,7 @@ def resumed(tmp_path):
 def test_a_stray_quote_cuts_nothing_off(tmp_path, resumed, line, place):
     lines = table_of(999)
     lines[line] = f'{lines[line][:place]}"{lines[line][place:]}'
-    with pytest.raises(UserError, match=rf"table.csv: line {line + 1} is no row of this program"):
+    with pytest.raises(UserError, match=rf"table.csv: line {line + 1} is not a valid row"):
         resumed(lines)
     assert (tmp_path / "table.csv").read_text() == "".join(lines)
 
@@ -312,7 +316,7 @@ def test_a_stray_quote_cuts_nothing_off(tmp_path, resumed, line, place):
 def test_a_row_that_is_not_ours_is_told(tmp_path, resumed, odd):
     lines = table_of(9)
     lines.insert(5, odd)
-    with pytest.raises(UserError, match="table.csv: line 6 is no row of this program"):
+    with pytest.raises(UserError, match="table.csv: line 6 is not a valid row"):
         resumed(lines)
     assert (tmp_path / "table.csv").read_bytes() == "".join(lines).encode()
 
@@ -329,7 +333,7 @@ def test_a_table_of_100_000_rows_is_looked_through_at_once(resumed, stray):
     lines[5] = stray + lines[5]
     started = time.thread_time()
     if stray:
-        with pytest.raises(UserError, match="line 6 is no row"):
+        with pytest.raises(UserError, match="line 6 is not a valid row"):
             resumed(lines)
     else:
         assert resumed(lines).answered == 99_999
