@@ -50,8 +50,8 @@ def resnet50(
     usual order.
 
     Args:
-        pretrained: if True, load the weights in checkpoints/; the network is in eval mode. If
-            False, use random weights; the network is in training mode. Both are float32.
+        pretrained: if True, load the weights in checkpoints/; the network is on the CPU, in eval
+            mode. If False, use random weights; the network is in training mode. Both are float32.
         stem: "cifar" or "cifar-pool", see `models.network`. Default: that of the weights, or
             "cifar-pool" if not pretrained.
         num_classes: 2 to 1,000. Default: that of the weights, or 10 if not pretrained.

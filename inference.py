@@ -73,8 +73,8 @@ def read_flags() -> argparse.Namespace:
         type=cli.flag("THRESHOLD", float),
         metavar="P",
         help="--policy selector: student 1 answers if its probability is at least P; --policy "
-        "cascade: student 1 also runs if the confidence of student 2 (temperature 1) is below P; "
-        "default: chosen on the validation images",
+        "cascade: student 1 also runs if the confidence of student 2, before temperature scaling, "
+        "is below P; default: chosen on the validation images",
     )
     cli.add_context(parser, "clean", "context of the test images")
     args = parser.parse_args()

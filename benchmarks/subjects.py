@@ -25,7 +25,7 @@ from utils.optim import optimizers
 
 STEM = "cifar-pool"
 BATCH_SIZE = 128
-SINGLE = 40  # images that are asked about one at a time
+SINGLE = 40  # number of images for batches of one image
 Piece = Callable[[], int]
 
 
@@ -214,7 +214,7 @@ def _predicting(nets: list[torch.nn.Module], place: Place, count: int) -> Piece:
 
 
 def _questions(place: Place, count: int) -> list[torch.Tensor]:
-    """Test images in batches of `count`: single ones are several, that go to either student."""
+    """Test images in batches of `count`. For single images, several, as students may differ."""
     return list(place.split(2, SINGLE if count == 1 else count).images.split(count))
 
 

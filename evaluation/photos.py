@@ -20,7 +20,7 @@ SIZE = 32  # pixels, the side of a CIFAR-10 image
 # Usual formats of cameras and browsers (JPEG includes MPO). For EPS, Pillow would run Ghostscript.
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
 MAX_BYTES = 1 << 28  # maximum file size
-MAX_HEAD = 1 << 27  # bytes read before the pixels; each may take 10 bytes of memory
+MAX_HEAD = 1 << 27  # bytes read before the pixels (TIFF: twice); each may take 10 bytes of memory
 SECONDS = 2  # CPU time for the head of a file, and again for its pixels
 SECONDS_A_PIXEL = 2e-7  # additional CPU time per pixel: ten times what large photos need
 

@@ -94,15 +94,15 @@ def auroc_interval(area: float, positives: int, negatives: int) -> tuple[float, 
 def reliability(
     probabilities: torch.Tensor, right: torch.Tensor, bins: int = 15
 ) -> list[tuple[float, float, int]]:
-    """What is said and what is true: the images, by probability, in `bins` of the same width.
+    """Reliability of probabilities, in `bins` bins of equal width.
 
     Args:
-        probabilities: of the class that is named, in [0, 1], (N,).
-        right: whether it is the label, (N,).
+        probabilities: of the predicted classes, in [0, 1], (N,).
+        right: whether the predictions are correct, bool (N,).
 
     Returns:
-        The mean probability, the share that is right, and the number of the images in each bin
-        that has any, from the lowest on.
+        For each bin that is not empty, in ascending order: mean probability, accuracy, number of
+        images.
     """
     said, true = probabilities.cpu().numpy(), right.cpu().numpy()
     place = np.minimum((said * bins).astype(int), bins - 1)
@@ -117,10 +117,10 @@ def reliability(
 
 
 def calibration_error(probabilities: torch.Tensor, right: torch.Tensor) -> float:
-    """How far the probabilities, (N,), are on average from how often one is `right`, (N,).
+    """The expected calibration error with 15 bins, in [0, 1].
 
-    The expected calibration error in 15 bins of C. Guo et al., "On calibration of modern neural
-    networks" (ICML 2017), in [0, 1].
+    C. Guo et al., "On calibration of modern neural networks" (ICML 2017). The arguments are those
+    of `reliability`.
     """
     rows = reliability(probabilities, right)
     return sum(count * abs(said - true) for said, true, count in rows) / len(right)

@@ -1,4 +1,4 @@
-"""Checkpoints come back as they were saved, run no code, and are whole or absent."""
+"""Checkpoints are read as they were saved, run no code, and are written atomically."""
 
 import errno
 import os
@@ -218,7 +218,7 @@ def contents(path):
 
 
 def rewrite(path, change, compression=zipfile.ZIP_STORED):
-    """Write the archive at `path` anew, with right checksums, its entries passed by `change`."""
+    """Change the entries of the archive at `path` with `change`; write it with valid checksums."""
     entries = contents(path)
     change(entries)
     with zipfile.ZipFile(path, "w", compression) as archive:
@@ -425,7 +425,7 @@ def test_compressed_entries_are_refused(path):
 
 
 def index_of(content):
-    """Where the zip archive `content` names each of its entries."""
+    """The offsets of the entry names in the zip archive `content`."""
     return [match.start() for match in re.finditer(b"PK\x01\x02", content)]
 
 
@@ -526,7 +526,7 @@ def test_tensor_beyond_its_record_is_refused(old, new, path):
     "place", [lambda it: {"state_dict": {"head.weight": it}}, lambda it: {"arch": it}]
 )
 def test_tensor_expanded_to_a_million_million_numbers_is_refused(place, path):
-    """To compare it takes for ever, and so does to print it in a message."""
+    """Comparing it or printing it in a message would take forever."""
     save_selector(path, **place(torch.zeros(1).expand(2**20, 2**20)))
     assert "not a plain array of numbers" in refusal(path)
 
@@ -538,7 +538,7 @@ def test_tensors_that_share_a_record_are_counted_each(path):
 
 
 def test_numbers_without_a_tensor_are_refused(path):
-    """A storage's text is all of its numbers."""
+    """The repr of a storage contains all of its numbers."""
     save_selector(path, arch=77)
     storage = b"(X\7\0\0\0storagectorch\nHalfStorage\nX\1\0\0\0000X\3\0\0\0cpuM`\3tQ"
     rewrite_pickle(path, b"KM", storage)
@@ -689,7 +689,7 @@ def test_a_network_for_other_classes_is_refused_with_the_difference(googlenet, p
     ):
         with pytest.raises(UserError, match=told):
             check_classes(googlenet[1], load_network(googlenet[1])[1], names, "mine.npz")
-    torch.save(net.state_dict(), path)  # from elsewhere, of which the number is all that is known
+    torch.save(net.state_dict(), path)  # of another project: only the number of classes is known
     _, facts = load_network(path, "googlenet", "cifar")
     check_classes(path, facts, [*CLASSES[:9], "car"], "mine.npz")
     for init in (path, googlenet[1]):
@@ -806,7 +806,7 @@ def test_file_larger_than_any_checkpoint_is_refused(path):
 
 
 def test_memory_stays_bounded(path, tmp_path):
-    """A process with 256 MB to spare refuses what asks for more."""
+    """A process that can allocate 256 MB refuses files that request more."""
     save_selector(path)
     rewrite_pickle(path, b"K K\x03K\x03K\x03t", b"K J\xff\xff\xff\x7fK\x03K\x03t")
     torch.save({"a": Call(bytearray, 2**32)}, tmp_path / "bytearray.pth")

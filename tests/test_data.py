@@ -1,4 +1,4 @@
-"""CIFAR-10's split, its files, and batches held against slow, obvious references."""
+"""The split of CIFAR-10, its files, and batches compared with slow, simple references."""
 
 import hashlib
 import os
@@ -237,7 +237,7 @@ for number, names in enumerate(NO_NAMES):
 
 @pytest.fixture
 def arrays():
-    """A data set in memory: 100 images to train on, 20 to test on."""
+    """A data set in memory: 100 training images, 20 test images."""
     images = random_images(120)
     labels = (np.arange(120) % 10).astype(np.uint8)
     return {
@@ -280,7 +280,7 @@ def test_many_classes_are_listed_in_part():
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """A folder that is not the default one; to download anything fails the test."""
+    """A folder other than the default one. A download makes the test fail."""
     for source in ("_from_url", "_from_npm"):
         monkeypatch.setattr(download, source, lambda *_: pytest.fail("a download"))
     monkeypatch.setattr(data, "FOLDER", tmp_path / "data")
@@ -325,7 +325,7 @@ def test_batches_in_another_folder_are_read_and_nothing_is_left_there(
 
 
 def test_the_readmes_example_makes_a_data_set_of_cifar_100(tmp_path, arrays, monkeypatch):
-    """With a stand-in for torchvision's data set, of the same attributes."""
+    """Uses a replacement of torchvision's data set with the same attributes."""
 
     class CIFAR100:
         def __init__(self, root, train, download):
@@ -398,7 +398,7 @@ def test_what_is_no_regular_archive_is_refused_at_once(tmp_path):
 
 @pytest.fixture
 def cache(arrays, tmp_path, monkeypatch):
-    """A folder with a cifar10.npz that is right, as far as utils.data knows."""
+    """A folder with a cifar10.npz that utils.data accepts."""
     sums = {name: hashlib.sha256(array).hexdigest() for name, array in arrays.items()}
     monkeypatch.setattr(data, "SHA256", sums)
     np.savez(tmp_path / "cifar10.npz", **arrays)
@@ -424,7 +424,7 @@ def test_cifar10_is_fetched_once(cache, arrays, monkeypatch):
     monkeypatch.setattr(data, "fetch", no_fetch)
     for split, again in zip(first, load_splits(cache.parent), strict=True):
         assert torch.equal(split.images, again.images)
-    assert load_splits(cache)[0].classes == data.CLASSES  # named as a file of one's own, too
+    assert load_splits(cache)[0].classes == data.CLASSES  # it can also be used as an own data set
 
 
 def test_damaged_byte_in_the_cache_is_found(cache):
@@ -437,7 +437,7 @@ def test_damaged_byte_in_the_cache_is_found(cache):
 
 
 def test_cache_with_other_images_is_found(cache, arrays):
-    arrays["train_images"][7, 0, 0, 0] ^= 1  # a whole zip file, which only the SHA-256 gives away
+    arrays["train_images"][7, 0, 0, 0] ^= 1  # a valid zip file: only the SHA-256 is wrong
     np.savez(cache, **arrays)
     message = error_of(cache.parent)
     assert "train_images has SHA-256" in message

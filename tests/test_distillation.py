@@ -1,4 +1,4 @@
-"""The study of what the teacher gives: its numbers by hand, and runs that stop and go on."""
+"""The distillation study: its numbers, checked by hand, and runs that are stopped and resumed."""
 
 import json
 import sys
@@ -48,7 +48,7 @@ def test_the_gain_is_that_of_the_same_seed():
 
 @pytest.fixture
 def study(monkeypatch, tmp_path, small_npz):
-    """Runs the study with tiny students in this process: its commands, and the results."""
+    """Run the study with tiny students in this process: exit status, commands, results."""
     commands, teacher = [], Pixels().eval()
     facts = {"val_accuracy": 0.9, "classes": CLASSES}
     for module in (distillation, StudentTrain):

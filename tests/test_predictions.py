@@ -1,4 +1,4 @@
-"""The CSV of inference.py: whole rows however the run ends, and the same file after --resume."""
+"""The CSV file of inference.py: complete rows after any end, and the same file after --resume."""
 
 import csv
 import gc
@@ -34,7 +34,7 @@ ANSWERS.insert(3, Answer(Path("a,b"), error="a,b: not an image"))
 
 
 class Student(nn.Module):
-    """A stand-in for a student: the class is the mean red, from 0 to 9."""
+    """A fake student: the class is the mean red value, from 0 to 9."""
 
     def forward(self, images):
         red = images[:, 0].mean(dim=(1, 2))
@@ -42,7 +42,7 @@ class Student(nn.Module):
 
 
 class Selector(nn.Module):
-    """A stand-in for a selector, which presses `number` when it has seen two batches."""
+    """A fake selector that sends the signal `number` after two batches."""
 
     def __init__(self, number=0):
         super().__init__()
@@ -57,7 +57,7 @@ class Selector(nn.Module):
 
 @pytest.fixture
 def run(monkeypatch):
-    """inference.py with stand-ins: its exit status."""
+    """Run inference.py with fake networks. Returns the exit status."""
 
     def run(*argv, selector=None, trained_anew=None):
         nets = {
@@ -76,7 +76,7 @@ def run(monkeypatch):
             },
         }
         monkeypatch.setattr(checkpoint, "load_network", lambda path, arch: (nets[arch], facts))
-        # What a stand-in does beside computing would be lost in the copy that answers faster.
+        # The copy made by for_inference would lose the side effects of the fake networks.
         monkeypatch.setattr(inference, "for_inference", lambda net, device: net.eval())
         monkeypatch.setattr(sys, "argv", ["inference.py", "--device", "cpu", *map(str, argv)])
         try:
@@ -89,7 +89,7 @@ def run(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path, sample):
-    """Forty pictures in two folders, among them two that are none."""
+    """Forty image files in two folders, two of them invalid."""
     for k in range(40):
         path = tmp_path / "images" / str(k // 20) / f"{k:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ def test_a_stopped_run_resumes_to_the_same_file(folder, tmp_path, run, capsys, n
 
 
 def test_a_killed_run_resumes_to_the_same_file(folder, tmp_path):
-    """The real networks, and a kill in the midst."""
+    """With the real networks, killed during the run."""
 
     def command(table):
         flags = ["--csv", str(table), "--batch-size", "3", "--device", "cpu", "--resume"]
@@ -271,7 +271,7 @@ def table_of(count):
 
 @pytest.fixture
 def resumed(tmp_path):
-    """What a resumed run makes of the lines of a table: its Predictions."""
+    """The Predictions of a run resumed from a file with these lines."""
 
     def resumed(lines):
         path = tmp_path / "table.csv"

@@ -57,14 +57,14 @@ def run(*args, status=0, **kwargs):
 
 
 def drop_claims():
-    """As the end of a process does."""
+    """Release all locks, as at the end of a process."""
     while files._claims:
         files._claims.pop().release()
 
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """`run`, in this very process, which has loaded PyTorch already; stdout and stderr."""
+    """`run` in this process, where PyTorch is imported already. Returns stdout and stderr."""
 
     def call(script, folder, data, *flags, status=0):
         places = ["--data-dir", str(data), "--checkpoint-dir", str(folder), "--device", "cpu"]
@@ -81,7 +81,7 @@ def call(monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory, small_npz):
-    """The folder that the four scripts filled, and what each of them printed."""
+    """The folder with the files of the four scripts, and the output of each."""
     folder = tmp_path_factory.mktemp("checkpoints")
     printed = {}
     for name, script, flags in (
@@ -161,7 +161,7 @@ def test_every_checkpoint_is_in_half_precision_and_knows_what_was_measured(pipel
 
 
 def copy_of(folder, tmp_path, changed=None):
-    """The checkpoints and states of `folder`, one of them with another last weight."""
+    """A copy of the checkpoints and states in `folder`, one of them with one weight changed."""
     for path in folder.glob("*.*"):
         if path.suffix not in (".lock", ".answers"):
             shutil.copy(path, tmp_path)
@@ -178,7 +178,7 @@ def copy_of(folder, tmp_path, changed=None):
 def test_the_selector_learns_for_each_image_which_student_errs_less(
     pipeline, small_npz, tmp_path, call, monkeypatch, context, weighted
 ):
-    """Of the very pictures that it sees; a label may count the more, the more it matters."""
+    """The labels are for the images it sees; they can be weighted by the students' errors."""
 
     def stop(*args, **_):
         seen.extend(args)
@@ -271,7 +271,7 @@ def test_a_student_learns_from_the_images_that_indices_names(small_npz, tmp_path
 
 
 def test_a_student_learns_from_a_teacher_from_elsewhere(pipeline, small_npz, tmp_path, call):
-    """Its stem is found out: both have weights of the same names and shapes."""
+    """Its stem is detected: the weights of both stems have the same names and shapes."""
     weights = torch.load(pipeline[0] / "teacher.pth", weights_only=True)["state_dict"]
     path = tmp_path / "theirs.pth"
     weights = {name: t.bfloat16() if t.is_floating_point() else t for name, t in weights.items()}
@@ -389,7 +389,7 @@ def test_a_student_without_the_teacher_is_kept_apart_and_measured_too(
     assert accuracy["googlenet_alone"] == pytest.approx(expected, abs=0.006)
     assert "densenet121_alone" not in accuracy
     flags = ["--model", 2, "--distill-loss", "none", "--epochs", 1, *QUICK[2:]]
-    call("StudentTrain.py", tmp_path, small_npz, *flags)  # there is no teacher to be missed
+    call("StudentTrain.py", tmp_path, small_npz, *flags)  # no teacher is needed
     assert not (tmp_path / "googlenet.pth").exists()
 
 
@@ -508,7 +508,7 @@ def test_a_missing_input_is_named_with_the_command_that_makes_it(
 def test_a_student_whose_logits_are_not_finite_ends_inference_and_spares_its_files(
     small_npz, tmp_path, call
 ):
-    """Weights that half precision holds, and that float32 cannot multiply."""
+    """Weights that are finite in half precision, but give infinite logits in float32."""
     for arch in (*STUDENTS, "selector"):
         checkpoint = torch.load(ROOT / "checkpoints" / FILES[arch], weights_only=True)
         if arch == "googlenet":
@@ -539,7 +539,7 @@ def test_a_loss_that_is_not_finite_is_an_error_of_one_line(small_npz, tmp_path, 
 
 
 def refused(script, flags, monkeypatch, capsys, tmp_path):
-    """What `script` says on stderr as it exits with status 2, before any work and any file."""
+    """Run `script`, which must exit with status 2 without any work or file. Returns stderr."""
     folder = tmp_path / "checkpoints"
     monkeypatch.setattr(sys, "argv", [f"{script}.py", "--checkpoint-dir", str(folder), *flags])
     with pytest.raises(SystemExit) as stop:
@@ -716,7 +716,7 @@ def test_without_the_test_set_inference_falls_back_to_the_sample_and_says_so(
 
 @pytest.fixture
 def typed(monkeypatch, capsys):
-    """A command as a user types it, in this very process; its stdout."""
+    """Run a command as typed by a user, in this process. Returns stdout."""
 
     def typed(command):
         _, *words = shlex.split(command)

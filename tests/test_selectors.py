@@ -1,4 +1,4 @@
-"""The study finds what there is to be found, and nothing where there is nothing."""
+"""The selector study finds a signal in the images if there is one, and none otherwise."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ from utils.files import UserError
 
 
 def told(images, first_right, labels=None):
-    """Two students, of which the first is right where told and the second elsewhere."""
+    """Two students: the first is correct on the given images, the second on the others."""
     labels = torch.zeros(len(images), dtype=torch.long) if labels is None else labels
     good, bad = torch.tensor([4.0, 0.0]), torch.tensor([0.0, 2.0])
     logits = [torch.where(right[:, None], good, bad) for right in (first_right, ~first_right)]
@@ -28,7 +28,7 @@ def told(images, first_right, labels=None):
 
 @pytest.fixture(scope="module")
 def images():
-    """200 images, every other one of them darkened."""
+    """200 images, every second one darkened."""
     pixels = load_sample(200).images.clone()
     pixels[::2] //= 6
     return pixels
@@ -85,7 +85,7 @@ def test_images_that_tell_the_students_never_apart_are_refused(images):
 
 @pytest.fixture
 def fold(small_npz, tmp_path):
-    """The training images and a folder of students that say to have learned from a half of them."""
+    """The training images, and a folder of students whose facts say that they used one half."""
     train = load_splits(small_npz)[0]
     half = halves(train)[1]
     facts = {"data": data_facts(half.images, half.labels)}
@@ -133,7 +133,7 @@ def test_students_that_saw_the_images_are_refused(fold):
 
 @pytest.fixture
 def command(small_npz, tmp_path, monkeypatch, capsys):
-    """The study with three small variants on so many images: its exit status and what it told."""
+    """Run the study with three small variants: exit status and output."""
 
     def command(subset):
         variants = Variant("train"), Variant("out of fold"), Variant("held out", weighted=True)

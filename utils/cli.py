@@ -264,7 +264,7 @@ def common_parser(doc: str, block: Mapping[str, Any], quick: bool = False) -> Pa
 
 
 def found(args: argparse.Namespace, file: str) -> Path:
-    """The path to read `file` from: with --subset, CHECKPOINTS if the quick folder lacks it."""
+    """The path to read `file` from. In a quick test: CHECKPOINTS if it is not in QUICK."""
     path, whole = args.checkpoint_dir / file, checkpoint.CHECKPOINTS / file
     return whole if args.quick and not path.exists() and whole.exists() else path
 

@@ -157,8 +157,8 @@ class Run:
         )
         if self.data.size(self.data.steps - 1) < ranks():
             raise UserError(
-                f"--batch-size {batch_size}: a batch has fewer images than there are processes, "
-                f"{ranks()}; increase it"
+                f"--batch-size {batch_size}: a batch has fewer images than the {ranks()} "
+                "processes that share it; use a larger one"
             )
         self._model = net
         if ranks() > 1:
@@ -229,10 +229,10 @@ class Run:
         return True
 
     def _begin(self) -> None:
-        """Before epoch 1: rename the files of an earlier run, and save the state of this run.
+        """Before epoch 1: keep the files of an earlier run, and save the state of this run.
 
         The earlier state is renamed first, so that --resume cannot continue it by mistake if this
-        run is killed. It is renamed back if this run cannot start.
+        run is killed. It is renamed back if this run cannot start. The earlier weights are copied.
         """
         weights, state = (
             path.with_name(path.name.replace(".", ".previous.", 1))
@@ -487,7 +487,7 @@ class Run:
 
 
 def _progress(saved: dict[str, Any], batches: Batches) -> Progress:
-    """The progress in a state. Raises ValueError or TypeError if a run cannot have it."""
+    """The progress in a state. Raises ValueError or TypeError if it is impossible for `batches`."""
     now = Progress(**saved)
     rows = [Row(**row) for row in now.history]
     numbers = [
@@ -561,10 +561,9 @@ def _copy_numbers(ours: Mapping[Any, Any], theirs: Any, whose: str) -> None:
 
 
 class StopRequest:
-    """Context manager that records Ctrl-C and SIGTERM; a second signal stops at once.
+    """Context manager that records Ctrl-C and SIGTERM. A second signal stops the process at once.
 
-    Under torchrun the second signal is ignored too, because torchrun forwards signals that the
-    terminal has sent already.
+    Not so under torchrun: it forwards signals that the terminal has sent to the process already.
     """
 
     def __enter__(self) -> "StopRequest":
