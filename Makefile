@@ -1,9 +1,9 @@
-# make demo        images routed to the better student, with the weights in checkpoints/
+# make demo        install, then evaluate the weights in checkpoints/ on the test set
 # make test        lint, then the test suite
-# make test-long   all tests, the slow ones and 50,000 mutated files too
-# make reproduce   train everything: EPOCHS=1 and SUBSET=2000 make it quick, RESUME=1 goes on;
-#                  with SUBSET it writes into runs/quick/
-# make reproduce-contexts   train the system for several contexts and its rivals, and study them
+# make test-long   all tests, including the slow ones and 50,000 mutated files
+# make reproduce   train everything; EPOCHS=1 SUBSET=2000 for a quick test, RESUME=1 to continue;
+#                  with SUBSET, writes to runs/quick/
+# make reproduce-contexts   train the system and its baselines on several contexts, and compare them
 
 PYTHON ?= python3
 FLAGS = $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(SUBSET),--subset $(SUBSET)) $(if $(RESUME),--resume)
@@ -33,8 +33,8 @@ reproduce: .venv/runtime
 	.venv/bin/python trainSelector.py $(FLAGS)
 	.venv/bin/python inference.py $(if $(SUBSET),--subset $(SUBSET))
 
-# With the teacher and GoogLeNet of `make reproduce`, or those that are shipped. Rivals are trained on
-# the mixture for as many epochs as the students, and for twice as many.
+# Uses the teacher and GoogLeNet in checkpoints/. The baselines are trained on the mixed context for
+# the same number of epochs as the students, and for twice as many.
 SYSTEM = checkpoints/contexts
 ONCE = $(or $(EPOCHS),$(shell sed -n 's/^EPOCHS = \([0-9]*\).*/\1/p' StudentTrain.py))
 TWICE = $(shell expr 2 '*' $(ONCE))

@@ -2,18 +2,18 @@
 
     python StudentTrain.py --model 1
     python StudentTrain.py --model 2
-    python StudentTrain.py --model 2 --epochs 1 --subset 2000   a quick try, in runs/quick/
-    python StudentTrain.py --model 1 --resume                   go on where Ctrl-C stopped it
-    python StudentTrain.py --model 2 --distill-loss none        without the teacher, to compare
-    python StudentTrain.py --model 1 --teacher PATH             a ResNet-50 from elsewhere teaches
-    python StudentTrain.py --model 1 --context degraded         for noisy, dark, blurred images
-    torchrun --standalone --nproc_per_node=2 StudentTrain.py --model 1          on two GPUs
+    python StudentTrain.py --model 2 --epochs 1 --subset 2000   quick test, writes to runs/quick/
+    python StudentTrain.py --model 1 --resume                   continue a run that was stopped
+    python StudentTrain.py --model 2 --distill-loss none        train without the teacher
+    python StudentTrain.py --model 1 --teacher PATH             use another ResNet-50 as teacher
+    python StudentTrain.py --model 1 --context degraded         use noisy, dark, blurred images
+    torchrun --standalone --nproc_per_node=2 StudentTrain.py --model 1          use two GPUs
 
-Needs checkpoints/teacher.pth, made by teacherTrain.py, or --teacher. Writes
-checkpoints/densenet121.pth or googlenet.pth (the epoch that is best by validation) and a .csv of
-the same name (a row an epoch); without the teacher densenet121_alone.pth or googlenet_alone.pth,
-which inference.py measures too.
-With both students made, trainSelector.py comes next.
+Needs checkpoints/teacher.pth, written by teacherTrain.py, or --teacher. Writes
+checkpoints/densenet121.pth or googlenet.pth (the epoch with the best validation accuracy) and a
+.csv file with the same name (one row per epoch). Without the teacher, the names are
+densenet121_alone.pth and googlenet_alone.pth; inference.py evaluates these as well.
+After both students are trained, run trainSelector.py.
 """
 
 from pathlib import Path
@@ -42,28 +42,28 @@ from utils.run import Run
 
 # ------------------------------------------------------------------ hyperparameters
 
-# Each has a flag, too:
+# Each of these also has a flag:
 EPOCHS = 40
-BATCH_SIZE = 128  # images a step
-LEARNING_RATE = 5e-3  # the highest, at the end of the warm-up
+BATCH_SIZE = 128  # images per step
+LEARNING_RATE = 5e-3  # maximum, reached after the warm-up
 SEED = 0
 DISTILL_LOSS = "mse"  # between logits; "kl": Hinton's softened targets; "none": no teacher
-CONTEXT = "clean"  # what the student sees, of utils/contexts.py; the teacher sees it clean
+CONTEXT = "clean"  # of the student's images, see utils/contexts.py; the teacher's are clean
 
-# These are changed here:
-STEM = "cifar-pool"  # "cifar" drops the max-pool: the most accurate, 4 times the work, for a GPU
-ALPHA = 0.0  # weight of the cross-entropy with the label; of 0, 0.1 and 1 the best on validation
+# These have no flag, edit them here:
+STEM = "cifar-pool"  # "cifar": no max-pool, more accurate, 4 times the MACs
+ALPHA = 0.0  # weight of the cross-entropy; 0 was better than 0.1 and 1 on validation
 TEMPERATURE = 4.0  # of the softened targets, for "kl" only
-TEACHER_VIEWS = 16  # crops of an image whose answers the teacher keeps; 0: new crops, new answers
-OPTIMIZER = "muon"  # or "adamw", with half the rate, or "sgd", with 0.1
-MOMENTUM = 0.9  # Nesterov's for Muon and SGD, the first of the betas for AdamW
-WEIGHT_DECAY = 0.05  # on weights, not on biases and norms; for SGD 5e-4
-WARMUP = 0.2  # share of all steps; a cosine down to 0 follows
-CROP = 4  # pixels of reflection around the image that a random crop may reach
-FLIP = True  # mirror every other image, at random
-CUTOUT = 8  # side of the square cut out of each image, in pixels
+TEACHER_VIEWS = 16  # augmented views per image with stored logits; 0: compute them every epoch
+OPTIMIZER = "muon"  # or "adamw" with half the learning rate, or "sgd" with 0.1
+MOMENTUM = 0.9  # Nesterov momentum of Muon and SGD, beta1 of AdamW
+WEIGHT_DECAY = 0.05  # not applied to biases and normalization layers; 5e-4 for SGD
+WARMUP = 0.2  # fraction of all steps; then cosine decay to 0
+CROP = 4  # reflection padding before the random crop, in pixels
+FLIP = True  # random horizontal flip
+CUTOUT = 8  # side of the cutout square, in pixels
 
-# ------------------------------------------------------------------ the story
+# ------------------------------------------------------------------ training
 
 
 def main() -> None:
@@ -79,23 +79,23 @@ def main() -> None:
         "--distill-loss",
         choices=LOSSES,
         default=DISTILL_LOSS,
-        help="what makes the student learn; none is the cross-entropy alone (default: %(default)s)",
+        help="distillation loss; none: cross-entropy only, no teacher (default: %(default)s)",
     )
     parser.add_argument(
         "--teacher",
         type=Path,
         metavar="PATH",
-        help="the teacher's .pth, of this project or with the weights of another ResNet-50 of "
-        "torchvision's names and with a first layer for 32x32 images (default: teacher.pth in "
-        "--checkpoint-dir)",
+        help="checkpoint of the teacher: one of this project, or any ResNet-50 weights with "
+        "torchvision's parameter names and a 3x3 first convolution for 32x32 images (default: "
+        "teacher.pth in --checkpoint-dir)",
     )
-    cli.add_context(parser, CONTEXT, "what the student sees, and the teacher clean")
+    cli.add_context(parser, CONTEXT, "context of the student's images (the teacher's are clean)")
     cli.add_init(parser)
     cli.add_indices(parser)
     args = parser.parse_args()
     arch, alone = STUDENTS[args.model - 1], args.distill_loss == "none"
     if alone and args.teacher:
-        raise UserError("--teacher has no say with --distill-loss none: leave one of them out")
+        raise UserError("--teacher has no effect with --distill-loss none: leave one of them out")
     device = pick_device(args.device)
     join_group(device)
     path = args.checkpoint_dir / (ALONE if alone else FILES)[arch]
@@ -103,7 +103,7 @@ def main() -> None:
     teacher, taught_by = None, None
     if not alone:
         teacher_path = args.teacher or cli.found(args, FILES["resnet50"])
-        stem = STEM if args.teacher else None  # of weights from elsewhere, for now
+        stem = STEM if args.teacher else None  # external weights: replaced by with_its_stem below
         teacher, facts = load_network(teacher_path, "resnet50", stem)
         taught_by = fingerprint_of(teacher)
     train, val, test = load_splits(args.data_dir, args.subset, device)
@@ -159,7 +159,7 @@ def main() -> None:
         answers = TeacherAnswers(teacher, taught_by, run.data, folder)
 
     def taught(seen: torch.Tensor | None = None) -> torch.Tensor | None:
-        """The teacher's logits for the very crops that the student sees, clean: kept, or new."""
+        """Return the teacher's logits for the student's crops: stored, or computed from them."""
         if alone or answers:
             return seen
         with torch.no_grad():

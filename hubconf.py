@@ -1,4 +1,4 @@
-"""The networks by torch.hub, with the weights in checkpoints/ or untrained.
+"""Entry points for torch.hub: the networks with the weights in checkpoints/, or untrained.
 
 torch.hub.load("path/to/the/clone", "densenet121", source="local")
 """
@@ -11,7 +11,7 @@ import models
 from utils import checkpoint
 
 dependencies = ["torch", "torchvision", "numpy", "tqdm", "filelock"]
-# torch.hub lists every callable without an underscore: there are to be the five entry points only.
+# Modules are imported whole: torch.hub lists every public callable here as an entry point.
 _CHECKPOINTS = pathlib.Path(__file__).resolve().parent / "checkpoints"
 
 
@@ -29,7 +29,7 @@ def _classifier(
         if value != found[name]:
             flag = {"classes": "num_classes"}.get(name, name)
             raise ValueError(
-                f"{flag} is {value!r}, but {path} has {found[name]!r}: leave {flag} out"
+                f"{flag} is {value!r}, but {path} has {found[name]!r}: leave out {flag}"
             )
     return _checked(net)
 
@@ -44,18 +44,22 @@ def resnet50(
 ) -> nn.Module:
     """The teacher, torchvision's ResNet-50: images (N, 3, 32, 32) -> logits (N, classes).
 
-    Images are RGB, divided by 255, then normalized with the mean (0.4914, 0.4822, 0.4465) and the
-    deviation (0.2470, 0.2435, 0.2616); ValueError where they are not float (N, 3, 32, 32). Logits
-    are in the order of the classes of the weights, CIFAR-10's in those that are shipped.
+    Images are RGB values divided by 255, then normalized with mean (0.4914, 0.4822, 0.4465) and
+    standard deviation (0.2470, 0.2435, 0.2616). The network raises ValueError if the input is not
+    float (N, 3, 32, 32). The weights in this repository are for the classes of CIFAR-10, in the
+    usual order.
 
     Args:
-        pretrained: True for the weights in checkpoints/, in float32, on the CPU and in eval mode; a
-            missing file is a utils.files.UserError that names the command that makes it. False for
-            random ones, in float32.
-        stem: "cifar" or "cifar-pool", as models.network explains; None takes that of the weights,
-            or "cifar-pool". ValueError where the weights have another.
-        num_classes: 2 to 1,000; None takes those of the weights, or 10. ValueError where the
-            weights have another number.
+        pretrained: if True, load the weights in checkpoints/; the network is on the CPU, in eval
+            mode. If False, use random weights; the network is in training mode. Both are float32.
+        stem: "cifar" or "cifar-pool", see `models.network`. Default: that of the weights, or
+            "cifar-pool" if not pretrained.
+        num_classes: 2 to 1,000. Default: that of the weights, or 10 if not pretrained.
+
+    Raises:
+        utils.files.UserError: the checkpoint is missing; the message names the command that
+            writes it.
+        ValueError: the weights have another stem or number of classes.
     """
     return _classifier("resnet50", pretrained, stem, num_classes)
 
@@ -65,7 +69,7 @@ def densenet121(
 ) -> nn.Module:
     """Student 1, torchvision's DenseNet-121: images (N, 3, 32, 32) -> logits (N, classes).
 
-    Images and arguments are those of `resnet50`.
+    Images and arguments are the same as those of `resnet50`.
     """
     return _classifier("densenet121", pretrained, stem, num_classes)
 
@@ -75,15 +79,16 @@ def googlenet(
 ) -> nn.Module:
     """Student 2, torchvision's GoogLeNet: images (N, 3, 32, 32) -> logits (N, classes).
 
-    Images and arguments are those of `resnet50`.
+    Images and arguments are the same as those of `resnet50`.
     """
     return _classifier("googlenet", pretrained, stem, num_classes)
 
 
 def selector(pretrained: bool = True) -> nn.Module:
-    """The selector: images (N, 3, 32, 32) -> logits (N,), high where student 1 is the better.
+    """The selector: images (N, 3, 32, 32) -> logits (N,).
 
-    Images are those of `resnet50`. It has no stem and no classes.
+    The sigmoid of a logit is the probability that student 1 has the smaller error. Images are the
+    same as those of `resnet50`.
     """
     if not pretrained:
         return _checked(models.Selector())
@@ -94,13 +99,13 @@ def selector(pretrained: bool = True) -> nn.Module:
 def multistudent(
     pretrained: bool = True, stem: str | None = None, num_classes: int | None = None
 ) -> nn.Module:
-    """Both students behind the selector, of which one runs for each image.
+    """The whole system: the selector chooses one student for each image; only that one runs.
 
-    Images (N, 3, 32, 32) -> logits (N, classes) and the student that gave them, int64 (N,), 0 or 1.
-    Images and arguments are those of `resnet50`. The threshold is that of the selector's
-    checkpoint, 0.5 when untrained. A selector that was made for other students is a
-    utils.files.UserError. The whole cannot be traced or exported: export its `students` and its
-    `selector` one by one.
+    Images (N, 3, 32, 32) -> logits (N, classes), and the index of the student that computed them,
+    int64 (N,), 0 or 1. Images and arguments are the same as those of `resnet50`. The threshold is
+    read from the checkpoint of the selector; it is 0.5 if not pretrained. Also raises
+    utils.files.UserError if the selector was trained for other students. The system cannot be
+    traced or exported: export its `students` and its `selector` one by one.
     """
     students = [_classifier(arch, pretrained, stem, num_classes) for arch in models.STUDENTS]
     if not pretrained:

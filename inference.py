@@ -1,17 +1,17 @@
-"""Send images to the student that is better on them, and see what that gives.
+"""Evaluate the whole system on the test set, or classify your own images.
 
-    python inference.py                    the whole test set: tables, figures, report.html
-    python inference.py photo.jpg more/    your own images, and folders of them
-    python inference.py more/ --csv predictions.csv    a row an image, for any number of them
-    python inference.py more/ --policy cascade         another way to choose between the students
-    python inference.py --context mixed    the same images, half of them noisy, dark, blurred, ...
-    python inference.py --out results      write the tables and figures somewhere else
-    python inference.py --subset 500       a quick try, in runs/quick/, of its networks if any
+    python inference.py                    evaluate on the test set: tables, figures, report.html
+    python inference.py photo.jpg more/    classify your own images and folders of images
+    python inference.py more/ --csv predictions.csv    write a CSV file, one row per image
+    python inference.py more/ --policy cascade         choose between the students differently
+    python inference.py --context mixed    evaluate with half of the test images degraded
+    python inference.py --out results      write the results to another folder
+    python inference.py --subset 500       quick test: networks from runs/quick/ if present there
 
-Needs checkpoints/densenet121.pth, googlenet.pth and selector.pth. Measured too, where they are
-there, are teacher.pth and the students trained without it, densenet121_alone.pth and
-googlenet_alone.pth. Where the test set cannot be had, the 1,000 test images that come with the
-repository take its place.
+Needs checkpoints/densenet121.pth, googlenet.pth and selector.pth. If present, the teacher
+(teacher.pth) and the students trained without it (densenet121_alone.pth, googlenet_alone.pth) are
+evaluated as well. If the test set is not available, the 1,000 test images of this repository are
+used.
 """
 
 import argparse
@@ -33,10 +33,10 @@ from utils.files import replacing, shown
 
 # ------------------------------------------------------------------ settings
 
-BATCH_SIZE = 500  # images a step
+BATCH_SIZE = 500  # images per step
 OUT = Path("runs/inference")  # for metrics.json, the figures and report.html
 
-# ------------------------------------------------------------------ the story
+# ------------------------------------------------------------------ inference
 
 
 def main() -> int:
@@ -47,7 +47,7 @@ def main() -> int:
 
 
 def read_flags() -> argparse.Namespace:
-    """The flags, once they make sense together."""
+    """Parse the flags and refuse combinations that make no sense."""
     parser = cli.common_parser(__doc__, globals(), quick=True)
     parser.add_argument("images", nargs="*", type=Path, help="your own images, or folders of them")
     cli.add_out(parser, OUT, "metrics.json, the figures and report.html")
@@ -55,16 +55,16 @@ def read_flags() -> argparse.Namespace:
         "--csv",
         type=Path,
         metavar="PATH",
-        help="write the answers for your own images to this file, a row an image",
+        help="write the predictions for your own images to this file, one row per image",
     )
     parser.add_argument(
-        "--resume", action="store_true", help="continue the --csv of a run that was stopped"
+        "--resume", action="store_true", help="continue the --csv file of a run that was stopped"
     )
     parser.add_argument(
         "--policy",
         choices=POLICIES,
         default="selector",
-        help="who answers for your own images: "
+        help="which networks classify your own images: "
         + "; ".join(f"{name}: {policy.who}" for name, policy in POLICIES.items())
         + " (default: %(default)s)",
     )
@@ -72,30 +72,30 @@ def read_flags() -> argparse.Namespace:
         "--threshold",
         type=cli.flag("THRESHOLD", float),
         metavar="P",
-        help="student 1 answers where the selector gives it this probability (selector), or runs "
-        "too where student 2's class has less than this one before its temperature (cascade); "
-        "default: as chosen on the validation images",
+        help="--policy selector: student 1 answers if its probability is at least P; --policy "
+        "cascade: student 1 also runs if the confidence of student 2, before temperature scaling, "
+        "is below P; default: chosen on the validation images",
     )
-    cli.add_context(parser, "clean", "what the test images are seen in")
+    cli.add_context(parser, "clean", "context of the test images")
     args = parser.parse_args()
     if args.threshold is not None and not POLICIES[args.policy].threshold:
-        parser.error(f"--threshold: --policy {args.policy} has none")
+        parser.error(f"--threshold: --policy {args.policy} has no threshold, leave it out")
     if args.resume and not args.csv:
-        parser.error("--resume continues a --csv: name it")
+        parser.error("--resume needs --csv with the file to continue")
     if args.csv and not args.images:
-        parser.error("--csv is for your own images: name them, or a folder of them")
+        parser.error("--csv needs images: name files or folders")
     if args.images and args.context != "clean":
-        parser.error("--context is for the test set: your own images are seen as they are")
+        parser.error("--context is for the test set only: leave it out for your own images")
     if args.images and args.subset is not None:
         parser.error(
-            "--subset is for the test set: your own images are all answered; the networks of a "
-            "quick try lie in --checkpoint-dir runs/quick"
+            "--subset is for the test set only: leave it out for your own images; to use the "
+            "networks of a quick test, add --checkpoint-dir runs/quick"
         )
     return args
 
 
 def classify_images(args: argparse.Namespace) -> int:
-    """The class of each image of one's own, by the policy of --policy."""
+    """Classify the images named on the command line with the policy of --policy."""
     device = pick_device(args.device)
     check_paths(args.images)
     parts = load_parts(lambda file: cli.found(args, file), parts_of(args.policy, args.threshold))
@@ -107,7 +107,7 @@ def classify_images(args: argparse.Namespace) -> int:
 
 
 def measure_test_set(args: argparse.Namespace) -> int:
-    """What every network and policy gives on the test images: tables, figures, report."""
+    """Evaluate all networks and policies on the test images: tables, figures, report."""
     device = pick_device(args.device)
     figures = figures_into(args.out)
     files = {"teacher": FILES["resnet50"], **FILES}
@@ -128,7 +128,7 @@ def measure_test_set(args: argparse.Namespace) -> int:
     facts = {arch: each for arch, (_, each) in parts.items()}
     weights = {arch: fingerprint_of(net) for arch, (net, _) in parts.items()}
     if not paths["teacher"].exists():
-        print(f"no teacher at {shown(paths['teacher'])}: it is left out\n")
+        print(f"no teacher at {shown(paths['teacher'])}: it is not evaluated\n")
     for name, arch in {"teacher": "resnet50", **{f"{arch}_alone": arch for arch in ALONE}}.items():
         if paths[name].exists():
             net, facts[name] = load_network(paths[name], arch)
@@ -137,12 +137,13 @@ def measure_test_set(args: argparse.Namespace) -> int:
     seen, test = kinds(args.context, image_seeds(test)), in_context(test, args.context)
     dataset += "" if args.context == "clean" else f", {args.context}"
     cli.announce(
-        f"Classifying {len(test):,} images: {dataset}, {listed(test.classes)}",
+        f"Evaluating on {len(test):,} images: {dataset}, {listed(test.classes)}",
         device=f"{device}, {precision(device)}",
         networks=", ".join(shown(paths[name]) for name in networks if name != "selector"),
-        selector=f"{shown(paths['selector'])}, student 1 from a probability of "
-        f"{systems['selector'].threshold:.2f} on",
-        cascade=f"student 1 too where student 2 has less than {systems['cascade'].threshold:.2f}",
+        selector=f"{shown(paths['selector'])}, student 1 if its probability is at least "
+        f"{systems['selector'].threshold:.2f}",
+        cascade="student 2, then student 1 too if the confidence is below "
+        f"{systems['cascade'].threshold:.2f}",
         writes=shown(args.out),
     )
 

@@ -1,12 +1,12 @@
 """Train the teacher, a ResNet-50, on CIFAR-10.
 
-    python teacherTrain.py                            the whole run, as in the block below
-    python teacherTrain.py --epochs 1 --subset 2000   a quick try, in runs/quick/
-    python teacherTrain.py --resume                   go on where Ctrl-C stopped it
-    torchrun --standalone --nproc_per_node=2 teacherTrain.py      on two GPUs
+    python teacherTrain.py                            train with the hyperparameters below
+    python teacherTrain.py --epochs 1 --subset 2000   quick test, writes to runs/quick/
+    python teacherTrain.py --resume                   continue a run that was stopped
+    torchrun --standalone --nproc_per_node=2 teacherTrain.py      use two GPUs
 
-Writes checkpoints/teacher.pth (the epoch that is best by validation) and teacher.csv (a row an
-epoch). The students learn from it: StudentTrain.py.
+Writes checkpoints/teacher.pth (the epoch with the best validation accuracy) and teacher.csv (one
+row per epoch). StudentTrain.py then distills the teacher into the students.
 """
 
 import torch.nn.functional as F
@@ -23,24 +23,24 @@ from utils.run import Run
 
 # ------------------------------------------------------------------ hyperparameters
 
-# Each has a flag, too:
+# Each of these also has a flag:
 EPOCHS = 40
-BATCH_SIZE = 128  # images a step
-LEARNING_RATE = 5e-3  # the highest, at the end of the warm-up
+BATCH_SIZE = 128  # images per step
+LEARNING_RATE = 5e-3  # maximum, reached after the warm-up
 SEED = 0
 
-# These are changed here:
+# These have no flag, edit them here:
 ARCH = "resnet50"
-STEM = "cifar-pool"  # "cifar" drops the max-pool: the most accurate, 4 times the work, for a GPU
-OPTIMIZER = "muon"  # or "adamw", with half the rate, or "sgd", with 0.1
-MOMENTUM = 0.9  # Nesterov's for Muon and SGD, the first of the betas for AdamW
-WEIGHT_DECAY = 0.05  # on weights, not on biases and norms; for SGD 5e-4
-WARMUP = 0.2  # share of all steps; a cosine down to 0 follows
-CROP = 4  # pixels of reflection around the image that a random crop may reach
-FLIP = True  # mirror every other image, at random
-CUTOUT = 8  # side of the square cut out of each image, in pixels
+STEM = "cifar-pool"  # "cifar": no max-pool, more accurate, 4 times the MACs
+OPTIMIZER = "muon"  # or "adamw" with half the learning rate, or "sgd" with 0.1
+MOMENTUM = 0.9  # Nesterov momentum of Muon and SGD, beta1 of AdamW
+WEIGHT_DECAY = 0.05  # not applied to biases and normalization layers; 5e-4 for SGD
+WARMUP = 0.2  # fraction of all steps; then cosine decay to 0
+CROP = 4  # reflection padding before the random crop, in pixels
+FLIP = True  # random horizontal flip
+CUTOUT = 8  # side of the cutout square, in pixels
 
-# ------------------------------------------------------------------ the story
+# ------------------------------------------------------------------ training
 
 
 def main() -> None:

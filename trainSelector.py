@@ -1,14 +1,14 @@
-"""Train the selector: a small CNN that sends each image to the student that does better on it.
+"""Train the selector: a small CNN that sends each image to the student with the smaller error.
 
     python trainSelector.py
-    python trainSelector.py --epochs 1 --subset 2000   a quick try, in runs/quick/
-    python trainSelector.py --resume                   go on where Ctrl-C stopped it
+    python trainSelector.py --epochs 1 --subset 2000   quick test, writes to runs/quick/
+    python trainSelector.py --resume                   continue a run that was stopped
     python trainSelector.py --context mixed --checkpoint-dir checkpoints/contexts
-    torchrun --standalone --nproc_per_node=2 trainSelector.py     on two GPUs
+    torchrun --standalone --nproc_per_node=2 trainSelector.py     use two GPUs
 
-Needs checkpoints/densenet121.pth and googlenet.pth, made by StudentTrain.py. Writes
-checkpoints/selector.pth (the epoch whose routed accuracy is best by validation, and thresholds
-for the policies of inference.py) and selector.csv (a row an epoch). inference.py uses it.
+Needs checkpoints/densenet121.pth and googlenet.pth, written by StudentTrain.py. Writes
+checkpoints/selector.pth (the epoch with the best routed accuracy on the validation images, and the
+thresholds for the policies of inference.py) and selector.csv (one row per epoch).
 """
 
 import torch
@@ -29,37 +29,37 @@ from utils.run import Run
 
 # ------------------------------------------------------------------ hyperparameters
 
-# Each has a flag, too:
+# Each of these also has a flag:
 EPOCHS = 10
-BATCH_SIZE = 128  # images a step
-LEARNING_RATE = 0.05  # the highest, at the end of the warm-up
+BATCH_SIZE = 128  # images per step
+LEARNING_RATE = 0.05  # maximum, reached after the warm-up
 SEED = 0
-CONTEXT = "clean"  # what the images are seen in, of utils/contexts.py
-LABEL_WEIGHT = None  # "difference": a label counts as much as the students' errors differ
+CONTEXT = "clean"  # of all images, see utils/contexts.py
+LABEL_WEIGHT = None  # "difference": weight each label by the difference of the students' errors
 
-# These are changed here:
+# These have no flag, edit them here:
 DEPTH = 3  # convolution blocks, 1 to 4
 BATCH_NORM = True  # in each block
-THRESHOLD = None  # student 1 answers from this probability on; None: chosen on validation
-OPTIMIZER = "sgd"  # or "muon" or "adamw", with far lower rates
-MOMENTUM = 0.9  # Nesterov's for SGD and Muon, the first of the betas for AdamW
-WEIGHT_DECAY = 5e-4  # on weights, not on biases and norms
-WARMUP = 0.25  # share of all steps; a cosine down to 0 follows
-CROP = 4  # pixels of reflection around the image that a random crop may reach
-FLIP = True  # mirror every other image, at random
-CUTOUT = 0  # side of the square cut out of each image, in pixels
+THRESHOLD = None  # student 1 answers if its probability is >= this; None: chosen on validation
+OPTIMIZER = "sgd"  # or "muon" or "adamw", with a much lower learning rate
+MOMENTUM = 0.9  # Nesterov momentum of SGD and Muon, beta1 of AdamW
+WEIGHT_DECAY = 5e-4  # not applied to biases and normalization layers
+WARMUP = 0.25  # fraction of all steps; then cosine decay to 0
+CROP = 4  # reflection padding before the random crop, in pixels
+FLIP = True  # random horizontal flip
+CUTOUT = 0  # side of the cutout square, in pixels
 
-# ------------------------------------------------------------------ the story
+# ------------------------------------------------------------------ training
 
 
 def main() -> None:
     parser = cli.training_parser(__doc__, globals())
-    cli.add_context(parser, CONTEXT, "what the students and the selector see")
+    cli.add_context(parser, CONTEXT, "context of the images")
     parser.add_argument(
         "--label-weight",
         choices=("difference",),
         default=LABEL_WEIGHT,
-        help="let each label count as much as the students' errors differ (default: %(default)s)",
+        help="weight each label by the difference of the students' errors (default: %(default)s)",
     )
     args = parser.parse_args()
     device = pick_device(args.device)
@@ -71,7 +71,7 @@ def main() -> None:
     splits = load_splits(args.data_dir, args.subset, device)
     for student_path, (_, facts) in zip(paths, students, strict=True):
         check_classes(student_path, facts, splits[0].classes, splits[0].name)
-    # Each image in one context for good: its label is of this very picture, seen by both students.
+    # The context of an image is the same in every epoch, because its label depends on it.
     train, val, test = (in_context(split, args.context) for split in splits)
     seed_everything(args.seed)
     selector = to_device(Selector(DEPTH, BATCH_NORM), device)
@@ -80,7 +80,7 @@ def main() -> None:
         **cli.training_facts(args, device, selector, train, val, path),
         students=", ".join(map(shown, paths)),
         context=args.context,
-        labels="weighted by the difference of errors" if args.label_weight else "as published",
+        labels="weighted by the difference of errors" if args.label_weight else "not weighted",
         threshold="chosen on the validation images" if THRESHOLD is None else THRESHOLD,
     )
 
@@ -110,7 +110,7 @@ def main() -> None:
         },
         resume=args.resume,
     )
-    run.begin()  # before the students label the images, which takes minutes
+    run.begin()  # report errors before the students label the images, which takes minutes
 
     students = [for_inference(student, device) for student in students]
     train_logits = [
@@ -120,7 +120,7 @@ def main() -> None:
     weights = torch.ones_like(targets)
     if args.label_weight:
         weights = label_weights(*train_logits, train.labels)
-    print(f"student 1 is the better on {share(targets == 1):.1%} of the training images")
+    print(f"student 1 has the smaller error on {share(targets == 1):.1%} of the training images")
     val_logits = [predict(student, val.images) for student in students]
     val_targets = selector_labels(*val_logits, val.labels)
     right = [logits.argmax(dim=1) == val.labels for logits in val_logits]
@@ -149,8 +149,8 @@ def main() -> None:
     amend_checkpoint(path, **facts)
     print(
         f"\nthreshold {threshold:.2f}: routed top-1 {facts['val_accuracy']:.2%} on the validation "
-        f"images, {facts['test_accuracy']:.2%} on {len(test):,} test images, of which "
-        f"{share(choice == 0):.1%} went to {STUDENTS[0]}; wrote {shown(path)}"
+        f"images, {facts['test_accuracy']:.2%} on {len(test):,} test images; "
+        f"{share(choice == 0):.1%} of these went to {STUDENTS[0]}; wrote {shown(path)}"
     )
     print(f"next: {cli.next_command(args)}")
 

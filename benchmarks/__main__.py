@@ -1,21 +1,21 @@
-"""How fast ours is beside the plain way, measured in turn on this machine.
+"""Throughput of this code and of a plain PyTorch loop, measured alternately on this machine.
 
-    python -m benchmarks                              every subject, about ten minutes
-    python -m benchmarks data "step googlenet"        some of them
+    python -m benchmarks                              all subjects, about ten minutes
+    python -m benchmarks data "step googlenet"        some subjects
     python -m benchmarks --json results/benchmarks.json
     python -m benchmarks "epoch googlenet" --batch-size 32 128 512 --threads 1 2
     python -m benchmarks data --images 1000 10000 45000
 
-Each side of a subject is a process of its own. After a warm-up they take turns, ours, plain, ours,
-plain, so that both meet the same machine; a ratio is of two neighboring pieces of work. Shown are
-the medians, the smallest and the largest ratio, the most memory that either side held, and for a
-training step the share of the machine's own matrix rate that ours reaches.
+Each subject has two sides, ours and plain, in two processes. After a warm-up they run alternately,
+so that both have the same conditions. A ratio compares two neighboring runs. The table shows the
+medians, the smallest and largest ratio, the peak memory of each side and, for training steps, the
+fraction of the machine's matrix multiplication rate that ours reaches.
 
-Plain is the common practice (benchmarks/plain.py): torchvision's dataset, a transform an image, a
-DataLoader with two workers, float32. For inference both sides are ours: the routed system beside
-the teacher, and beside the published way, which runs the selector and both students; then by ONNX
-Runtime, where that is installed, beside PyTorch. Last comes where the time goes until the first
-answer of inference.py.
+Plain is the common practice (benchmarks/plain.py): torchvision's dataset, one transform per image,
+a DataLoader with two workers, float32. For inference, both sides are code of this project: the
+routed system against the teacher; against the published inference, which runs the selector and both
+students on every image; and ONNX Runtime, if installed, against PyTorch. Finally, the start-up time
+of inference.py is measured by stages.
 """
 
 import argparse
@@ -38,12 +38,12 @@ from utils import cli
 from utils.device import has_bf16, pick_device, precision
 from utils.files import UserError, replacing, shown, try_folder
 
-ROUNDS = 5  # pairs of pieces a subject
+ROUNDS = 5  # pairs of runs per subject
 SETTING = ("batch_size", "threads", "images")
 
 
 class Side:
-    """A process that does a piece of work when told to."""
+    """A process that does one piece of work per request."""
 
     def __init__(self, subject: str, side: str, options: dict[str, object]) -> None:
         words = [sys.executable, "-m", "benchmarks.side", subject, side]
@@ -55,12 +55,12 @@ class Side:
         )
 
     def piece(self) -> float:
-        """Images a second over one piece."""
+        """Run one piece of work. Returns images per second."""
         done = self._ask("go\n")
         return done["images"] / done["seconds"]
 
     def end(self) -> int:
-        """The most memory that the process held, in MB."""
+        """End the process. Returns its peak memory in MB."""
         self.process.stdin.close()
         answer = json.loads(self.process.stdout.readline())
         self.process.wait()
@@ -72,15 +72,15 @@ class Side:
             self.process.stdin.flush()
             return json.loads(self.process.stdout.readline())
         except (BrokenPipeError, json.JSONDecodeError) as error:
-            raise UserError("a side of the benchmark ended: see its error above") from error
+            raise UserError("a benchmark process failed: see its error above") from error
 
 
 def compare(
     subject: str, setting: dict[str, int | None], args: argparse.Namespace, gflops: float
 ) -> dict:
-    """Both sides of a subject in turn: what results/benchmarks.json holds of it.
+    """Measure both sides of a subject alternately. Returns a row of results/benchmarks.json.
 
-    `gflops` is the machine's matrix rate in the precision that ours computes in.
+    `gflops` is the matrix rate of the machine in the precision that ours uses.
     """
     where = {name: getattr(args, name) for name in ("device", "data_dir", "checkpoint_dir")}
     ours, plain = (Side(subject, side, where | setting) for side in ("ours", "plain"))
@@ -101,7 +101,7 @@ def compare(
             "ours_peak_mb": ours.end(),
             "plain_peak_mb": plain.end(),
         }
-        if subject.startswith("step "):  # forward once, backward twice, two operations a MAC
+        if subject.startswith("step "):  # backward costs twice forward; a MAC is two operations
             work = 3 * 2e6 * macs(network(subject.removeprefix("step "), STEM))
             row["share_of_matrix_rate"] = round(1e-9 * work * row["ours"] / gflops, 3)
         return row
@@ -112,14 +112,14 @@ def compare(
 
 
 def start(args: argparse.Namespace) -> dict[str, float]:
-    """Seconds of each stage from the start of inference.py to its first answer, of three runs."""
+    """Median seconds of each stage from the start of inference.py to its first result, 3 runs."""
     words = [sys.executable, "-m", "benchmarks.start", args.device, str(args.checkpoint_dir)]
     runs = []
     for _ in range(3):
         started = time.perf_counter()
         done = subprocess.run(words, cwd=cli.ROOT, stdout=subprocess.PIPE, check=False)
         if done.returncode:
-            raise UserError("inference.py did not start: see its error above")
+            raise UserError("benchmarks.start failed: see its error above")
         stages = json.loads(done.stdout)
         whole = time.perf_counter() - started
         runs.append({**stages, "Python itself": whole - sum(stages.values()), "all": whole})
@@ -127,7 +127,7 @@ def start(args: argparse.Namespace) -> dict[str, float]:
 
 
 def limits(device: torch.device) -> dict[str, float]:
-    """What the machine itself can do: matrix rates in GFLOP/s, memory bandwidth in GB/s."""
+    """The limits of the machine: matrix rates in GFLOP/s, memory bandwidth in GB/s."""
 
     def best(work, repeats: int = 5) -> float:
         times = []
@@ -151,7 +151,7 @@ def limits(device: torch.device) -> dict[str, float]:
 
 
 def machine(device: torch.device) -> dict:
-    """The processor or card, its precision and its limits."""
+    """The name of the processor or GPU, its precision and its limits."""
     name = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -172,13 +172,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=", ".join(SUBJECTS))
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the numbers there")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the results to this file")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="default: %(default)s")
     parser.add_argument("--device", default="auto", help="default: %(default)s")
     for flag, default, what in (
-        ("--batch-size", BATCH_SIZE, "images a step (default: %(default)s)"),
-        ("--threads", None, "of PyTorch, on the CPU"),
-        ("--images", None, "of a piece of data, epoch and inference"),
+        ("--batch-size", BATCH_SIZE, "images per step (default: %(default)s)"),
+        ("--threads", None, "number of PyTorch threads on the CPU"),
+        ("--images", None, "images per run, for data, epochs and inference"),
     ):
         parser.add_argument(
             flag,
@@ -186,7 +186,7 @@ def main() -> None:
             nargs="+",
             default=[default],
             metavar="N",
-            help=f"{what}; of several each is measured",
+            help=f"{what}; several values: each is measured",
         )
     parser.add_argument("--data-dir", type=Path, default=cli.ROOT / "data", metavar="PATH")
     parser.add_argument(

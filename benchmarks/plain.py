@@ -1,7 +1,7 @@
-"""The common practice, as in the widely copied CIFAR-10 loops: what ours is measured against.
+"""The baseline of the benchmarks: common practice, as in widely copied CIFAR-10 loops.
 
-torchvision's dataset with a transform an image, a DataLoader with two workers, float32, PyTorch's
-default memory format, SGD.
+torchvision's dataset with one transform per image, a DataLoader with two workers, float32,
+PyTorch's default memory format, SGD.
 """
 
 import torch
@@ -17,7 +17,7 @@ WORKERS = 2
 
 
 class Cifar10(torchvision.datasets.CIFAR10):
-    """torchvision's dataset of images that lie in memory already, not in its pickle files."""
+    """torchvision's dataset with images that are in memory already, not in its pickle files."""
 
     def __init__(self, split: Split, transform: transforms.Compose) -> None:
         self.data, self.targets = split.images.cpu().numpy(), split.labels.tolist()
@@ -25,7 +25,7 @@ class Cifar10(torchvision.datasets.CIFAR10):
 
 
 def loader(split: Split, batch_size: int, cutout: int = 0) -> DataLoader:
-    """Shuffled batches with the very augmentation of `utils.augment.Batches`."""
+    """Shuffled batches with the same augmentation as in `utils.augment.Batches`."""
     steps = [
         transforms.RandomCrop(32, padding=4, padding_mode="reflect"),
         transforms.RandomHorizontalFlip(),
@@ -41,7 +41,7 @@ def loader(split: Split, batch_size: int, cutout: int = 0) -> DataLoader:
 
 
 class Loop:
-    """A training loop as it is usually written. With a teacher, its logits are the target."""
+    """A usual training loop. With a teacher, the student learns its logits."""
 
     def __init__(self, net: nn.Module, device: torch.device, teacher: nn.Module | None = None):
         self.net, self.device, self.teacher = net.to(device), device, teacher

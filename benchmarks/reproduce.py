@@ -1,9 +1,9 @@
-"""How long `make reproduce` will take on this machine, from the first steps of each training.
+"""Estimate how long `make reproduce` takes on this machine, from a few steps of each training.
 
-    python -m benchmarks.reproduce             all of it
-    python -m benchmarks.reproduce --done 2    what is still to come after two of its five steps
+    python -m benchmarks.reproduce             all five stages
+    python -m benchmarks.reproduce --done 2    the remaining stages after two of the five
 
-The networks take a few steps on random images, at the settings of the scripts.
+The networks are trained for a few steps on random images, with the settings of the scripts.
 """
 
 import csv
@@ -25,15 +25,15 @@ from utils.data import normalize
 from utils.device import pick_device, precision
 
 BATCH_SIZE = teacherTrain.BATCH_SIZE
-STEPS = 4  # that are timed of each network, behind as many that are not
+STEPS = 4  # timed steps per network, after the same number of warm-up steps
 TRAIN, VAL, TEST = 45_000, 5_000, 10_000  # images
-ANSWER = 0.25  # what an answer takes of a training step on as many images
-SELECTOR = 0.02  # what a step of the selector takes of one of GoogLeNet's
+ANSWER = 0.25  # time of inference, relative to training on the same number of images
+SELECTOR = 0.02  # time of a selector's training step, relative to GoogLeNet's
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A step of `make reproduce`, and the seconds it takes."""
+    """One of the five stages of `make reproduce`, and its time."""
 
     name: str
     epochs: int | None
@@ -41,11 +41,11 @@ class Stage:
 
 
 def seconds_per_image(arch: str, stem: str, batch_size: int, device: torch.device) -> float:
-    """What a training step takes for an image."""
+    """Seconds per image of a training step."""
     images = torch.randint(0, 256, (batch_size, 32, 32, 3), dtype=torch.uint8, device=device)
     images, labels = normalize(images), torch.arange(batch_size, device=device) % 10
     loop = OurLoop(network(arch, stem), device)
-    for _ in range(2):  # the first time warms up
+    for _ in range(2):  # the first round is the warm-up
         started = time.perf_counter()
         for _ in range(STEPS):
             loop.step(images, labels)
@@ -58,20 +58,20 @@ def seconds_per_image(arch: str, stem: str, batch_size: int, device: torch.devic
 def stages(
     step: dict[str, float], epochs: dict[str, int], done: dict[str, int], subset: int | None = None
 ) -> list[Stage]:
-    """The five steps of `make reproduce`.
+    """The five stages of `make reproduce`.
 
     Args:
-        step: seconds that a training step takes for an image, of each network but the selector.
-        epochs: of each network and the selector.
-        done: the epochs of each that are done already.
-        subset: so many images of each split.
+        step: seconds per image of a training step, for each network except the selector.
+        epochs: number of epochs, for each network and the selector.
+        done: epochs already done.
+        subset: number of images of each split. None: all.
     """
     train, val, test = (min(count, subset or count) for count in (TRAIN, VAL, TEST))
     found = []
     for arch, name in (("resnet50", "teacher"), *zip(STUDENTS, STUDENTS, strict=True)):
         left = max(0, epochs[arch] - done.get(arch, 0))
         seconds = left * step[arch] * (train + ANSWER * val)
-        if arch == STUDENTS[0]:  # it finds no answers of the teacher
+        if arch == STUDENTS[0]:  # the first student has to compute the teacher's logits
             views = min(StudentTrain.TEACHER_VIEWS, left)
             seconds += ANSWER * step["resnet50"] * train * views
         found.append(Stage(LABELS[name], left, seconds))
@@ -82,7 +82,7 @@ def stages(
 
 
 def told(seconds: float) -> str:
-    """A time in hours and minutes."""
+    """Format a time in hours and minutes."""
     minutes = round(seconds / 60)
     if minutes < 1:
         return "less than a minute"
@@ -90,7 +90,7 @@ def told(seconds: float) -> str:
 
 
 def epochs_done(folder: Path) -> dict[str, int]:
-    """The epochs in the histories of the runs that --resume continues."""
+    """The number of epochs done in the runs that --resume will continue."""
     found = {}
     for arch, file in FILES.items():
         path = (folder / file).with_suffix(".csv")
@@ -103,7 +103,7 @@ def epochs_done(folder: Path) -> dict[str, int]:
 def main() -> None:
     parser = cli.training_parser(__doc__, vars(teacherTrain))
     parser.set_defaults(epochs=None)
-    parser.add_argument("--done", type=int, choices=range(5), default=0, help="steps that are done")
+    parser.add_argument("--done", type=int, choices=range(5), default=0, help="stages already done")
     args = parser.parse_args()
     device = pick_device(args.device)
     of = {"resnet50": teacherTrain, **dict.fromkeys(STUDENTS, StudentTrain)}
@@ -117,12 +117,12 @@ def main() -> None:
     }
     done = epochs_done(args.checkpoint_dir) if args.resume else {}
     left = stages(step, epochs, done, args.subset)[args.done :]
-    what = "still to come" if args.done else "to come"
-    print(f"{what}, as measured now over the first steps on {device}, {precision(device)}:")
+    what = "remaining time" if args.done else "total time"
+    print(f"{what}, estimated from a few training steps on {device}, {precision(device)}:")
     for number, stage in enumerate(left, args.done + 1):
         count = "" if stage.epochs is None else f"{stage.epochs} epochs"
         print(f"  {number} of 5  {stage.name:<28}{count:<12}{told(stage.seconds)}")
-    print(f"  together {told(sum(stage.seconds for stage in left))}\n", flush=True)
+    print(f"  in total {told(sum(stage.seconds for stage in left))}\n", flush=True)
 
 
 if __name__ == "__main__":

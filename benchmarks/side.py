@@ -1,7 +1,7 @@
-"""One side of a subject, in a process of its own: a piece of work for each line that it reads.
+"""The process of one side of a subject: it does one piece of work per line of its input.
 
-Started by `python -m benchmarks`. Prints a JSON object a line: {"images", "seconds"} of a piece,
-at the end of its input {"peak_mb"}, the most memory that the process has held.
+Started by `python -m benchmarks`. Prints one JSON object per line: {"images", "seconds"} for each
+piece and, at the end of the input, {"peak_mb"}, the peak memory of the process.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""Where the time goes from the start of `inference.py` to its first answer, as a JSON object.
+"""Measure the stages from the start of `inference.py` to its first result.
 
-Started by `python -m benchmarks`, in a process of its own: {stage: seconds}.
+Started by `python -m benchmarks` as a separate process. Prints a JSON object {stage: seconds}.
 """
 
 import json

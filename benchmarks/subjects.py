@@ -1,6 +1,7 @@
-"""What is measured: a subject has two sides, each a function that sets up and returns its work.
+"""The subjects of the benchmarks. Each side of a subject is a function that returns its piece.
 
-The work, a piece, is called again and again, and returns how many images it took.
+A piece is a function without arguments. It is called repeatedly, does one piece of work, and
+returns its number of images.
 """
 
 from collections.abc import Callable
@@ -24,34 +25,34 @@ from utils.optim import optimizers
 
 STEM = "cifar-pool"
 BATCH_SIZE = 128
-SINGLE = 40  # images that are asked about one at a time
+SINGLE = 40  # number of images for batches of one image
 Piece = Callable[[], int]
 
 
 @dataclass
 class Place:
-    """Where and on what is measured."""
+    """Device, data, weights and sizes of a measurement."""
 
     device: torch.device
     data_dir: Path
     checkpoint_dir: Path
     batch_size: int = BATCH_SIZE
-    images: int | None = None  # a piece; None: as the subject says
+    images: int | None = None  # images per piece; None: the default of the subject
     _splits: tuple[Split, ...] | None = field(default=None, repr=False)
 
     def split(self, which: int, count: int) -> Split:
-        """So many images to train on (0) or to test on (2)."""
+        """The first `count` images of the training (0) or test (2) split."""
         if self._splits is None:
             self._splits = load_splits(self.data_dir, None, self.device)
         return self._splits[which].take(slice(count))
 
     def load(self, arch: str) -> torch.nn.Module:
-        """The network as shipped, made ready to answer."""
+        """Load a network of `checkpoint_dir` for inference."""
         net = load_network(self.checkpoint_dir / FILES[arch], arch)[0]
         return for_inference(net, self.device)
 
     def new(self, arch: str) -> torch.nn.Module:
-        """The network untrained, for the classes of the data."""
+        """Create an untrained network for the classes of the data set."""
         return network(arch, STEM, len(self.split(0, 1).classes))
 
 
@@ -71,7 +72,7 @@ def plain_data(place: Place) -> Piece:
 
 
 class OurLoop:
-    """The learning of teacherTrain.py or, with a teacher's logits, of StudentTrain.py."""
+    """The training step of teacherTrain.py or, with the teacher's logits, of StudentTrain.py."""
 
     def __init__(self, net: torch.nn.Module, device: torch.device) -> None:
         self.net, self.device = to_device(net, device).train(), device
@@ -90,12 +91,12 @@ class OurLoop:
 
 
 def our_epoch(place: Place, arch: str, distilled: bool = False) -> Piece:
-    """With `distilled`, the teacher has answered before, as it has from a run's epoch 17 on."""
+    """With `distilled`, the teacher's logits are stored already, as from epoch 17 of a run."""
     split = place.split(0, place.images or 4 * place.batch_size)
     batches = Batches(split.images, place.batch_size, 0, Augmentation(4, True, 0), int(distilled))
     rows = [split.labels]
     if distilled:
-        rows.append(predict(place.load("resnet50"), split.images).half())  # whatever they are
+        rows.append(predict(place.load("resnet50"), split.images).half())  # values do not matter
     loop, epochs = OurLoop(place.new(arch), place.device), iter(range(10**9))
 
     def piece() -> int:
@@ -157,7 +158,7 @@ def routed(place: Place, count: int) -> Piece:
 
 
 def onnx_routed(place: Place, count: int) -> Piece:
-    """The same by ONNX Runtime, as docs/export.md shows it, on as many threads as PyTorch has."""
+    """`routed` with ONNX Runtime, as in docs/export.md, with the same number of threads."""
     import onnxruntime
 
     *trained, selector, threshold = _parts(place)
@@ -184,7 +185,7 @@ def onnx_routed(place: Place, count: int) -> Piece:
 
 
 def _parts(place: Place) -> tuple:
-    """Both students and the selector, each with its facts, and the selector's threshold."""
+    """Both students and the selector, each with its checkpoint dictionary, and the threshold."""
     *trained, selector = load_parts(lambda file: place.checkpoint_dir / file).values()
     return *trained, selector, selector[1]["threshold"]
 
@@ -194,7 +195,7 @@ def teacher(place: Place, count: int) -> Piece:
 
 
 def everything(place: Place, count: int) -> Piece:
-    """The published way: the selector and both students run on every image."""
+    """The published inference: the selector and both students run on every image."""
     names = ("selector", *STUDENTS)
     nets = [place.load(arch) for arch in names]
     return _predicting(nets, place, count)
@@ -213,7 +214,7 @@ def _predicting(nets: list[torch.nn.Module], place: Place, count: int) -> Piece:
 
 
 def _questions(place: Place, count: int) -> list[torch.Tensor]:
-    """Test images in batches of `count`: single ones are several, that go to either student."""
+    """Test images in batches of `count`. For single images, several, as students may differ."""
     return list(place.split(2, SINGLE if count == 1 else count).images.split(count))
 
 
@@ -263,7 +264,7 @@ SUBJECTS |= ONNX
 
 
 def left_out(subject: str, device: torch.device) -> str | None:
-    """Why a subject cannot be measured here; None where it can."""
+    """The reason why a subject cannot be measured here; None if it can."""
     if subject in ONNX and device.type != "cpu":
         return "it is measured on the CPU"
     if subject in ONNX and not all(map(find_spec, PACKAGES.split())):

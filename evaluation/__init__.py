@@ -1,4 +1,4 @@
-"""What is shown of networks: policies, test set, your own images, figures, report, ONNX files."""
+"""Evaluation of trained networks: policies, test set, your own images, figures, report, ONNX."""
 
 from pathlib import Path
 from types import ModuleType
@@ -7,13 +7,13 @@ from utils.files import UserError, try_folder
 
 
 def figures_into(out: Path) -> ModuleType:
-    """`evaluation.figures`, for a run that ends with figures in `out`: to be called when it starts.
+    """Import `evaluation.figures` and check that `out` can be written; call this before long work.
 
-    Raises UserError where `out` cannot be written or Matplotlib cannot be loaded.
+    Raises UserError if `out` cannot be written or Matplotlib cannot be imported.
     """
     try_folder(out)
     try:
-        from evaluation import figures  # takes a second, and is not needed for one's own images
+        from evaluation import figures  # takes a second, and is not needed for own images
     except ImportError as error:
         raise UserError(f"the figures need Matplotlib: pip install matplotlib ({error})") from error
     return figures

@@ -1,4 +1,4 @@
-"""Your own images: the answer for each, as lines or as the rows of a CSV file."""
+"""Classify your own images, and print the predictions or write them to a CSV file."""
 
 import os
 import sys
@@ -20,16 +20,16 @@ from utils.run import StopRequest
 
 
 def check_paths(paths: list[Path]) -> None:
-    """Raise UserError where all of `paths` are folders without an image."""
+    """Raise UserError if all `paths` are folders without an image."""
     firsts = (next(image_files([path])) if os.path.isdir(path) else path for path in paths)
     if all(map(os.path.isdir, firsts)):
-        read_image(next(image_files(paths)))  # which says what is wrong with the folder
+        read_image(next(image_files(paths)))  # raises the error for the folder
 
 
 def answers(
     system: System, files: Iterator[Path], batch_size: int, device: torch.device
 ) -> Iterator[list[Answer]]:
-    """The answer for each file, in their order, a batch at a time."""
+    """Yield the predictions for the files in order, one batch at a time."""
     classes = system.made_of["classes"]
     while batch := [Answer(file) for file in islice(files, batch_size)]:
         images = []
@@ -52,7 +52,10 @@ def answers(
 
 
 def print_answers(system: System, paths: list[Path], batch_size: int, device: torch.device) -> int:
-    """Print a line for each image: its class, probability and student. 2 if one is no image."""
+    """Print one line per image: class, probability and student.
+
+    Returns the exit status: 2 if a file is not an image, else 0.
+    """
     failed = 0
     width = max(12, *(len(name) + 1 for name in system.made_of["classes"]))
     print(f"{'class':<{width}}{'probability':>11}  {'student':<13}file")
@@ -80,11 +83,12 @@ def write_answers(
     batch_size: int,
     device: torch.device,
 ) -> int:
-    """Write a row for each image to `csv`, a batch at a time. 2 if one is no image.
+    """Write one row per image to `csv`, one batch at a time.
 
-    Ctrl-C and SIGTERM end it with status 130 and 143, once the images read so far have their row.
+    Returns the exit status: 2 if a file is not an image, else 0. After Ctrl-C and SIGTERM, the
+    current batch is written, and the exit status is 130 and 143.
     """
-    made_of = system.made_of | {"batch_size": batch_size}  # which rounding depends on
+    made_of = system.made_of | {"batch_size": batch_size}  # rounding depends on the batch size
     with closing(Predictions(csv, resume, made_of)) as table, StopRequest() as stop:
         files = takewhile(lambda _: not stop.signal, image_files(paths))
         files = (file for file in files if not table.skips(file))

@@ -1,11 +1,11 @@
-"""The networks as ONNX files, for programs that have no PyTorch.
+"""Export the networks to ONNX files, for use without PyTorch.
 
     python -m evaluation.export --out runs/onnx
     python -m evaluation.export --out runs/onnx --policy cascade
 
-Writes NAME.onnx for each network that the policy runs, and routing.json, which says how to choose
-between them. A network takes uint8 images (N, 32, 32, 3) and normalizes them itself. docs/export.md
-shows how to route a batch with ONNX Runtime.
+Writes NAME.onnx for each network of the policy, and routing.json with what is needed to choose
+between them. The exported networks take uint8 images (N, 32, 32, 3); normalization is included.
+docs/export.md shows how to route a batch with ONNX Runtime.
 
 Needs onnx and onnxscript, and the checkpoints of the networks.
 """
@@ -25,11 +25,11 @@ from utils.checkpoint import CHECKPOINTS, fingerprint_of, load_parts
 from utils.files import UserError, replacing, shown, try_folder
 
 OUT = Path("runs/onnx")  # for the .onnx files and routing.json
-PACKAGES = "onnx onnxscript onnxruntime"  # onnxruntime is for those who run the files
+PACKAGES = "onnx onnxscript onnxruntime"  # onnxruntime is only needed to run the files
 
 
 class FromPixels(nn.Module):
-    """`net` behind its normalization: uint8 (N, 32, 32, 3) -> what `net` returns."""
+    """Normalization, then `net`: uint8 (N, 32, 32, 3) -> output of `net`."""
 
     def __init__(self, net: nn.Module, mean: list[float], std: list[float]) -> None:
         super().__init__()
@@ -42,10 +42,13 @@ class FromPixels(nn.Module):
 
 
 def onnx_bytes(net: nn.Module, facts: dict[str, Any]) -> bytes:
-    """A network and the facts of its checkpoint, as `load_network` gives them, as an ONNX file.
+    """Convert a network to the content of an ONNX file.
 
-    Its input is `images`, uint8 (N, 32, 32, 3), its output `logits`, float32 (N, classes), or (N,)
-    of the selector. N is free.
+    The input is `images`, uint8 (N, 32, 32, 3). The output is `logits`, float32 (N, classes), or
+    (N,) for the selector. N is dynamic.
+
+    Args:
+        net, facts: a network and its checkpoint dictionary, from `load_network`.
     """
     program = torch.onnx.export(
         FromPixels(net, facts["mean"], facts["std"]).eval(),
@@ -57,12 +60,12 @@ def onnx_bytes(net: nn.Module, facts: dict[str, Any]) -> bytes:
         verbose=False,
     )
     for node in program.model.graph:
-        node.metadata_props.clear()  # lines of source code, with the paths of this machine
+        node.metadata_props.clear()  # contain source code lines and local paths
     return program.model_proto.SerializeToString()
 
 
 def check_packages() -> None:
-    """Raise UserError where what the export needs is not installed."""
+    """Raise UserError if a package for the export is not installed."""
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -80,7 +83,7 @@ def main() -> None:
         "--policy",
         choices=POLICIES,
         default="selector",
-        help="who answers, as of inference.py (default: %(default)s)",
+        help="as for inference.py (default: %(default)s)",
     )
     parser.add_argument(
         "--checkpoint-dir",

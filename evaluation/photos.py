@@ -1,4 +1,4 @@
-"""Pictures of any size and kind, from files of strangers, as the networks want them."""
+"""Read image files of any size and format, also from untrusted sources, as 32x32 images."""
 
 import contextlib
 import io
@@ -17,18 +17,18 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from utils.files import UserError
 
 SIZE = 32  # pixels, the side of a CIFAR-10 image
-# What cameras and browsers write, MPO among the JPEGs. Pillow would also start Ghostscript for EPS.
+# Usual formats of cameras and browsers (JPEG includes MPO). For EPS, Pillow would run Ghostscript.
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
-MAX_BYTES = 1 << 28  # of a file
-MAX_HEAD = 1 << 27  # bytes read before the pixels, a TIFF's twice: up to 10 of memory for each
-SECONDS = 2  # of one processor, for the head of a file, and again for its pixels
-SECONDS_A_PIXEL = 2e-7  # on top of that: ten times what large photos take
+MAX_BYTES = 1 << 28  # maximum file size
+MAX_HEAD = 1 << 27  # bytes read before the pixels (TIFF: twice); each may take 10 bytes of memory
+SECONDS = 2  # CPU time for the head of a file, and again for its pixels
+SECONDS_A_PIXEL = 2e-7  # additional CPU time per pixel: ten times what large photos need
 
-logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what matters is in the errors it raises
-# Pillow's own reader of uncompressed TIFFs makes objects of 250 bytes for each strip that is named.
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # its errors contain what matters
+# Pillow's own reader for uncompressed TIFF files creates an object of 250 bytes per strip.
 TiffImagePlugin.READ_LIBTIFF = True
-# libtiff returns numbers in this machine's byte order. Pillow expects that of unsigned 16-bit ones
-# only, and the file's order of all others.
+# libtiff returns numbers in the byte order of this machine. Pillow assumes this for unsigned 16-bit
+# numbers only, and the byte order of the file for all others.
 NATIVE = {
     "I;16S": "I;16NS",
     "I;16BS": "I;16NS",
@@ -42,11 +42,11 @@ SIGNED, WHITE_IS_ZERO = 2, 0  # values of the first two
 
 
 def image_files(paths: Iterable[Path]) -> Iterator[Path]:
-    """The files that `paths` name: a folder stands for all files below it but hidden ones.
+    """Yield the files named by `paths`. A folder stands for all files below it, except hidden ones.
 
-    A folder's own files come first, then its folders, both by name; links to folders are not
-    followed. One folder's names are in memory at a time. A folder that has no files, or that cannot
-    be listed, is yielded itself, for `read_image` to refuse.
+    The files of a folder come first, then its subfolders, both sorted by name. Links to folders are
+    not followed. Only the names of one folder are in memory at a time. A folder without files, or
+    that cannot be listed, is yielded itself; `read_image` then raises an error for it.
     """
     for path in paths:
         if os.path.isdir(path):
@@ -68,18 +68,19 @@ def _below(top: Path) -> Iterator[Path]:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """The middle square of a picture, 32x32, as uint8 (32, 32, 3) RGB.
+    """Read an image file, crop the central square and resize it: uint8 (32, 32, 3) RGB.
 
-    Turned as its EXIF data say; transparency is put on white. Gray levels of more than 8 bits are
-    scaled as `to_8_bits` says. At most Image.MAX_IMAGE_PIXELS pixels are decoded, in 16 bytes each
-    (WebP) or fewer, and in the time that SECONDS and SECONDS_A_PIXEL leave.
+    The EXIF orientation is applied. Transparent pixels become white. Gray levels with more than 8
+    bits are scaled, see `to_8_bits`. At most Image.MAX_IMAGE_PIXELS pixels are decoded, with at
+    most 16 bytes of memory each (WebP), within the time limit of SECONDS and SECONDS_A_PIXEL.
 
-    Raises UserError, one line that names the file, where it cannot be read or is no image.
+    Raises UserError, with a one-line message that names the file, if it cannot be read or is not an
+    image.
     """
     try:
         _check_file(path)
-        # Opened here, as Pillow maps a file that it is given by name into memory: one cut short
-        # meanwhile would end the process.
+        # Opened here, because Pillow maps files opened by name into memory: if such a file is
+        # truncated in the meantime, the process crashes.
         with _File(path) as file:
             return _decode(file)
     except UserError as error:
@@ -90,16 +91,16 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def to_8_bits(values: np.ndarray, bits: int) -> np.ndarray:
-    """Numbers of any type as gray levels: uint8 of the same shape, 0 for black, 255 for white.
+    """Convert numbers to gray levels: uint8 of the same shape, 0 for black, 255 for white.
 
     Args:
-        values: floats, of which 0 is black and 1 white where none lies outside, else the smallest
-            and the largest; or integers, whose type's smallest and largest are black and white.
-            Where none is negative, 0 is black.
-        bits: of each integer, where they are fewer than the type's. Programs store levels of 8 and
-            16 bits in 32, too: where these hold all of them, their largest is white.
+        values: floats or integers. For floats, black and white are 0 and 1 if all values are in
+            [0, 1], else the minimum and maximum value. For integers, they are the minimum and
+            maximum of `bits` bits; if no value is negative, black is 0.
+        bits: number of bits of each integer. Some programs store levels of 8 or 16 bits in 32 bits:
+            if all values fit into 8 or 16 bits, that maximum is white.
 
-    Raises UserError where a float is NaN or infinite.
+    Raises UserError if a float is NaN or infinite.
     """
     low, high = values.min().item(), values.max().item()
     signed = values.dtype.kind == "i"
@@ -114,14 +115,14 @@ def to_8_bits(values: np.ndarray, bits: int) -> np.ndarray:
         black, white = 0, next(top for width in widths if high <= (top := (1 << width) - 1))
     scale = 255 / (white - black) if white > black else 0
     levels, numbers = np.empty(values.size, np.uint8), values.reshape(-1)
-    for start in range(0, len(numbers), 1 << 20):  # few in float64 at once
+    for start in range(0, len(numbers), 1 << 20):  # blocks, as float64 needs much memory
         block = slice(start, start + (1 << 20))
         levels[block] = (numbers[block].astype(np.float64) - black) * scale + 0.5
     return levels.reshape(values.shape)
 
 
 def one_line(text: object) -> str:
-    """`text` as a line that does nothing to a terminal: quoted and escaped where it has to be."""
+    """`text` as one line without control characters; quoted and escaped if necessary."""
     text = str(text)
     return text if text.isprintable() else repr(text)
 
@@ -136,16 +137,16 @@ def _check_file(path: Path) -> None:
         raise UserError("no images in this folder")
     if not stat.S_ISREG(status.st_mode):
         raise UserError("not a regular file")
-    if status.st_size == 0:  # so are those of /proc, of which some never end
+    if status.st_size == 0:  # also files of /proc, which may never end
         raise UserError("not an image: the file is empty")
     if status.st_size > MAX_BYTES:
         raise UserError(f"not read: more than {MAX_BYTES >> 20} MiB")
 
 
 class _File(io.BufferedReader):
-    """A file that can be read for some seconds: one of 1 MB can be made to take hours.
+    """A file that can be read for a limited time: a malicious file of 1 MB may take hours.
 
-    The seconds are those that this thread computes, so that a busy machine changes nothing.
+    The limit is for the CPU time of this thread, so it does not depend on the load of the machine.
     """
 
     def __init__(self, path: Path) -> None:
@@ -153,12 +154,12 @@ class _File(io.BufferedReader):
         self.allow(SECONDS, MAX_HEAD)
 
     def allow(self, seconds: float, size: float) -> None:
-        """Let it be read for `seconds` from now on, and `size` bytes of it."""
+        """Allow reading for `seconds` from now on, and at most `size` bytes."""
         self._seconds, self._end = seconds, time.thread_time() + seconds
         self._left = size
 
     def read(self, size: int | None = -1) -> bytes:
-        """As of any file. Raises UserError when the seconds or the bytes are used up."""
+        """Read as usual. Raises UserError if the limit of seconds or bytes is exceeded."""
         if time.thread_time() > self._end:
             raise UserError(f"not read: decoding takes more than {self._seconds:.0f} s")
         content = super().read(size)
@@ -193,17 +194,17 @@ def _decode(file: _File) -> np.ndarray:
                 reason = f"not an image that can be read: a damaged {name}, or one of a rare kind"
                 raise UserError(reason) from error
         raise UserError(f"not an image: none of {', '.join(FORMATS)}") from error
-    except Exception as error:  # on broken files the decoders raise whatever comes to hand
+    except Exception as error:  # for damaged files, decoders raise many types of errors
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"not an image that can be read ({reason:.200})") from error
 
 
 def _shrink(image: Image.Image) -> np.ndarray:
-    """The image as uint8 (SIZE, SIZE, 3), with few copies of it at full size."""
-    image.draft("RGB", (8 * SIZE, 8 * SIZE))  # a large JPEG is decoded at reduced size
-    # The clock is looked at before each block. One of 4 KiB holds up to 300 scans of a JPEG.
+    """Decode to uint8 (SIZE, SIZE, 3), with few copies at full size."""
+    image.draft("RGB", (8 * SIZE, 8 * SIZE))  # decode a large JPEG at reduced size
+    # The time is checked before each block. A block of 4 KiB has up to 300 scans of a JPEG.
     image.decodermaxblock = 4096
-    tags = getattr(image, "tag_v2", {})  # TIFF's
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
     if image.format == "TIFF":
         image.tile = [
             tile._replace(args=(NATIVE.get(tile.args[0], tile.args[0]), *tile.args[1:]))
@@ -211,7 +212,7 @@ def _shrink(image: Image.Image) -> np.ndarray:
         ]
     with _silent() if image.format == "TIFF" else contextlib.nullcontext():
         image.load()
-    with contextlib.suppress(Exception):  # damaged EXIF data leave the picture as it lies
+    with contextlib.suppress(Exception):  # ignore damaged EXIF data
         ImageOps.exif_transpose(image, in_place=True)
     signed = SIGNED in tags.get(SAMPLE_FORMAT, ())
     if image.mode[0] in "IF" or (signed and image.mode == "L"):
@@ -220,7 +221,7 @@ def _shrink(image: Image.Image) -> np.ndarray:
         image = image.convert("LA")
     if image.has_transparency_data and image.mode != "RGBA":
         image = image.convert("RGBA")
-    elif image.mode in ("1", "P"):  # which are resized without interpolation
+    elif image.mode in ("1", "P"):  # Pillow resizes these without interpolation
         image = image.convert("RGB")
     image = ImageOps.fit(image, (SIZE, SIZE), Image.Resampling.BICUBIC)
     if image.mode == "RGBA":
@@ -229,21 +230,21 @@ def _shrink(image: Image.Image) -> np.ndarray:
 
 
 def _gray(image: Image.Image, bits: int, signed: bool, photometric: int | None) -> Image.Image:
-    """A picture of one number a pixel, of more than 8 bits or signed, as gray levels of 8 bits."""
+    """Convert a single-channel image with more than 8 bits, or signed, to 8-bit gray levels."""
     values = np.asarray(image)
     if values.dtype.kind != "f":
         kind = np.dtype(f"{'i' if signed else 'u'}{values.itemsize}")
         values = values.view(kind.newbyteorder(values.dtype.byteorder))
     levels = to_8_bits(values, bits)
     gray = Image.fromarray(~levels if photometric == WHITE_IS_ZERO else levels)
-    if (clear := image.info.get("transparency")) is not None:  # one of the numbers, in a PNG
+    if (clear := image.info.get("transparency")) is not None:  # PNG: the transparent gray level
         gray.putalpha(Image.fromarray((values != clear) * np.uint8(255)))
     return gray
 
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Keep off stderr what libtiff itself writes there."""
+    """Suppress what libtiff writes to stderr."""
     stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(null, 2)

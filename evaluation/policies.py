@@ -1,4 +1,4 @@
-"""Who answers for an image: the policies, what each gives and costs, and how one is assembled."""
+"""Policies that choose a student for each image: assembly, accuracy and cost."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ from utils.method import share
 class Policy:
     """A way to choose between the students.
 
-    who: who answers, for --help.
-    students: those that may run, in the order in which they run or are named.
-    threshold: its name in the selector's checkpoint, and its value where there is none.
+    who: description for --help.
+    students: the students that may run, in the order in which they run or are named.
+    threshold: the key of its threshold in the selector's checkpoint, and the default value.
     """
 
     who: str
@@ -33,7 +33,7 @@ POLICIES = {
         "the student that the selector chooses", STUDENTS, threshold=("threshold", 0.5)
     ),
     "cascade": Policy(
-        "student 2; where it is not sure, the mean of both",
+        "student 2, or the mean of both if it is not confident",
         STUDENTS[::-1],
         threshold=("cascade_threshold", 0.9),
     ),
@@ -42,19 +42,19 @@ POLICIES = {
 }
 
 
-# ------------------------------------------------------------------ a system that runs
+# ------------------------------------------------------------------ systems
 
 
 @dataclass
 class System:
-    """Networks under a policy.
+    """The networks of a policy, ready for inference.
 
-    net: normalized images (N, 3, 32, 32) -> logits (N, classes), and the place in `names` of who
-        gave them, int64 (N,).
-    names: of those who answer.
-    threshold: of the policy, None where it has none.
-    made_of: all that an answer depends on, but for the image.
-    temperatures: of each of `names`, 1.0 where none was chosen.
+    net: maps normalized images (N, 3, 32, 32) to logits (N, classes), and an index into `names` for
+        each image, int64 (N,).
+    names: names of the students; "both" for the mean.
+    threshold: of the policy; None if it has none.
+    made_of: everything that the predictions depend on, except the images.
+    temperatures: one per entry of `names`; 1.0 if none was chosen.
     """
 
     net: nn.Module
@@ -64,26 +64,26 @@ class System:
     temperatures: tuple[float, ...] = (1.0, 1.0)
 
     def probabilities(self, logits: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
-        """Those to show to people, (N, classes), from what `net` returned."""
+        """Calibrated probabilities (N, classes) from the outputs of `net`."""
         return (logits / logits.new_tensor(self.temperatures)[choice, None]).softmax(dim=1)
 
 
 def parts_of(policy: str, threshold: float | None = None) -> tuple[str, ...]:
-    """The networks to load for a policy; the selector's checkpoint has the thresholds, too."""
+    """The networks to load for a policy. The selector's checkpoint also contains the thresholds."""
     students, named = POLICIES[policy].students, POLICIES[policy].threshold
     selector = policy == "selector" or (named and threshold is None)
     return (*students, "selector") if selector else students
 
 
 def temperature_of(facts: Mapping[str, Any]) -> float:
-    """The temperature in a checkpoint's dictionary; 1.0 where none was chosen."""
+    """The temperature in a checkpoint dictionary; 1.0 if none was chosen."""
     return facts.get("temperature", 1.0)
 
 
 def mean_temperature(students: Iterable[float]) -> float:
-    """The temperature of the mean of the students' logits.
+    """The temperature for the mean of the students' logits.
 
-    One chosen for it on the validation images differs by a few hundredths, and helps no more.
+    A temperature chosen on the validation images differs by a few hundredths and is not better.
     """
     return fmean(students)
 
@@ -95,14 +95,15 @@ def assemble(
     device: torch.device,
     threshold: float | None = None,
 ) -> System:
-    """A system that answers under a policy.
+    """Assemble the system of a policy.
 
     Args:
         policy: a key of POLICIES.
-        trained: of each of `parts_of` it, the network and the dictionary of its checkpoint, as
-            `utils.checkpoint.load_parts` gives them.
-        ready: the same networks, made for inference on `device`.
-        threshold: in place of the one in the selector's checkpoint.
+        trained: for each network in `parts_of(policy)`: the network and its checkpoint dictionary,
+            as returned by `utils.checkpoint.load_parts`.
+        ready: the same networks, prepared by `for_inference` on `device`.
+        device: the device of `ready`.
+        threshold: overrides the threshold in the selector's checkpoint.
     """
     archs, named = POLICIES[policy].students, POLICIES[policy].threshold
     students = [ready[arch] for arch in archs]
@@ -133,16 +134,16 @@ def assemble(
     return System(system.eval(), names, threshold, made_of, temperatures)
 
 
-# ------------------------------------------------------------------ what a policy gives
+# ------------------------------------------------------------------ accuracy and cost of a policy
 
 
 @dataclass
 class Networks:
-    """What the networks say of N images, and what each costs.
+    """Logits of the networks for N images, and their costs.
 
     Args:
-        logits: (N, classes) of "resnet50" and of both students, (N,) of the "selector".
-        work: MACs of each for one image.
+        logits: (N, classes) of "resnet50" and both students, (N,) of "selector".
+        work: MACs per image of each network.
         labels: int64 (N,).
     """
 
@@ -151,25 +152,25 @@ class Networks:
     labels: torch.Tensor
 
     def right(self, arch: str) -> torch.Tensor:
-        """Where the network's answer is the label: bool (N,)."""
+        """Whether the network's prediction is correct: bool (N,)."""
         return self.logits[arch].argmax(dim=1) == self.labels
 
     def students_right(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where student 1 is right, and where student 2 is: two bool (N,)."""
+        """Whether student 1 and student 2 are correct: two bool (N,)."""
         return self.right(STUDENTS[0]), self.right(STUDENTS[1])
 
     def better_student(self) -> str:
-        """The student that is right on more of the images."""
+        """The student with the higher accuracy."""
         return max(STUDENTS, key=lambda arch: self.right(arch).sum().item())
 
 
 @dataclass
 class Outcome:
-    """What a policy does on N images.
+    """The result of a policy on N images.
 
-    right: bool (N,), where its answer is the label.
-    first_ran: bool (N,), where student 1 runs.
-    macs: for one image, on average.
+    right: bool (N,), whether the prediction is correct.
+    first_ran: bool (N,), whether student 1 runs.
+    macs: mean MACs per image.
     """
 
     right: torch.Tensor
@@ -178,7 +179,7 @@ class Outcome:
 
 
 def routed(nets: Networks, to_first: torch.Tensor, router_macs: float) -> Outcome:
-    """Student 1 where `to_first`, bool (N,), else student 2; the router runs on every image."""
+    """Student 1 if `to_first`, bool (N,), else student 2. The router runs on every image."""
     first, second = nets.students_right()
     to_1 = share(to_first)
     work = to_1 * nets.work[STUDENTS[0]] + (1 - to_1) * nets.work[STUDENTS[1]]
@@ -186,19 +187,19 @@ def routed(nets: Networks, to_first: torch.Tensor, router_macs: float) -> Outcom
 
 
 def selector(nets: Networks, threshold: float) -> Outcome:
-    """Student 1 where the selector gives it at least this probability, else student 2."""
+    """Student 1 if its probability from the selector is at least `threshold`, else student 2."""
     to_first = nets.logits["selector"].sigmoid() >= threshold
     return routed(nets, to_first, nets.work["selector"])
 
 
 def oracle(nets: Networks) -> Outcome:
-    """The student that is right, where one is; the second where both are or neither."""
+    """The student that is correct; student 2 if both or neither are."""
     first, second = nets.students_right()
     return routed(nets, first & ~second, 0)
 
 
 def cascade(nets: Networks, threshold: float) -> Outcome:
-    """Student 2; where its largest probability is below the threshold, the mean of both."""
+    """Student 2; the mean of both if the confidence of student 2 is below the threshold."""
     first, second = (nets.logits[arch] for arch in STUDENTS)
     both = ((first + second) / 2).argmax(dim=1) == nets.labels
     unsure = confidence(second) < threshold

@@ -1,4 +1,4 @@
-"""How sure a measured accuracy is, how well a score tells two kinds of image apart, calibration."""
+"""Confidence intervals, significance tests, area under the ROC curve, and calibration."""
 
 import math
 import statistics
@@ -10,12 +10,14 @@ import torch
 
 Z = NormalDist().inv_cdf(0.975)  # 1.96: 95 % of a normal distribution lie within Z deviations
 
-T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's, for 1 to 9
+# 0.975 quantile of Student's t distribution with 1 to 9 degrees of freedom.
+T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of the mean of 2 to 10 values, by Student's t ("The probable error of a
-    mean", Biometrika 6 (1908), 1-25): what other seeds would give.
+    """The 95 % confidence interval of the mean of 2 to 10 values, for example of several seeds.
+
+    By Student's t distribution ("The probable error of a mean", Biometrika 6 (1908), 1-25).
     """
     mean = statistics.mean(values)
     half = T[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values))
@@ -23,23 +25,29 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def wilson_interval(accuracy: float, images: int) -> tuple[float, float]:
-    """The 95 % interval of an accuracy, both in [0, 1], each image counting as right or wrong.
+    """The 95 % confidence interval of an accuracy on `images` images; both in [0, 1].
 
     Wilson's score interval: E. B. Wilson, "Probable inference, the law of succession, and
     statistical inference", Journal of the American Statistical Association 22 (1927), 209-212. It
-    tells what another draw of as many images would give, not what another training would.
+    accounts for the sampling of the images, not for the randomness of the training.
     """
     shrink = 1 + Z**2 / images
     center = (accuracy + Z**2 / (2 * images)) / shrink
     half = Z / shrink * math.sqrt(accuracy * (1 - accuracy) / images + (Z / (2 * images)) ** 2)
-    return max(0.0, center - half), min(1.0, center + half)  # against rounding
+    return max(0.0, center - half), min(1.0, center + half)  # rounding may exceed [0, 1]
 
 
 def mcnemar_p(right_a: torch.Tensor, right_b: torch.Tensor) -> float:
-    """Two-sided p of the hypothesis that two classifiers, right as told (bool (N,)), are as good.
+    """Two-sided p value of McNemar's exact test for two classifiers on the same images.
 
-    Exact: of the images on which one alone is right, each would be as likely to be of the one as of
-    the other. Q. McNemar, Psychometrika 12 (1947), 153-157. 1.0 where there are no such images.
+    The null hypothesis: an image on which exactly one classifier is correct is equally likely to
+    be correct for either. Q. McNemar, Psychometrika 12 (1947), 153-157.
+
+    Args:
+        right_a, right_b: whether each classifier is correct, bool (N,).
+
+    Returns:
+        p in (0, 1]; 1.0 if there is no image on which exactly one classifier is correct.
     """
     only_a = (right_a & ~right_b).sum().item()
     only_b = (right_b & ~right_a).sum().item()
@@ -49,12 +57,18 @@ def mcnemar_p(right_a: torch.Tensor, right_b: torch.Tensor) -> float:
 
 
 def auroc(scores: torch.Tensor, positive: torch.Tensor) -> float:
-    """How likely a positive has the higher score than a negative, a tie counting half.
+    """The area under the ROC curve: the probability that a positive scores above a negative.
 
-    The area under the ROC curve by the rank sum of J. A. Hanley and B. J. McNeil, Radiology 143
-    (1982), 29-36: scores (N,), positive bool (N,). 0.5 is a coin. NaN where one kind is missing.
+    Ties count half. By the rank sum of J. A. Hanley and B. J. McNeil, Radiology 143 (1982), 29-36.
+
+    Args:
+        scores: (N,).
+        positive: bool (N,).
+
+    Returns:
+        The area in [0, 1]; 0.5 is chance level. NaN if there are no positives or no negatives.
     """
-    scores, positive = scores.cpu(), positive.cpu()  # Apple's GPUs have no float64
+    scores, positive = scores.cpu(), positive.cpu()  # Apple's GPUs do not support float64
     _, place, counts = torch.unique(scores, return_inverse=True, return_counts=True)
     middle = counts.cumsum(0).double() - (counts.double() - 1) / 2  # the mean rank of equal scores
     positives, negatives = int(positive.sum()), int((~positive).sum())
@@ -65,7 +79,7 @@ def auroc(scores: torch.Tensor, positive: torch.Tensor) -> float:
 
 
 def auroc_interval(area: float, positives: int, negatives: int) -> tuple[float, float]:
-    """The 95 % interval of an `auroc` of so many positives and negatives, as of another draw.
+    """The 95 % confidence interval of an `auroc` from these numbers of positives and negatives.
 
     By the standard error of Hanley and McNeil (1982, equations 1 and 2).
     """
@@ -80,15 +94,15 @@ def auroc_interval(area: float, positives: int, negatives: int) -> tuple[float, 
 def reliability(
     probabilities: torch.Tensor, right: torch.Tensor, bins: int = 15
 ) -> list[tuple[float, float, int]]:
-    """What is said and what is true: the images, by probability, in `bins` of the same width.
+    """Reliability of probabilities, in `bins` bins of equal width.
 
     Args:
-        probabilities: of the class that is named, in [0, 1], (N,).
-        right: whether it is the label, (N,).
+        probabilities: of the predicted classes, in [0, 1], (N,).
+        right: whether the predictions are correct, bool (N,).
 
     Returns:
-        The mean probability, the share that is right, and the number of the images in each bin
-        that has any, from the lowest on.
+        For each bin that is not empty, in ascending order: mean probability, accuracy, number of
+        images.
     """
     said, true = probabilities.cpu().numpy(), right.cpu().numpy()
     place = np.minimum((said * bins).astype(int), bins - 1)
@@ -103,10 +117,10 @@ def reliability(
 
 
 def calibration_error(probabilities: torch.Tensor, right: torch.Tensor) -> float:
-    """How far the probabilities, (N,), are on average from how often one is `right`, (N,).
+    """The expected calibration error with 15 bins, in [0, 1].
 
-    The expected calibration error in 15 bins of C. Guo et al., "On calibration of modern neural
-    networks" (ICML 2017), in [0, 1].
+    C. Guo et al., "On calibration of modern neural networks" (ICML 2017). The arguments are those
+    of `reliability`.
     """
     rows = reliability(probabilities, right)
     return sum(count * abs(said - true) for said, true, count in rows) / len(right)

@@ -1,4 +1,4 @@
-"""The networks: the teacher and the students, the selector, and all of them put together."""
+"""The networks: teacher, students, selector, and the systems that combine them."""
 
 from models.cascade import Cascade, confidence
 from models.cost import macs, parameters

@@ -1,4 +1,4 @@
-"""Students one after the other: each further one runs only where those before are not sure."""
+"""A cascade of students: the next student runs only if the previous ones are not confident."""
 
 from collections.abc import Sequence
 
@@ -9,15 +9,15 @@ from models.multistudent import refuse_tracing
 
 
 class Cascade(nn.Module):
-    """The students that ran answer together, with the mean of their logits.
+    """A cascade of students. The result for an image is the mean logits of the students that ran.
 
-    A committee that stops early, as of X. Wang et al., "Wisdom of Committees" (ICLR 2022).
+    See X. Wang et al., "Wisdom of Committees" (ICLR 2022).
 
     Args:
-        students: in the order in which they run, the cheapest first, each images (N, 3, 32, 32) ->
-            logits (N, classes).
-        threshold: the next student runs where the largest probability of the answer so far is
-            below it. 0 runs the first student alone, anything above 1 all students.
+        students: in the order in which they run, usually the cheapest first. Each maps images
+            (N, 3, 32, 32) to logits (N, classes).
+        threshold: the next student runs if the largest probability so far is below the threshold.
+            0: only the first student runs. Above 1: all students run.
     """
 
     def __init__(self, students: Sequence[nn.Module], threshold: float) -> None:
@@ -26,9 +26,9 @@ class Cascade(nn.Module):
         self.threshold = threshold
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (N, classes), float32, and the index of the last student that ran, int64 (N,).
+        """Return float32 logits (N, classes) and the index of the last student, int64 (N,).
 
-        RuntimeError where it is traced or exported, as `refuse_tracing` explains.
+        Raises RuntimeError if traced or exported, see `refuse_tracing`.
         """
         if not torch.jit.is_scripting():
             refuse_tracing(self, images)
@@ -36,7 +36,7 @@ class Cascade(nn.Module):
         logits = first(images).float()
         last = torch.zeros(len(images), dtype=torch.long, device=images.device)
         for k, student in enumerate(others, 1):
-            # An answer that was sure stays as it is, so that these are among those before.
+            # Confident images keep their logits, so later students see only a subset of these.
             unsure = (confidence(logits) < self.threshold).nonzero().squeeze(1)
             if len(unsure):
                 before = logits[unsure]

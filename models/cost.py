@@ -1,4 +1,4 @@
-"""What a network costs: its parameters and the work of one image."""
+"""The cost of a network: its parameters, and the MACs for one image."""
 
 import torch
 from torch import nn
@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def parameters(net: nn.Module) -> float:
-    """Parameters of `net`, in millions."""
+    """Number of parameters, in millions."""
     return sum(parameter.numel() for parameter in net.parameters()) / 1e6
 
 
@@ -14,7 +14,7 @@ def parameters(net: nn.Module) -> float:
 def macs(net: nn.Module) -> float:
     """Multiply-accumulates of convolutions and linear layers for one 32x32 image, in millions.
 
-    torch's counter gives two floating-point operations for each.
+    PyTorch's FlopCounterMode counts two operations per multiply-accumulate.
     """
     weights = next(net.parameters())
     with FlopCounterMode(display=False) as counter:

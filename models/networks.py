@@ -1,4 +1,4 @@
-"""The teacher and the students: torchvision's networks with a first layer for 32x32 images."""
+"""The teacher and the students: torchvision's networks with a stem for 32x32 images."""
 
 import torch
 import torchvision
@@ -12,15 +12,23 @@ CLASS_COUNTS = range(2, 1001)
 
 
 def network(arch: str, stem: str = "cifar-pool", classes: int = 10) -> nn.Module:
-    """One of torchvision's classifiers, randomly initialized, with a stem for 32x32 images.
+    """Create one of torchvision's classifiers with random weights and a stem for 32x32 images.
 
-    The networks were drawn for 224x224 images and shrink them fourfold before the first block.
-    Both stems replace the 7x7 stride-2 convolution by a 3x3 of stride 1: "cifar" drops the
-    max-pool behind it too (the most accurate), "cifar-pool" keeps it, for a quarter of the MACs.
+    The original networks are for 224x224 images and downsample by 4 before the first block. Both
+    stems replace the 7x7 convolution of stride 2 by a 3x3 convolution of stride 1. The stem "cifar"
+    also removes the max-pool after it, which is more accurate. The stem "cifar-pool" keeps it and
+    needs a quarter of the MACs.
 
-    The network takes normalized images (N, 3, 32, 32) and returns logits (N, classes), in float32
-    whatever PyTorch's default type. Its state_dict has torchvision's own keys. Raises ValueError
-    for another `arch` or `stem`, or where `classes` is not 2 to 1,000.
+    The network maps normalized images (N, 3, 32, 32) to logits (N, classes). It is float32, also if
+    PyTorch's default type is another. Its state dict has the same keys as torchvision's.
+
+    Args:
+        arch: one of ARCHS.
+        stem: one of STEMS.
+        classes: 2 to 1,000.
+
+    Raises:
+        ValueError: an argument has another value.
     """
     if arch not in ARCHS:
         raise ValueError(f"arch is {arch!r}: choose from {', '.join(ARCHS)}")
@@ -49,7 +57,7 @@ def network(arch: str, stem: str = "cifar-pool", classes: int = 10) -> nn.Module
 
 
 def check_images(net: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-    """A forward pre-hook: ValueError unless the input is float (N, 3, 32, 32), in one sentence."""
+    """A forward pre-hook that raises ValueError unless the input is float (N, 3, 32, 32)."""
     images = inputs[0]
     if not images.is_floating_point() or list(images.shape[1:]) != [3, 32, 32]:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The selector: a small CNN that looks at an image and says which student will do better on it."""
+"""The selector: a small CNN that predicts which student has the smaller error on an image."""
 
 import torch
 from torch import nn
@@ -9,10 +9,12 @@ WIDTHS = (32, 64, 96, 128)  # output channels of blocks 1 to 4
 class Selector(nn.Module):
     """`depth` blocks of 3x3 convolution, batch norm, ReLU and max-pool, then one logit.
 
-    Takes normalized images (N, 3, 32, 32) and returns logits (N,): their sigmoid is the probability
-    that student 1 is the better one for the image. At depth 3: 0.08 M parameters, 9.1 M MACs.
+    Maps normalized images (N, 3, 32, 32) to logits (N,). The sigmoid of a logit is the probability
+    that student 1 has the smaller error. With depth 3: 0.08 M parameters, 9.1 M MACs.
 
-    Raises ValueError where `depth` is not 1 to 4.
+    Args:
+        depth: 1 to 4; else ValueError.
+        batch_norm: whether the blocks have batch norm.
     """
 
     def __init__(self, depth: int = 3, batch_norm: bool = True) -> None:
@@ -27,7 +29,7 @@ class Selector(nn.Module):
             blocks += [nn.ReLU(inplace=True), nn.MaxPool2d(2)]
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(WIDTHS[depth - 1], 1)
-        self.float()  # whatever PyTorch's default type
+        self.float()  # PyTorch's default type may be another
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.head(self.blocks(images).mean(dim=(2, 3))).squeeze(1)

@@ -1,9 +1,10 @@
-"""The compression tables: parameters, size on disk and MACs against the teacher's.
+"""Compression: parameters, size on disk and MACs, relative to the teacher.
 
-    python -m studies.compression                   the stem of the shipped weights
-    python -m studies.compression --stem cifar      without the max-pool
+    python -m studies.compression                   the stem of the weights in checkpoints/
+    python -m studies.compression --stem cifar      the stem without max-pool
 
-Ours are counted from the networks, no weights needed; the published reductions stand beside them.
+The numbers are computed from the networks; no weights are needed. The published reductions are
+shown for comparison.
 """
 
 import argparse
@@ -15,8 +16,8 @@ from torch import nn
 from models import STEMS, STUDENTS, Selector, macs, network, parameters
 
 STEM = "cifar-pool"
-# Reductions against ResNet-50 in %, from github.com/Vidya1899/Multistudent-Knowledge-distilation:
-# parameters, size on disk, MACs.
+# Published reductions relative to ResNet-50, in %: parameters, size on disk, MACs. From
+# github.com/Vidya1899/Multistudent-Knowledge-distilation
 PUBLISHED = {
     "densenet121": (87.3, 68.4, 21.0),
     "googlenet": (76.3, 74.5, 68.1),
@@ -25,7 +26,7 @@ PUBLISHED = {
 
 
 def megabytes(*nets: nn.Module) -> float:
-    """Bytes of the networks' checkpoints in half precision, in units of 10^6."""
+    """Total size of the networks' weights on disk in half precision, in 10^6 bytes."""
     total = 0
     for net in nets:
         file = io.BytesIO()
@@ -35,12 +36,12 @@ def megabytes(*nets: nn.Module) -> float:
 
 
 def costs(*nets: nn.Module) -> tuple[float, float, float]:
-    """Parameters in M, size on disk in MB, and MMACs per image where all of `nets` run."""
+    """Parameters in millions, size on disk in MB, and MMACs per image if all `nets` run."""
     return sum(map(parameters, nets)), megabytes(*nets), sum(map(macs, nets))
 
 
 def all_costs(stem: str) -> dict[str, tuple[float, float, float]]:
-    """`costs` of the teacher, of each student, of each with the selector, and of these three."""
+    """`costs` of the teacher, each student, each student + selector, and both + selector."""
     selector = Selector()
     students = {arch: network(arch, stem) for arch in STUDENTS}
     systems = {
@@ -60,7 +61,7 @@ def main() -> None:
     stem = parser.parse_args().stem
     systems = all_costs(stem)
     base = systems.pop("teacher")
-    print(f"Reduction against the teacher, ResNet-50 with the {stem} stem, ours (published)\n")
+    print(f"Reduction relative to the teacher, ResNet-50 with the {stem} stem: ours (published)\n")
     print(f"{'':<24}{'parameters':>24}{'size on disk':>26}{'MACs per image':>26}")
     print(f"{'teacher':<24}{base[0]:>13.2f} M{base[1]:>23.2f} MB{base[2]:>24.1f} M")
     for name, costs_of in systems.items():
@@ -74,15 +75,15 @@ def main() -> None:
 
     least, most = sorted(systems[f"{arch} + selector"][2] for arch in STUDENTS)
     print(
-        f"\nRouted, the selector and one student run: {least:.1f} to {most:.1f} MMACs per image, "
-        f"{100 * (1 - most / base[2]):.1f} to {100 * (1 - least / base[2]):.1f} % fewer than the "
-        "teacher's. The published inference runs both students on every image."
+        f"\nWith routing, the selector and one student run: {least:.1f} to {most:.1f} MMACs per "
+        f"image, {100 * (1 - most / base[2]):.1f} to {100 * (1 - least / base[2]):.1f} % fewer "
+        "than the teacher. The published inference runs both students on every image."
     )
     densenet = systems["densenet121"][0]
     print(
-        f"The published 87.3 % and 61.4 % fewer parameters cannot be had from DenseNet-121, whose "
-        f"{densenet:.2f} M are {100 * densenet / base[0]:.1f} % of the teacher's; nor can 21 % "
-        "fewer MACs."
+        f"The published reductions of 87.3 % and 61.4 % in parameters are not possible with "
+        f"DenseNet-121: its {densenet:.2f} M parameters are {100 * densenet / base[0]:.1f} % of "
+        "the teacher's. The published reduction of 21 % in MACs is not possible either."
     )
 
 

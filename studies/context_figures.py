@@ -1,4 +1,4 @@
-"""The figures of the study of contexts: each a function that draws one."""
+"""The figures of the context study, one function per figure."""
 
 from pathlib import Path
 
@@ -15,11 +15,11 @@ from utils.contexts import DEGRADED, GROUPS, UNSEEN, degrade
 from utils.data import Split
 
 KINDS = ("clean", *DEGRADED, *UNSEEN)
-SEVERITY = 3  # of the pictures that are shown
+SEVERITY = 3  # of the example images, 1 to 5
 
 
 def draw_all(out: Path, study: dict, system: MultiStudent, test: Split) -> list[Path]:
-    """Draw all of them into `out`, and return the files."""
+    """Draw all figures, save them in `out`, and return their paths."""
     figures = {
         "contexts_accuracy.png": accuracy(study),
         "contexts_share.png": shares(study),
@@ -31,7 +31,7 @@ def draw_all(out: Path, study: dict, system: MultiStudent, test: Split) -> list[
 
 
 def accuracy(study: dict) -> Figure:
-    """A grid of accuracies: who answers, in which context."""
+    """A grid of accuracies: one row per network or policy, one column per context."""
     columns = [*GROUPS, *(kind for kind in KINDS if kind != "clean")]
     rows = {
         LABELS["teacher"]: study["teacher"],
@@ -67,7 +67,7 @@ def accuracy(study: dict) -> Figure:
 
 
 def shares(study: dict) -> Figure:
-    """The share of each context's images that the selector sends to each student."""
+    """For each context, the share of images that the selector sends to each student."""
     facts = study["policies"]["selector"][f"share_{STUDENTS[0]}"]
     names = [kind for kind in KINDS if kind in facts]
     first = 100 * np.array([facts[kind] for kind in names])
@@ -87,7 +87,7 @@ def shares(study: dict) -> Figure:
 
 
 def pictures(system: MultiStudent, test: Split, count: int = 3) -> Figure:
-    """Images of the first `count` classes that come, in every context: the answer, and whose."""
+    """Images of `count` classes in every context, with predicted class and chosen student."""
     firsts = dict.fromkeys(test.labels.tolist())
     places = [test.labels.tolist().index(label) for label in list(firsts)[:count]]
     images = test.images[places]
@@ -103,7 +103,7 @@ def pictures(system: MultiStudent, test: Split, count: int = 3) -> Figure:
         squeeze=False,
         layout="constrained",
     )
-    figure.get_layout_engine().set(h_pad=0.12)  # for the line below the last row
+    figure.get_layout_engine().set(h_pad=0.12)  # for the text below the last row
     for row, place in enumerate(places):
         for column, kind in enumerate(KINDS):
             axes = grid[row, column]
@@ -130,5 +130,5 @@ def pictures(system: MultiStudent, test: Split, count: int = 3) -> Figure:
                     fontsize=9,
                     color=color,
                 )
-    figure.suptitle(f"Each image in every context, at severity {SEVERITY}: the answer, and whose")
+    figure.suptitle(f"Predicted class and chosen student in every context, severity {SEVERITY}")
     return figure

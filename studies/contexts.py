@@ -1,16 +1,16 @@
-"""Images from several contexts: what a selector gives between two students that differ.
+"""The context study: routing between two specialized students on images from several contexts.
 
-    python -m studies.contexts      writes contexts.json and three figures into results/
+    python -m studies.contexts      writes contexts.json and three figures to results/
 
-Student 1 is trained on degraded images, student 2 on clean ones, and the selector sends each image
-to one of them. Beside them stand generalists: the same networks, trained on the mixture for as many
-epochs as the specialist of the same kind (once) and for twice as many (twice). Everything is
-measured on the test images: clean, degraded in six ways, mixed (half of each), and degraded in
-three ways that nothing was trained on (unseen). Thresholds are chosen on validation images of the
-mixture, and so is the best generalist.
+Student 1 is trained on degraded images, student 2 on clean images, and the selector sends each
+image to one of them. The baselines are generalists: the same networks, trained on mixed images for
+the same number of epochs as the specialist of the same architecture (once), or twice as many
+(twice). All are evaluated on the test images: clean, degraded in six ways, mixed (half of each),
+and degraded in three ways that were not used for training (unseen). Thresholds and the best
+generalist are chosen on mixed validation images.
 
-`make reproduce-contexts` trains all networks. One by one, E being the epochs of the specialist of
-the same kind, they are made by
+`make reproduce-contexts` trains all networks. These are the single commands, where E is the number
+of epochs of the specialist of the same architecture:
 
     mkdir -p checkpoints/contexts && cp checkpoints/googlenet.pth checkpoints/contexts/
     python StudentTrain.py --model 1 --context degraded --teacher checkpoints/teacher.pth \\
@@ -18,13 +18,13 @@ the same kind, they are made by
     python trainSelector.py --context mixed --label-weight difference \\
         --checkpoint-dir checkpoints/contexts
     python StudentTrain.py --model 1 --context mixed --teacher checkpoints/teacher.pth \\
-        --checkpoint-dir runs/contexts/once --epochs E        and the same with --model 2
+        --checkpoint-dir runs/contexts/once --epochs E        also with --model 2
     python StudentTrain.py --model 1 --context mixed --teacher checkpoints/teacher.pth \\
-        --checkpoint-dir runs/contexts/twice --epochs 2E      and the same with --model 2
+        --checkpoint-dir runs/contexts/twice --epochs 2E      also with --model 2
 
-The study itself trains selectors only, in seconds each. What a network answers is kept in
-results/contexts/: it is asked once, and a study that was stopped goes on with the next network. Of
-the teacher and the generalists these answers are enough.
+The study itself trains only selectors, in seconds each. The logits of each network are stored in
+results/contexts/, so a study that was stopped continues with the next network. For the teacher and
+the generalists, the stored logits are enough: their checkpoints may be missing.
 """
 
 import json
@@ -75,22 +75,22 @@ from utils.safe_load import brief, read_arrays
 
 # ------------------------------------------------------------------ settings
 
-BATCH_SIZE = 500  # images a step
-SEEDS = 5  # of each selector that the study trains
-IMAGES = 10_000  # of the training images, the first ones, for these selectors
-EPOCHS = 6  # of each of them
+BATCH_SIZE = 500  # images per step
+SEEDS = 5  # runs per selector trained here
+IMAGES = 10_000  # number of training images for these selectors, from the first on
+EPOCHS = 6  # of these selectors
 OUT = Path("results")  # for contexts.json, the figures, and contexts/ with the answers
-GENERALISTS = Path("runs/contexts")  # with the folders once/ and twice/
-STAGES = {"once": 1, "twice": 2}  # epochs of a generalist, in those of the specialist
-MADE = ("epochs", "data", "init")  # what contexts.json says of a training, but for the context
-TESTED = ("clean", "degraded", "unseen")  # the mixture consists of the first two
+GENERALISTS = Path("runs/contexts")  # contains once/ and twice/
+STAGES = {"once": 1, "twice": 2}  # epochs of a generalist, relative to the specialist
+MADE = ("epochs", "data", "init")  # hyperparameters in contexts.json, besides the context
+TESTED = ("clean", "degraded", "unseen")  # mixed images are from the first two
 
 
 @dataclass
 class Network:
-    """A checkpoint of the study: where it lies, what it must hold, and what makes it.
+    """A checkpoint of the study: its path, expected content, and the command that trains it.
 
-    paired: a student of a pair, which is asked about the training images too.
+    paired: whether it is one of a pair of students, whose logits for training images are needed.
     """
 
     path: Path
@@ -100,7 +100,7 @@ class Network:
     paired: bool = False
 
     def read(self) -> tuple[nn.Module, dict[str, Any]]:
-        """As `load_network`. Raises UserError where it is missing or was trained on others."""
+        """As `load_network`. Raises UserError if missing or trained in another context."""
         if not self.path.exists():
             raise UserError(f"{shown(self.path)} is missing; make it with: {self.command}")
         net, facts = load_network(self.path, self.arch)
@@ -114,16 +114,16 @@ class Network:
 
 @dataclass
 class Told:
-    """What a network answers, float32 (N, classes) by set of images, and what is known of it."""
+    """Logits of a network, float32 (N, classes), by set of images; and facts about the network."""
 
     logits: dict[str, torch.Tensor]
     facts: dict[str, Any]
 
 
-Policy = Callable[[Networks], tuple[Outcome, torch.Tensor | None]]  # and scores, as of its AUROC
+Policy = Callable[[Networks], tuple[Outcome, torch.Tensor | None]]  # scores (N,), for the AUROC
 
 
-# ------------------------------------------------------------------ the story
+# ------------------------------------------------------------------ main program
 
 
 def main() -> None:
@@ -133,16 +133,16 @@ def main() -> None:
         type=Path,
         default=GENERALISTS,
         metavar="PATH",
-        help="folder of the folders once and twice (default: %(default)s)",
+        help="folder that contains once/ and twice/ (default: %(default)s)",
     )
     parser.add_argument(
         "--seeds",
         type=cli.flag("SEEDS", int),
         default=SEEDS,
         metavar="N",
-        help="trainings of each selector of the study (default: %(default)s)",
+        help="number of runs per selector of the study (default: %(default)s)",
     )
-    cli.add_out(parser, OUT, "contexts.json, the figures, and contexts/ with the answers")
+    cli.add_out(parser, OUT, "contexts.json, the figures, and contexts/ with the logits")
     args = parser.parse_args()
     device = pick_device(args.device)
     figures_into(args.out)
@@ -152,7 +152,7 @@ def main() -> None:
     train, val, test = load_splits(args.data_dir, args.subset, device)
     for path in [each.path for each in networks.values() if each.path.exists()]:
         check_classes(path, read_checkpoint(path), test.classes, test.name)
-    print(f"asking the networks about {described(train, val, test)}", flush=True)
+    print(f"computing logits for {described(train, val, test)}", flush=True)
     train = train.take(slice(IMAGES))
     images, rows = image_sets(train, val, test), rows_by_context(test)
     told = ask(networks, images, args.out / "contexts", args.batch_size)
@@ -168,7 +168,7 @@ def main() -> None:
     )
 
     def taught(both: dict[str, Networks], *lesson: torch.Tensor) -> list[tuple[Networks, Policy]]:
-        """Routing by selectors that learned the same lesson, one a seed."""
+        """Train one selector per seed on the same labels and weights."""
         return [
             trained(both, *lesson, images, seed, args.batch_size)
             for seed in tqdm(range(args.seeds), unit="selector", leave=False)
@@ -200,15 +200,15 @@ def main() -> None:
     print(f"wrote {', '.join(map(shown, [args.out / 'contexts.json', *written]))}")
 
 
-# ------------------------------------------------------------------ networks and their answers
+# ------------------------------------------------------------------ networks and their logits
 
 
 def needed(
     checkpoints: Path, generalists: Path, device: torch.device
 ) -> tuple[MultiStudent, dict[str, Network]]:
-    """The specialists behind their selector, and the classifiers that are to be asked.
+    """The system of the specialists and their selector, and all classifiers of the study.
 
-    Raises UserError where one of the system is missing or does not belong to it.
+    Raises UserError if a network of the system is missing or does not belong to it.
     """
     folder, teacher = checkpoints / "contexts", checkpoints / FILES["resnet50"]
 
@@ -263,7 +263,7 @@ def needed(
 
 
 def image_sets(train: Split, val: Split, test: Split) -> dict[str, torch.Tensor]:
-    """What the networks are asked about: "train" and "val" in the mixture, and "test", the rows."""
+    """The images to compute logits for: mixed "train" and "val", and "test", all of TESTED."""
     return {
         "train": in_context(train, "mixed").images,
         "val": in_context(val, "mixed").images,
@@ -272,7 +272,7 @@ def image_sets(train: Split, val: Split, test: Split) -> dict[str, torch.Tensor]
 
 
 def rows_by_context(test: Split) -> dict[str, torch.Tensor]:
-    """The places among the rows, int64, of each group and of each kind that there is."""
+    """For each group and kind of context, the indices of its images among the "test" images."""
     places, seeds, rows = torch.arange(len(test)), image_seeds(test), {}
     for k, group in enumerate(TESTED):
         rows[group] = places + k * len(test)
@@ -288,9 +288,10 @@ def rows_by_context(test: Split) -> dict[str, torch.Tensor]:
 def ask(
     networks: Mapping[str, Network], images: dict[str, torch.Tensor], folder: Path, batch_size: int
 ) -> dict[str, Told]:
-    """What each network answers, kept in `folder` for the next time, in half precision.
+    """The logits of each network, stored in `folder` in half precision.
 
-    Raises UserError, before any is asked, where neither a network nor its answers are there.
+    Raises UserError, before any computation, if for a network both checkpoint and logits are
+    missing.
     """
     key, told, nets = fingerprint(images.values()), {}, {}
     sets, paths = {}, {name: folder / f"{name.replace(', ', '-')}.npz" for name in networks}
@@ -317,8 +318,8 @@ def ask(
         }
         if not all(each.isfinite().all() for each in logits.values()):
             raise UserError(
-                f"{shown(networks[name].path)}: its logits do not fit into half precision; train "
-                "it anew"
+                f"{shown(networks[name].path)}: its logits are not finite in half precision; train "
+                "it again"
             )
         with replacing(paths[name]) as file:
             np.savez(file, facts=json.dumps(facts), **{k: v.numpy() for k, v in logits.items()})
@@ -327,7 +328,7 @@ def ask(
 
 
 def kept(path: Path, key: str, images: Mapping[str, torch.Tensor]) -> Told | None:
-    """The answers at `path`, where they are to these images."""
+    """The stored logits at `path`; None if there are none for these images."""
     if not path.exists():
         return None
     try:
@@ -335,22 +336,22 @@ def kept(path: Path, key: str, images: Mapping[str, torch.Tensor]) -> Told | Non
         facts = dict(json.loads(str(arrays["facts"])))
         logits = {split: torch.from_numpy(arrays[split]).float() for split in images}
         if not all(logits[split].shape[:1] == each.shape[:1] for split, each in images.items()):
-            raise ValueError("it has another number of answers")
+            raise ValueError("it has logits for another number of images")
         if type(facts["macs"]) is not int or not {"weights", "context", *MADE} <= set(facts):
-            raise ValueError("it does not say of what network")
+            raise ValueError("it does not say which network was used")
         if facts["images"] != key:
-            print(f"{shown(path)} is of other images: they are asked about anew")
+            print(f"{shown(path)} is for other images: computing the logits again")
             return None
         return Told(logits, facts)
     except (UserError, LookupError, TypeError, ValueError, RecursionError) as error:
-        print(f"{shown(path)} is damaged ({error}): the network is asked again")
+        print(f"{shown(path)} is damaged ({error}): computing the logits again")
         return None
 
 
 def pair(
     both: Mapping[str, Told], labels: Mapping[str, torch.Tensor], selector_work: int
 ) -> dict[str, Networks]:
-    """Two students as the policies take them, by set of images."""
+    """Two students, by set of images, in the form that the policies use."""
     work = {arch: each.facts["macs"] for arch, each in both.items()} | {"selector": selector_work}
     return {
         split: Networks({arch: each.logits[split] for arch, each in both.items()}, work, own)
@@ -359,12 +360,12 @@ def pair(
 
 
 def with_scores(nets: Networks, **scores: torch.Tensor) -> Networks:
-    """The same, and a number (N,) for each image under each name."""
+    """A copy of `nets` with more scores, each (N,)."""
     return replace(nets, logits=nets.logits | scores)
 
 
 def part(nets: Networks, places: torch.Tensor) -> Networks:
-    """The same on some of the images."""
+    """A copy of `nets` with the images at `places` only."""
     logits = {name: each[places] for name, each in nets.logits.items()}
     return replace(nets, logits=logits, labels=nets.labels[places])
 
@@ -373,12 +374,12 @@ def part(nets: Networks, places: torch.Tensor) -> Networks:
 
 
 def routing(threshold: float) -> Policy:
-    """Student 1 where the selector gives it this probability or more."""
+    """Student 1 if its probability from the selector is at least `threshold`, else student 2."""
     return lambda nets: (selector(nets, threshold), nets.logits["selector"])
 
 
 def cascading(val: Networks) -> Policy:
-    """Student 2, and both where it is less sure than a threshold that is chosen on `val`."""
+    """Student 2; both if its confidence is below a threshold, which is chosen on `val`."""
     doubt, together = confidence(val.logits[STUDENTS[1]]), cascade(val, 1.01).right
     threshold = best_threshold(doubt, val.right(STUDENTS[1]), together)
     return lambda nets: (cascade(nets, threshold), -confidence(nets.logits[STUDENTS[1]]))
@@ -390,7 +391,7 @@ def ensemble(nets: Networks) -> tuple[Outcome, None]:
 
 
 def more_confident(nets: Networks) -> tuple[Outcome, torch.Tensor]:
-    """Both run, and the one that is surer of its class answers."""
+    """Both students run, and the more confident one answers."""
     first, second = (confidence(nets.logits[arch]) for arch in STUDENTS)
     outcome = routed(nets, first >= second, 0)
     work = sum(nets.work[arch] for arch in STUDENTS)
@@ -398,7 +399,7 @@ def more_confident(nets: Networks) -> tuple[Outcome, torch.Tensor]:
 
 
 def true_context(nets: Networks) -> tuple[Outcome, None]:
-    """Student 1 for degraded images, student 2 for clean ones, as if the context were known."""
+    """Student 1 for degraded images, student 2 for clean images; uses the true context."""
     return routed(nets, nets.logits["context"], 0), None
 
 
@@ -406,14 +407,14 @@ def true_context(nets: Networks) -> tuple[Outcome, None]:
 
 
 def lesson_of(train: Networks, weighted: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Labels for the training images, as published, and how much each counts: float32 (N,)."""
+    """Selector labels for the training images, and their weights: float32 (N,) each."""
     both = [train.logits[arch] for arch in STUDENTS]
     labels = selector_labels(*both, train.labels)
     return labels, label_weights(*both, train.labels) if weighted else torch.ones_like(labels)
 
 
 def true_contexts(train: Split) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `lesson_of`, with the context in place of the students' answers: 1 where degraded."""
+    """As `lesson_of`, but the label is the true context: 1 if degraded, else 0."""
     seen = kinds("mixed", image_seeds(train))
     return torch.tensor([float(kind != "clean") for kind in seen]), torch.ones(len(seen))
 
@@ -426,7 +427,7 @@ def trained(
     seed: int,
     batch_size: int,
 ) -> tuple[Networks, Policy]:
-    """Routing by a selector that learned these labels, its threshold chosen on validation."""
+    """Train a selector on these labels, and choose its threshold on the validation images."""
     batches = Batches(images["train"], STEP, seed, AUGMENTATION)
     device = images["train"].device
     net = fit(batches, labels.to(device), weights.to(device), EPOCHS)
@@ -435,7 +436,7 @@ def trained(
     return with_scores(both["test"], selector=test), routing(threshold)
 
 
-# ------------------------------------------------------------------ what they give
+# ------------------------------------------------------------------ results
 
 
 def report(
@@ -444,9 +445,9 @@ def report(
     rows: Mapping[str, torch.Tensor],
     policies: Mapping[str, list[tuple[Networks, Policy]]],
 ) -> dict:
-    """What contexts.json says: accuracies, shares and intervals by context, in [0, 1].
+    """The content of contexts.json: accuracies, shares and intervals by context, in [0, 1].
 
-    MACs, AUROC and McNemar's p are of the mixture; MACs of one image on average.
+    MACs (mean per image), AUROC and McNemar's p are for mixed images.
     """
     right = {
         name: each.logits["test"].argmax(dim=1) == labels["test"] for name, each in told.items()
@@ -498,7 +499,7 @@ def report(
 
 
 def by_context(found: list[dict], rows: Mapping[str, torch.Tensor], *names: str) -> dict:
-    """Some of the facts that were found on each of the rows' contexts, by fact and context."""
+    """The facts `names` of each context, by fact and context."""
     return {
         name: {context: facts[name] for context, facts in zip(rows, found, strict=True)}
         for name in names
@@ -506,9 +507,9 @@ def by_context(found: list[dict], rows: Mapping[str, torch.Tensor], *names: str)
 
 
 def averaged(runs: list[dict]) -> dict:
-    """One run as it is; of several seeds the mean of each number, and the runs themselves.
+    """Average several runs; a single run is returned unchanged.
 
-    The intervals are the means of the runs' intervals, and p the median of theirs.
+    Numbers and intervals are averaged; p is the median. The result also contains the runs.
     """
     if len(runs) == 1:
         return runs[0]
@@ -528,7 +529,7 @@ def averaged(runs: list[dict]) -> dict:
 
 
 def print_report(study: dict) -> None:
-    """Accuracies of all that answers, by group of contexts, as a table."""
+    """Print the accuracies of all networks and policies by group of contexts."""
     print(f"\n{'top-1 %':<30}" + "".join(f"{group:>10}" for group in GROUPS), end="")
     print(f"{'MMACs':>8}{'AUROC':>8}{'p':>10}")
     lines = {"teacher": study["teacher"], **study["students"], **study["generalists"]}
@@ -540,7 +541,7 @@ def print_report(study: dict) -> None:
             + f"{facts['macs'] / 1e6:>8.1f}"
             + f"{'' if area is None else f'{area:.3f}':>8}{'' if p is None else f'{p:.1g}':>10}"
         )
-    print(f"p: against {study['best_generalist']}, on the mixture, McNemar's\n")
+    print(f"p: McNemar's test against {study['best_generalist']}, on mixed images\n")
 
 
 if __name__ == "__main__":

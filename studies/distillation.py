@@ -1,12 +1,12 @@
-"""What the teacher gives a student: each is trained with it and without, with several seeds.
+"""The effect of distillation: each student is trained with and without the teacher, several seeds.
 
-    python -m studies.distillation             trains what is missing, then writes the results
-    python -m studies.distillation --epochs 1 --seeds 2 --subset 2000    a quick try, in runs/quick/
+    python -m studies.distillation             train what is missing, then write the results
+    python -m studies.distillation --epochs 1 --seeds 2 --subset 2000    quick test in runs/quick/
 
 Needs checkpoints/teacher.pth and CIFAR-10. Runs StudentTrain.py for each student, loss and seed, in
-runs/distillation/. Each run that is done is added to results/distillation.json; after Ctrl-C the
-same command continues. In the end distillation.png shows the paired differences: with the teacher
-and without, from the same seed.
+runs/distillation/. Each finished run is added to results/distillation.json; after Ctrl-C, the same
+command continues. Finally, distillation.png shows the paired differences with and without the
+teacher for each seed.
 """
 
 import json
@@ -27,9 +27,9 @@ from utils.checkpoint import ALONE, FILES, ROOT, fingerprint_of, load_network, r
 from utils.data import data_facts, load_splits
 from utils.files import UserError, replacing, shown
 
-BATCH_SIZE = 128  # images a step
+BATCH_SIZE = 128  # images per step
 EPOCHS = 10
-SEEDS = 3  # of each student and loss: 2 to 10
+SEEDS = 3  # runs per student and loss, 2 to 10
 OUT = Path("results")  # for distillation.json and distillation.png
 RUNS = ROOT / "runs" / "distillation"  # for the students
 
@@ -45,9 +45,10 @@ LOSSES = {"none": "alone", "mse": "MSE between logits", "kl": "softened outputs,
 
 @dataclass(frozen=True)
 class Trained:
-    """A training, and what came of it: top-1 accuracies in [0, 1].
+    """A finished run, with top-1 accuracies in [0, 1].
 
-    teacher: the fingerprint of the teacher's weights; data: what was trained on.
+    teacher: the fingerprint of the teacher's weights.
+    data: the description of the training images.
     """
 
     student: str
@@ -61,9 +62,9 @@ class Trained:
 
 
 def read(path: Path, epochs: int, teacher: str, data: str) -> list[Trained]:
-    """The runs that are in the file, none where there is no file.
+    """Read the finished runs. Without a file, the list is empty.
 
-    Raises UserError where it is damaged, or of another number of epochs, teacher or data set.
+    Raises UserError if the file is damaged, or for another number of epochs, teacher or data set.
     """
     if not path.exists():
         return []
@@ -74,33 +75,33 @@ def read(path: Path, epochs: int, teacher: str, data: str) -> list[Trained]:
         runs = [Trained(**run) for run in told]
         of = {(run.epochs, run.teacher, run.data) for run in runs}
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} is no list of runs: move it away, or mend it") from error
+        raise UserError(f"{path} is not a list of runs: move it away or repair it") from error
     if of - {(epochs, teacher, data)}:
         raise UserError(
-            f"{path} is of another teacher, data set or number of epochs than these ({teacher}, "
-            f"{data}, {epochs}): move it away, or name another --out"
+            f"{path} has runs with another teacher, data set or number of epochs than these "
+            f"({teacher}, {data}, {epochs}): move it away, or use another --out"
         )
     return runs
 
 
 def train(student: str, loss: str, seed: int, folder: Path, flags: list[str]) -> dict[str, Any]:
-    """The accuracies in the checkpoint of a run of StudentTrain.py, continued if it was begun."""
+    """Run StudentTrain.py (or continue a run that was stopped). Returns the accuracies."""
     model = 1 + list(ALONE).index(student)
     words = ["--model", model, "--distill-loss", loss, "--seed", seed, "--checkpoint-dir", folder]
     words = [*map(str, words), *flags, "--resume"]
     print(f"\npython StudentTrain.py {shlex.join(words)}", flush=True)
     status = subprocess.run([sys.executable, ROOT / "StudentTrain.py", *words]).returncode
     if status:
-        raise UserError(f"that run ended with status {status}: this command continues it")
+        raise UserError(f"that run ended with status {status}: run this command again to continue")
     made = read_checkpoint(folder / (ALONE if loss == "none" else FILES)[student])
     return {name: made[name] for name in ("val_accuracy", "test_accuracy")}
 
 
 def summary(runs: list[Trained]) -> list[dict[str, Any]]:
-    """Each student and loss: accuracies over the seeds, and the gain, where a seed has both.
+    """For each student and loss: mean and deviation of the accuracies over seeds, and the gain.
 
-    The gain is the mean of the paired differences to the student alone, of the same seed, with its
-    95 % interval, by Student's t over the seeds.
+    The gain is the difference in test accuracy to the student trained without the teacher with the
+    same seed. Its 95 % interval is from Student's t distribution over the seeds.
     """
     rows = []
     test = {(run.student, run.distill_loss, run.seed): run.test_accuracy for run in runs}
@@ -123,7 +124,7 @@ def summary(runs: list[Trained]) -> list[dict[str, Any]]:
 
 
 def draw(figures: ModuleType, rows: list[dict[str, Any]], path: Path) -> None:
-    """The gains: a dot a seed, their mean, and its interval."""
+    """Draw the gains: one dot per seed, mean, and 95 % interval."""
     rows = [row for row in rows if "gain" in row]
     size = (8, 1.4 + 0.5 * len(rows))
     figure, axes = figures.plt.subplots(figsize=size, layout="constrained")
@@ -137,13 +138,13 @@ def draw(figures: ModuleType, rows: list[dict[str, Any]], path: Path) -> None:
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.axvline(0, color="black", lw=1, ls="--")
     axes.grid(axis="x", alpha=0.3)
-    axes.set_xlabel("gain in test top-1 over the student alone, in points")
-    axes.set_title("What the teacher gives: a dot per seed, mean, 95 % interval", loc="left")
+    axes.set_xlabel("gain in test top-1 accuracy over training without the teacher, in points")
+    axes.set_title("Gain from distillation: one dot per seed, mean, 95 % interval", loc="left")
     figures.save(figure, path)
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    """The summary as a table."""
+    """Print the summary as a table."""
     print(f"\n{'':<50}{'validation %':>14}{'test %':>14}{'gain (95 %)':>24}")
     for row in rows:
         cells = [
@@ -166,7 +167,7 @@ def main() -> None:
         type=cli.flag("EPOCHS", int),
         default=EPOCHS,
         metavar="N",
-        help="of each training (default: %(default)s)",
+        help="number of epochs per run (default: %(default)s)",
     )
     parser.add_argument(
         "--seeds",
@@ -174,7 +175,7 @@ def main() -> None:
         choices=range(2, 11),
         default=SEEDS,
         metavar="N",
-        help="trainings of each student with each loss, 2 to 10 (default: %(default)s)",
+        help="number of runs per student and loss, 2 to 10 (default: %(default)s)",
     )
     cli.add_out(parser, OUT, "distillation.json and distillation.png")
     args = parser.parse_args()
@@ -195,7 +196,7 @@ def main() -> None:
         for student, loss in PAIRS
         if (student, loss, seed) not in done
     ]
-    print(f"{len(done)} runs are done, {len(todo)} are to come", flush=True)
+    print(f"{len(done)} runs are done, {len(todo)} remain", flush=True)
     flags = [*checkpoint.typed.flags, "--epochs", str(args.epochs)]
     flags += ["--batch-size", str(args.batch_size)]
     flags += [] if args.subset is None else ["--subset", str(args.subset)]

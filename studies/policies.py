@@ -1,16 +1,17 @@
-"""What routing between the two students gives: every policy's accuracy against its work.
+"""The policy study: accuracy and MACs of each way to route between the two students.
 
-    python -m studies.policies                                  routing.json and routing.png
-    python -m studies.policies --scores mine.npy --macs 9.1     a router of your own beside them
-    python -m studies.policies --collect                        asks the networks anew first
+    python -m studies.policies                                  write routing.json and routing.png
+    python -m studies.policies --scores mine.npy --macs 9.1     evaluate your own router
+    python -m studies.policies --collect                        recompute the logits first
 
-Runs in seconds, without images or weights: results/logits.npz holds what the networks say of the
-5,000 validation and the 10,000 test images. --collect writes that file, in minutes; it needs the
-four checkpoints and CIFAR-10. All is measured on the test images. The thresholds of the selector
-and of the cascade are those in the selector's checkpoint, chosen on the validation images.
+Runs in seconds, without images or weights, because results/logits.npz has the logits of the
+networks for the 5,000 validation and 10,000 test images. --collect writes that file in minutes; it
+needs the four checkpoints and CIFAR-10. All results are measured on the test images. The thresholds
+of the selector and the cascade are in the selector's checkpoint; they were chosen on the validation
+images.
 
-A router of your own is a .npy file of 15,000 scores, the validation images first, then the test
-images, high where student 1 should answer. docs/router.md shows one.
+Your own router is a .npy file of 15,000 scores, for the validation images and then the test images.
+A high score means that student 1 should answer. See docs/router.md for an example.
 """
 
 import argparse
@@ -43,27 +44,27 @@ from utils.files import UserError, replacing, shown, try_folder
 from utils.method import share
 from utils.safe_load import brief, read_array, read_arrays
 
-BATCH_SIZE = 500  # images a step
+BATCH_SIZE = 500  # images per step
 OUT = Path("results")  # for logits.npz, routing.json and routing.png
 THRESHOLDS = [k / 100 for k in range(102)]
-ARRAYS = {arch: Path(file).stem for arch, file in FILES.items()}  # of the networks in logits.npz
+ARRAYS = {arch: Path(file).stem for arch, file in FILES.items()}  # names in logits.npz
 
 
-# ------------------------------------------------------------------ what they give
+# ------------------------------------------------------------------ results
 
 
 def measured(right: torch.Tensor, work: float) -> dict:
-    """What routing.json says of a network that is right on these images, bool (N,)."""
+    """Facts for routing.json about a network; `right`: whether it is correct, bool (N,)."""
     accuracy = share(right)
     interval = wilson_interval(accuracy, len(right))
     return {"accuracy": accuracy, "interval": interval, "macs": round(work)}
 
 
 def measured_policy(nets: Networks, outcome: Outcome, scores: torch.Tensor | None = None) -> dict:
-    """What routing.json says of a policy: McNemar's p against the better student and the teacher.
+    """Facts for routing.json about a policy, with McNemar's p against better student and teacher.
 
-    `scores`, (N,), are high where student 1 is preferred. Their AUROC is over the images on which
-    one student alone is right; NaN where there is none of either kind.
+    `scores`, (N,), are high if student 1 is preferred. The AUROC is over the images on which
+    exactly one student is correct; NaN if one of the two groups is empty.
     """
     facts = {
         **measured(outcome.right, outcome.macs),
@@ -83,7 +84,7 @@ def measured_policy(nets: Networks, outcome: Outcome, scores: torch.Tensor | Non
 
 
 def report(nets: Networks, thresholds: dict[str, float]) -> dict:
-    """What routing.json says; accuracies and shares in [0, 1], MACs of one image on average."""
+    """The content of routing.json: accuracies and shares in [0, 1], mean MACs per image."""
     first, second = nets.students_right()
     better = nets.better_student()
     confidences = [confidence(nets.logits[arch]) for arch in STUDENTS]
@@ -136,7 +137,7 @@ def curve(outcomes: list[Outcome]) -> dict[str, list[float]]:
 
 
 def print_report(routing: dict) -> None:
-    """The policies as a table, and how often the students differ."""
+    """Print the policies as a table, and how often the students differ."""
     print(f"{'':<16}{'top-1 %':>8}{'MMACs':>8}{'student 1':>11}{'AUROC':>8}{'p':>11}")
     lines = {"teacher": routing["teacher"], **routing["students"], **routing["policies"]}
     for name, facts in lines.items():
@@ -147,36 +148,40 @@ def print_report(routing: dict) -> None:
             f"{'' if area is None else f'{area:.3f}':>8}{'' if p is None else f'{p:.2g}':>11}"
         )
     shares = (f"{name} {each:.1%}" for name, each in routing["study"]["right"].items())
-    print(f"right: {', '.join(shares)}; p against {routing['better_student']['name']}, McNemar's")
+    print(
+        f"correct: {', '.join(shares)}; p: McNemar's test against "
+        f"{routing['better_student']['name']}"
+    )
 
 
-# ------------------------------------------------------------------ a router of one's own
+# ------------------------------------------------------------------ your own router
 
 
 def best_cut(scores: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> float:
-    """The score from which student 1 should answer, for the most right answers on these images.
+    """The threshold with the highest accuracy, if student 1 answers for scores >= threshold.
 
-    Of equally good ones the highest, which runs student 1 on the fewest images; inf: on none.
+    Of equally good thresholds, the highest, which runs student 1 on the fewest images. inf: student
+    1 never runs.
 
     Args:
         scores: (N,).
-        first, second: where each student is right, bool (N,).
+        first, second: whether each student is correct, bool (N,).
     """
     ordered, order = scores.sort(descending=True)
-    gains = (first.long() - second.long())[order].cumsum(0)  # where student 1 answers so far
+    gains = (first.long() - second.long())[order].cumsum(0)  # if student 1 answers up to here
     ends = torch.ones_like(first)
     ends[:-1] = ordered[1:] != ordered[:-1]  # equal scores go to the same student
     ordered, gains = ordered[ends], gains[ends]
-    best = gains.argmax()  # the first of equals
+    best = gains.argmax()  # the first maximum
     return ordered[best].item() if gains[best] > 0 else math.inf
 
 
 def own_router(
     path: Path, router_macs: float | None, val: Networks, test: Networks
 ) -> tuple[dict, str]:
-    """What the scores at `path` give on `test`, their threshold chosen on `val`, and it in words.
+    """Evaluate the scores at `path` on `test`, with the threshold chosen on `val`.
 
-    Raises UserError where the file is not one number an image of both.
+    Returns the facts and a text. Raises UserError if the file does not have one number per image.
     """
     scores = _read_scores(path, len(val.labels), len(test.labels))
     of_val, of_test = scores.split([len(val.labels), len(test.labels)])
@@ -186,23 +191,23 @@ def own_router(
     area = f"AUROC {facts['auroc']:.3f}"
     if "auroc_interval" in facts:
         area += " (95 % interval {:.3f} to {:.3f})".format(*facts["auroc_interval"])
-    answers = "never answers" if cut == math.inf else f"answers from a score of {cut:.6g} on"
+    answers = "never answers" if cut == math.inf else f"answers if the score is at least {cut:.6g}"
     first, second = test.students_right()
     told = [
         f"{shown(path)}: top-1 {100 * facts['accuracy']:.2f} % (95 % interval {low:.1f} to "
         f"{high:.1f})",
         f"student 1 {answers}, chosen on the {len(of_val):,} validation images",
-        f"{area} on the {(first != second).sum():,} test images where one student alone is right",
+        f"{area} on the {(first != second).sum():,} test images where only one student is correct",
     ]
     if router_macs is None:
-        told.append("its MACs are those of the students alone: tell the router's own with --macs")
+        told.append("the MACs are without the router: add its MACs with --macs")
     return facts, "\n  ".join(told)
 
 
 def _read_scores(path: Path, val: int, test: int) -> torch.Tensor:
-    """Float64 (val + test,) from the .npy file of --scores."""
+    """Read the .npy file of --scores: float64 (val + test,)."""
     wanted = (
-        f"{val + test:,} scores are wanted, one for each of the {val:,} validation images, then "
+        f"{val + test:,} scores are needed, one for each of the {val:,} validation images, then "
         f"one for each of the {test:,} test images"
     )
     try:
@@ -210,11 +215,11 @@ def _read_scores(path: Path, val: int, test: int) -> torch.Tensor:
     except UserError as error:
         raise UserError(f"--scores {error}") from error
     if scores.dtype.kind not in "fiub":
-        raise UserError(f"--scores {path} must hold numbers: {wanted}")
+        raise UserError(f"--scores {path} must contain numbers: {wanted}")
     if scores.shape != (val + test,):
-        raise UserError(f"--scores {path} has the shape {scores.shape}: {wanted}")
+        raise UserError(f"--scores {path} has shape {scores.shape}: {wanted}")
     if wrong := np.isnan(scores).sum():
-        raise UserError(f"--scores {path}: {wrong} of its scores are not a number: {wanted}")
+        raise UserError(f"--scores {path}: {wrong} of its scores are NaN: {wanted}")
     return torch.from_numpy(scores.astype(np.float64))
 
 
@@ -222,10 +227,10 @@ def _read_scores(path: Path, val: int, test: int) -> torch.Tensor:
 
 
 def collect(args: argparse.Namespace) -> None:
-    """Ask the four networks about the validation and the test images, and write logits.npz.
+    """Compute the logits of the four networks for validation and test images; write logits.npz.
 
-    Raises UserError where a checkpoint or the images cannot be had, or the selector was made for
-    other students.
+    Raises UserError if a checkpoint or the data set is not available, or if the selector was
+    trained for other students.
     """
     device = pick_device(args.device)
     try_folder(args.out)
@@ -236,7 +241,7 @@ def collect(args: argparse.Namespace) -> None:
     for arch, file in FILES.items():
         path = args.checkpoint_dir / file
         check_classes(path, facts[arch], splits[0].classes, splits[0].name)
-    print(f"asking the networks about {described(*splits)}", flush=True)
+    print(f"computing logits for {described(*splits)}", flush=True)
     about = {
         "classes": facts[STUDENTS[0]]["classes"],
         "weights": {ARRAYS[arch]: fingerprint_of(net) for arch, net in nets.items()},
@@ -258,7 +263,7 @@ def collect(args: argparse.Namespace) -> None:
         arrays[ARRAYS[arch]] = logits.half().cpu().numpy()
         if not np.isfinite(arrays[ARRAYS[arch]]).all():
             raise UserError(
-                f"{FILES[arch]}: its logits do not fit into half precision; train it anew"
+                f"{FILES[arch]}: its logits are not finite in half precision; train it again"
             )
     with replacing(args.out / "logits.npz") as file:
         np.savez_compressed(file, **arrays)
@@ -266,9 +271,9 @@ def collect(args: argparse.Namespace) -> None:
 
 
 def read_logits(path: Path) -> tuple[Networks, Networks, dict[str, float]]:
-    """The networks on the validation and on the test images, and the thresholds of the policies.
+    """Read the logits for the validation and test images, and the thresholds of the policies.
 
-    Raises UserError where the file is missing, damaged, or not one that `collect` wrote.
+    Raises UserError if the file is missing, damaged, or was not written by `collect`.
     """
     remedy = f"make it with: python -m studies.policies --collect --out {shown(path.parent)}"
     try:
@@ -285,14 +290,14 @@ def read_logits(path: Path) -> tuple[Networks, Networks, dict[str, float]]:
         shapes = {arch: (len(labels), len(about["classes"])) for arch in FILES}
         shapes["selector"] = (len(labels),)
         if labels.ndim != 1 or any(logits[arch].shape != shapes[arch] for arch in FILES):
-            raise ValueError("its arrays are not of the same images")
+            raise ValueError("the shapes of its arrays do not match")
         if not all(each.isfinite().all() for each in logits.values()):
             raise ValueError("a logit is not finite")
         if not 0 < middle < len(labels):
-            raise ValueError("it has no validation images, or no others")
+            raise ValueError("it has no validation images or no test images")
     except (LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(
-            f"{path} is not what --collect writes: {brief(str(error))}; {remedy}"
+            f"{path} is not a file written by --collect: {brief(str(error))}; {remedy}"
         ) from error
     val, test = (
         Networks({arch: each[part] for arch, each in logits.items()}, work, labels[part])
@@ -307,25 +312,25 @@ def main() -> None:
     what.add_argument(
         "--collect",
         action="store_true",
-        help="ask the networks in --checkpoint-dir first, and write logits.npz; the flags above "
-        "are for this",
+        help="compute the logits of the networks in --checkpoint-dir first, and write logits.npz; "
+        "the flags above are for this",
     )
     what.add_argument(
         "--scores",
         type=Path,
         metavar="PATH",
-        help="measure your own router by the scores in this .npy file; nothing is written",
+        help="evaluate your own router with the scores in this .npy file; no file is written",
     )
     parser.add_argument(
         "--macs",
         type=cli.flag("MACS", float),
         metavar="M",
-        help="work of the router of --scores for one image, in millions of multiply-accumulates",
+        help="MACs per image of the router of --scores, in millions",
     )
-    cli.add_out(parser, OUT, "logits.npz, which is read, routing.json and routing.png")
+    cli.add_out(parser, OUT, "logits.npz (read), routing.json and routing.png (written)")
     args = parser.parse_args()
     if args.macs is not None and not args.scores:
-        parser.error("--macs is the work of a router of your own: name its --scores")
+        parser.error("--macs needs --scores: it is the cost of your own router")
     figures = None if args.scores else figures_into(args.out)
     if args.collect:
         collect(args)

@@ -1,4 +1,4 @@
-"""The figures of the studies of routing: each a function that draws one."""
+"""The figures of the policy and selector studies, one function per figure."""
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -10,10 +10,10 @@ from models import NAMES, STUDENTS
 
 
 def accuracy_against_work(routing: dict) -> Figure:
-    """Top-1 accuracy against MACs: the policies' thresholds as curves, what has none as a point."""
+    """Top-1 accuracy against MACs: curves over thresholds, points for networks and policies."""
     figure, axes = plt.subplots(figsize=(9, 5.2), layout="constrained")
     policies, curves = routing["policies"], routing["study"]["curves"]
-    points = {  # and where the name stands, seen from the point, in points
+    points = {  # facts, label, and offset of the label in points
         "teacher": (routing["teacher"], LABELS["teacher"], (-8, 8), "right"),
         STUDENTS[0]: (routing["students"][STUDENTS[0]], NAMES[STUDENTS[0]], (8, -14), "left"),
         STUDENTS[1]: (routing["students"][STUDENTS[1]], NAMES[STUDENTS[1]], (0, -16), "center"),
@@ -54,18 +54,18 @@ def accuracy_against_work(routing: dict) -> Figure:
     axes.annotate("", (work, top), (work, high), arrowprops={"arrowstyle": "->", "color": "black"})
     told = f"oracle: {best:.2f} %, {gap:.1f} points above the better student"
     axes.annotate(told, (work, (top + high) / 2), (8, 0), textcoords="offset points", va="center")
-    axes.set_xlabel("multiply-accumulates for one image, on average, in millions")
+    axes.set_xlabel("mean multiply-accumulates per image, in millions")
     axes.set_ylabel("top-1 accuracy, %")
     axes.set_title(
-        "Two students, each policy at every threshold; its marker is at the threshold chosen on "
-        "validation.\nThe gray band is the frontier: nothing is as accurate for less work",
+        "Policies for two students at all thresholds; markers show the threshold chosen on "
+        "validation.\nGray: the frontier; nothing is as accurate with fewer MACs",
         fontsize=10,
     )
     return figure
 
 
 def _frontier(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those that are more accurate than all that cost no more, by their cost."""
+    """The points that are more accurate than all points of equal or lower cost, by cost."""
     kept: list[tuple[float, float]] = []
     for macs, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
         if not kept or accuracy > kept[-1][1]:
@@ -78,7 +78,7 @@ def _point(macs, accuracy):
 
 
 def selectors(result: dict) -> Figure:
-    """The AUROC of every trained selector, a row a variant, and its mean's 95 % interval."""
+    """The AUROC of every trained selector, one row per variant, with mean and 95 % interval."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     names = []
     for place, row in enumerate(result["variants"]):
@@ -90,12 +90,12 @@ def selectors(result: dict) -> Figure:
         weighted = ", weighted" if row["weighted"] else ""
         names.append(f"{row['labels']}{weighted}, depth {row['depth']}{norm}")
     axes.axvline(0.5, color="black", lw=1, ls="--")
-    axes.text(0.5, -0.8, "a coin", ha="center", fontsize=9)
+    axes.text(0.5, -0.8, "chance", ha="center", fontsize=9)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel(
-        "AUROC on the test images where exactly one student is right:\n"
-        "a dot a seed, their mean, and its 95 % interval"
+        "AUROC on the test images where exactly one student is correct:\n"
+        "one dot per seed, mean, and 95 % interval"
     )
     return figure

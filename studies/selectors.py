@@ -1,21 +1,20 @@
-"""What a selector can tell from the image alone of which student is right, whatever its labels.
+"""The selector study: can a selector predict from the image alone which student is correct?
 
-    python -m studies.selectors     writes selectors.json and selectors.png into results/
-    python -m studies.selectors --out-of-fold runs/half    takes the students' answers anew
+    python -m studies.selectors     writes selectors.json and selectors.png to results/
+    python -m studies.selectors --out-of-fold runs/half    recompute the out-of-fold logits first
 
-Trains many small selectors, each with several seeds: on labels made in different ways, and at each
-depth, in a quarter of an hour on two cores. Needs the students' checkpoints and CIFAR-10. A
-variant's threshold is chosen on images that are used for nothing else; all that is told is measured
-on the test images.
+Trains many small selectors with several seeds, with different kinds of labels and depths; takes a
+quarter of an hour on two cores. Needs the students' checkpoints and CIFAR-10. Thresholds are chosen
+on images that are not used otherwise. All results are measured on the test images.
 
-Labels out of fold need students trained on one half of the training images to answer for the
-other. Their answers lie in out_of_fold.npz among the results; `--out-of-fold` makes them anew, with
-the students in the folder that it names, which are made by
+Out-of-fold labels come from students trained on one half of the training images and evaluated on
+the other half. Their logits are stored in results/out_of_fold.npz. `--out-of-fold` computes them
+again with the students in a folder, which are trained by
 
     python -m studies.specialize halves
     python StudentTrain.py --model 1 --distill-loss none --epochs 6 \\
         --indices runs/special/halves-2.npy --checkpoint-dir runs/half
-    and the same with --model 2
+    also with --model 2
 """
 
 import itertools
@@ -46,16 +45,16 @@ from utils.method import best_threshold, label_weights, selector_labels, share
 from utils.optim import one_cycle, optimizers
 from utils.safe_load import read_arrays
 
-BATCH_SIZE = 500  # images a step, of the students' answers
-SEEDS = 5  # of each selector
+BATCH_SIZE = 500  # images per step, for the students' logits
+SEEDS = 5  # runs per selector
 OUT = Path("results")  # for selectors.json and selectors.png
-STEPS = 240  # of each selector, whatever the number of its images
-STEP = 128  # images a step of a selector's training
-IMAGES = 10_000  # of the training images, the first ones
-LEARNING_RATE = 0.05  # as the rest of the recipe that of trainSelector.py
+STEPS = 240  # training steps per selector, for any number of images
+STEP = 128  # images per training step of a selector
+IMAGES = 10_000  # number of training images, from the first on
+LEARNING_RATE = 0.05  # as in trainSelector.py, like the other hyperparameters
 AUGMENTATION = Augmentation(crop=4, flip=True)
 
-LABELS = {  # the images that a selector learns from
+LABELS = {  # kinds of training images for a selector
     "train": "training images, as published",
     "augmented": "the same cropped and flipped, as the students were trained",
     "held out": "images that neither student was trained on",
@@ -65,10 +64,10 @@ LABELS = {  # the images that a selector learns from
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to train a selector.
+    """A variant of selector training.
 
     labels: a key of LABELS.
-    weighted: each image counts as much as the students' absolute errors differ on it.
+    weighted: weight each image by the difference of the students' absolute errors.
     depth, batch_norm: of the `Selector`.
     """
 
@@ -98,7 +97,7 @@ class Answers:
     logits: tuple[torch.Tensor, torch.Tensor]
 
     def right(self) -> list[torch.Tensor]:
-        """Where each student is right: two bool (N,)."""
+        """Whether each student is correct: two bool (N,)."""
         return [logits.argmax(dim=1) == self.labels for logits in self.logits]
 
     def part(self, start: int, end: int | None = None) -> "Answers":
@@ -110,7 +109,7 @@ class Answers:
 def answers(
     students: list[nn.Module], images: torch.Tensor, labels: torch.Tensor, batch_size: int
 ) -> Answers:
-    """What the students say of the images."""
+    """Compute the students' logits for the images."""
     logits = (predict(student, images, batch_size=batch_size) for student in students)
     return Answers(images, labels, tuple(logits))
 
@@ -118,15 +117,16 @@ def answers(
 def out_of_fold(
     folder: Path | None, saved: Path, train: Split
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Logits for the first IMAGES training images of students that never saw them, or None.
+    """Logits of students that were not trained on the first IMAGES training images, or None.
 
     Args:
-        folder: where such students lie, trained alone on the second of `halves`; what they answer
-            is saved. None: what was saved is taken, where it is of these training images.
-        saved: an .npz file.
+        folder: folder of such students, trained without the teacher on the second of `halves`.
+            Their logits are computed and saved. None: use the saved logits if they are for these
+            training images.
+        saved: the .npz file of the logits.
 
     Raises:
-        UserError: a student in the folder is missing, or was trained on other images.
+        UserError: a student in the folder is missing or was trained on other images.
     """
     of = fingerprint([train.images, train.labels])
     if folder is None:
@@ -135,8 +135,8 @@ def out_of_fold(
             if held["of"] == of:
                 return tuple(torch.from_numpy(held["logits"]).float().to(train.images.device))
         except (UserError, LookupError, TypeError, ValueError):
-            pass  # as if there were none
-        print(f"no answers out of fold in {shown(saved)} for these images: see --out-of-fold")
+            pass  # as if the file were missing
+        print(f"no out-of-fold logits in {shown(saved)} for these images: see --out-of-fold")
         return None
     first, second = halves(train)
     half = data_facts(second.images, second.labels)
@@ -146,8 +146,8 @@ def out_of_fold(
         student, facts = load_network(path, arch)
         if facts["hyperparameters"].get("data") != half:
             raise UserError(
-                f"{path} was not trained on the second half of these images: make it with "
-                "python -m studies.specialize halves and --indices runs/special/halves-2.npy"
+                f"{path} was not trained on the second half of these images: run python -m "
+                "studies.specialize halves, then train it with --indices runs/special/halves-2.npy"
             )
         student = for_inference(student, train.images.device)
         logits.append(predict(student, first.images[:IMAGES], arch))
@@ -157,7 +157,7 @@ def out_of_fold(
 
 
 def shifted(images: torch.Tensor) -> torch.Tensor:
-    """Each image cropped and flipped at random, as in training: uint8 (N, 32, 32, 3)."""
+    """Crop and flip each image randomly, as in training: uint8 (N, 32, 32, 3)."""
     generator = torch.Generator().manual_seed(0)
     shift = torch.randint(
         -AUGMENTATION.crop, AUGMENTATION.crop + 1, (len(images), 2), generator=generator
@@ -167,12 +167,12 @@ def shifted(images: torch.Tensor) -> torch.Tensor:
 
 
 def train_selector(variant: Variant, told: Answers, seed: int, steps: int) -> Selector:
-    """A selector of this variant, trained on `told`."""
+    """Train a selector of this variant on `told`."""
     targets = selector_labels(*told.logits, told.labels)
     weights = torch.ones_like(targets)
     if variant.weighted:
         weights = label_weights(*told.logits, told.labels)
-    # A label belongs to the image as the students saw it, so that a crop of a crop is none of it.
+    # A label is valid for the image that the students saw, so these are not cropped again.
     augmentation = Augmentation(0, False) if variant.labels == "augmented" else AUGMENTATION
     batches = Batches(told.images, STEP, seed, augmentation)
     epochs = -(-steps * STEP // len(told.labels))
@@ -187,12 +187,12 @@ def fit(
     depth: int = 3,
     batch_norm: bool = True,
 ) -> Selector:
-    """A selector trained by trainSelector.py's recipe.
+    """Train a selector with the hyperparameters of trainSelector.py.
 
     Args:
-        batches: of the images; their seed is also that of the initial weights.
-        targets, weights: float32 (N,), of these images: the labels, and how much each counts.
-        epochs: passes over the images.
+        batches: the images; their seed is also used for the initial weights.
+        targets, weights: labels and weights of these images, float32 (N,) each.
+        epochs: number of epochs.
         depth, batch_norm: of the `Selector`.
     """
     device = batches.images.device
@@ -213,7 +213,7 @@ def fit(
 
 
 def measure(selector: Selector, choosing: Answers, test: Answers) -> dict[str, float]:
-    """What routing by `selector` gives on `test`, its threshold chosen on `choosing`."""
+    """Evaluate routing by `selector` on `test`, with the threshold chosen on `choosing`."""
     threshold = best_threshold(predict(selector, choosing.images).sigmoid(), *choosing.right())
     scores = predict(selector, test.images).sigmoid()
     first, second = test.right()
@@ -236,15 +236,17 @@ def study(
     seeds: int,
     steps: int,
 ) -> Iterator[dict]:
-    """Each variant with each seed: its facts, its runs, and their mean and standard deviation.
+    """Train and evaluate each variant with each seed.
 
-    The intervals are of the means, as of another draw of as many test images.
+    Yields the variant, its runs, and their means and standard deviations. The 95 % intervals of the
+    means are for sampling of the test images.
     """
     first, second = test.right()
     alone = int((first & ~second).sum()), int((second & ~first).sum())
     if not all(alone):
         raise UserError(
-            f"on none of the {len(test.labels)} test images is one student alone right: take more"
+            f"among the {len(test.labels)} test images, each student must be the only correct one "
+            "on at least one: use more images"
         )
     with tqdm(total=len(variants) * seeds, unit="selector") as bar:
         for variant in variants:
@@ -273,14 +275,14 @@ def selectors(
     folds: tuple[torch.Tensor, torch.Tensor] | None,
     batch_size: int = BATCH_SIZE,
 ) -> dict:
-    """All variants between these students, measured on `test`.
+    """Evaluate all variants for these students on `test`.
 
-    Half of the validation images choose thresholds. `folds` are the logits of students that were
-    trained on other images, for the first IMAGES training images; without them the variants that
-    learn from these are left out. Raises UserError where there are too few images.
+    Thresholds are chosen on half of the validation images. `folds` are the out-of-fold logits for
+    the first IMAGES training images; without them, the variants that need them are skipped. Raises
+    UserError if there are too few images.
     """
     if len(val) < 4:
-        raise UserError("too few validation images: half of them choose thresholds")
+        raise UserError("too few validation images, at least 4 are needed: use more images")
     train = train.take(slice(IMAGES))
     tested, held_out, trained, augmented = (
         answers(students, images, split.labels, batch_size)
@@ -310,7 +312,7 @@ def selectors(
 
 
 def print_table(told: dict) -> None:
-    """The trained selectors as a table."""
+    """Print the results of the variants as a table."""
     print(f"{'labels':<13}{'weighted':<10}{'depth':<7}{'norm':<7}{'top-1 %':>8}{'AUROC':>15}")
     for row in told["variants"]:
         print(
@@ -327,13 +329,14 @@ def main() -> None:
         type=cli.flag("SEEDS", int),
         default=SEEDS,
         metavar="N",
-        help="trainings of each selector (default: %(default)s)",
+        help="number of runs per selector (default: %(default)s)",
     )
     parser.add_argument(
         "--out-of-fold",
         type=Path,
         metavar="PATH",
-        help="folder of students that were trained on the second half of the training images",
+        help="compute the out-of-fold logits with the students in this folder, which were trained "
+        "on the second half of the training images",
     )
     cli.add_out(parser, OUT, "selectors.json and selectors.png")
     args = parser.parse_args()

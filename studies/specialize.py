@@ -1,9 +1,9 @@
-"""Tell each student which training images to learn from, so that the two come to differ.
+"""Choose different training images for the two students, so that they specialize.
 
-    python -m studies.specialize halves      each another half of them
-    python -m studies.specialize vehicles    student 1 thrice from vehicles, student 2 from animals
+    python -m studies.specialize halves      a different half of the images for each student
+    python -m studies.specialize vehicles    vehicles count 3 times for student 1, animals for 2
 
-Writes KIND-1.npy and KIND-2.npy, the images' indices, into runs/special/: learn from them with
+Writes the indices of the images to runs/special/KIND-1.npy and KIND-2.npy. To use them, run
 python StudentTrain.py --model 1 --indices runs/special/KIND-1.npy, and the same with 2.
 """
 
@@ -17,29 +17,29 @@ from utils import cli
 from utils.data import Split, described, load_splits
 from utils.files import UserError, replacing, shown, try_folder
 
-BATCH_SIZE = 500  # images a step
+BATCH_SIZE = 500  # images per step
 OUT = Path("runs/special")  # for KIND-1.npy and KIND-2.npy
-TIMES = 3  # an image that a student is to learn well counts so often
+TIMES = 3  # how often the images of a student's own kind count
 VEHICLES = ("airplane", "automobile", "ship", "truck")
 
 
 def halves(train: Split) -> tuple[Split, Split]:
-    """Two disjoint halves, in the random order of the split."""
+    """Two disjoint random halves (the order of a split is random)."""
     middle = len(train) // 2
     return train.take(slice(middle)), train.take(slice(middle, None))
 
 
 def favoring(train: Split, mine: torch.Tensor) -> np.ndarray:
-    """All indices once, and those of `mine`, bool (N,), TIMES times."""
+    """The indices of all images once, and of those where `mine`, bool (N,), TIMES times."""
     favored = train.indices[mine.cpu().numpy()]
     return np.concatenate([train.indices, *[favored] * (TIMES - 1)])
 
 
 def vehicles(train: Split) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where an image is of a vehicle, and where of an animal: two bool (N,)."""
+    """Whether each image shows a vehicle, and whether it shows an animal: two bool (N,)."""
     is_vehicle = torch.tensor([name in VEHICLES for name in train.classes])
     if not is_vehicle.any():
-        raise UserError(f"{train.name} has no {', '.join(VEHICLES)}: choose another kind")
+        raise UserError(f"{train.name} has no class {', '.join(VEHICLES)}: choose another kind")
     there = is_vehicle.to(train.labels.device)[train.labels]
     return there, ~there
 
@@ -51,19 +51,19 @@ def main() -> None:
     args = parser.parse_args()
     try_folder(args.out)
     train = load_splits(args.data_dir, args.subset)[0]
-    print(f"choosing from {described(train)}", flush=True)
+    print(f"choosing training images from {described(train)}", flush=True)
 
     if args.kind == "halves":
         parts = [half.indices for half in halves(train)]
     else:
         parts = [favoring(train, mine) for mine in vehicles(train)]
     if not all(map(len, parts)):
-        raise UserError(f"{len(train)} images are too few for two halves")
+        raise UserError(f"{len(train)} images are too few for two halves: use more images")
     for k, (arch, part) in enumerate(zip(STUDENTS, parts, strict=True), 1):
         path = args.out / f"{args.kind}-{k}.npy"
         with replacing(path) as file:
             np.save(file, part)
-        print(f"wrote {shown(path)}: {arch} learns from {len(part):,} images")
+        print(f"wrote {shown(path)}: for {arch}, {len(part):,} images")
 
 
 if __name__ == "__main__":

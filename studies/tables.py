@@ -1,6 +1,6 @@
-"""Write the tables of the README files and of docs/ anew, each between its two markers.
+"""Update the tables in the README files and in docs/, each between two markers.
 
-python -m studies.tables     from results/*.json, checkpoints/*.pth and studies.compression
+python -m studies.tables     reads results/*.json, checkpoints/*.pth and studies.compression
 """
 
 import hashlib
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HUYVNPHAN = "https://github.com/huyvnphan/PyTorch_CIFAR10"
 KUANGLIU = "https://github.com/kuangliu/pytorch-cifar"
 PUBLISHED_TOP1 = {"teacher": "81", "densenet121": "74.19", "googlenet": "73.21", "routed": "79.67"}
-OTHERS_TOP1 = {  # of the same architecture
+OTHERS_TOP1 = {  # results of others with the same architecture
     "teacher": f"[93.65]({HUYVNPHAN})",
     "densenet121": f"[94.06]({HUYVNPHAN}), [95.04]({KUANGLIU})",
     "googlenet": f"[92.85]({HUYVNPHAN})",
@@ -44,24 +44,27 @@ SUBJECTS = {
     "ONNX Runtime, one image": "routed by ONNX Runtime beside PyTorch, one image at a time",
     "ONNX Runtime, 128 images": "routed by ONNX Runtime beside PyTorch, 128 images at a time",
 }
-CHOSEN = {  # on the validation images
+CHOSEN = {  # chosen on the validation images: name in the table, key in the checkpoint
     "threshold": "threshold",
     "threshold of the cascade": "cascade_threshold",
     "temperature of the probabilities": "temperature",
 }
-SHORT = ("teacher", *STUDENTS, "routed", "cascade", "oracle")  # what the README shows of LABELS
+SHORT = ("teacher", *STUDENTS, "routed", "cascade", "oracle")  # keys of LABELS for the README
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, its first column to the left and the others to the right."""
+    """A Markdown table, with the first column left-aligned and the others right-aligned."""
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def results(metrics: dict, names: Sequence[str] = (), others: bool = True) -> str:
-    """The accuracies of `metrics`, as inference.py writes them, beside those that others report.
+    """Table of the accuracies in metrics.json, with published results and those of others.
 
-    `names` chooses the rows; without it all that were measured or published are shown.
+    Args:
+        metrics: the content of metrics.json.
+        names: keys of LABELS to show. Default: all that were measured or published.
+        others: whether to show the column "others".
     """
     rows = []
     for name, label in LABELS.items():
@@ -84,7 +87,7 @@ def results(metrics: dict, names: Sequence[str] = (), others: bool = True) -> st
 
 
 def routing(study: dict) -> str:
-    """The policies of `study`, as studies.policies writes it, against both networks' work."""
+    """Table of the policies in routing.json, written by studies.policies."""
     rows = []
     for name in POLICIES:
         facts = study["policies"].get(name) or study[name]
@@ -108,7 +111,7 @@ def routing(study: dict) -> str:
 
 
 def selectors(study: dict) -> str:
-    """The selectors that studies.selectors trained: means over seeds, and the range of p."""
+    """Table of selectors.json, written by studies.selectors: means over seeds, range of p."""
     rows = []
     for row in study["variants"]:
         accuracy, area, ps = (
@@ -140,7 +143,7 @@ def selectors(study: dict) -> str:
 
 
 def sweep(benchmarks: dict) -> str:
-    """Images/s of both sides at each setting that python -m benchmarks was given."""
+    """Table of images/s of both sides for each setting, from python -m benchmarks."""
     settings = "batch_size", "threads", "images"
     rows = [
         [
@@ -157,7 +160,7 @@ def sweep(benchmarks: dict) -> str:
 
 
 def distillation(metrics: dict) -> str:
-    """Each student of `metrics` that was also trained alone: top-1 with the teacher and without."""
+    """Table of the students' top-1 accuracies with and without the teacher."""
     rows = []
     for arch in STUDENTS:
         if (alone := f"{arch}_alone") not in metrics["accuracy"]:
@@ -180,7 +183,7 @@ def _ends(interval: Sequence[float], times: int, decimals: int) -> str:
 
 
 def speed(benchmarks: dict) -> str:
-    """Images/s of both sides and their ratio, as python -m benchmarks measured them."""
+    """Table of images/s of both sides and their ratio, from python -m benchmarks."""
     runs = {run["subject"]: run for run in benchmarks["runs"]}
     rows = [
         [
@@ -197,12 +200,15 @@ def speed(benchmarks: dict) -> str:
 
 
 def compression(metrics: dict, stem: str) -> str:
-    """Reductions against the teacher in %, ours and published; routed MACs are of `metrics`."""
+    """Table of reductions relative to the teacher in %, ours and published.
+
+    The MACs of the routed system are read from `metrics`.
+    """
     costs, rows = all_costs(stem), []
     routed = metrics["macs_per_image"]["routed"] / 1e6
     for name in [name for name in costs if name != "teacher"]:
         ours = [1 - each / of for each, of in zip(costs[name], costs["teacher"], strict=True)]
-        if name == "both + selector":  # of which one student runs
+        if name == "both + selector":  # only one student runs per image
             ours[2] = 1 - routed / costs["teacher"][2]
         theirs = PUBLISHED.get(name, (None,) * 3)
         rows.append(
@@ -219,7 +225,7 @@ def compression(metrics: dict, stem: str) -> str:
 
 
 def checkpoints(paths: Sequence[Path]) -> str:
-    """What is in each checkpoint, a column each, then the files' SHA-256 as sha256sum writes it."""
+    """Table of the facts in the checkpoints, one column each; then SHA-256 as from sha256sum."""
     columns = [_facts(path) for path in paths]
     names = list(dict.fromkeys(name for column in columns for name in column))
     rows = [[name, *(column.get(name, "") for column in columns)] for name in names]
@@ -247,7 +253,7 @@ def _facts(path: Path) -> dict[str, str]:
 
 
 def command(info: dict) -> str:
-    """The command that made a checkpoint; the weights it started from are called FIRST.pth."""
+    """The command that trained a checkpoint; initial weights, if any, are called FIRST.pth."""
     words, recipe = COMMANDS[info["arch"]], info["hyperparameters"]
     if recipe.get("init"):
         flags = {"init": "FIRST.pth", **{name: recipe[name] for name in ("epochs", "lr", "seed")}}
@@ -262,23 +268,23 @@ def _plain(value: object) -> str:
 
 
 def fill(path: Path, tables: dict[str, str]) -> str:
-    """The text of `path` with each table between <!-- NAME ... --> and <!-- end of NAME -->.
+    """The text of `path` with each table put between <!-- NAME ... --> and <!-- end of NAME -->.
 
-    Raises UserError where a marker is missing.
+    Raises UserError if a marker is missing.
     """
     text = path.read_text(encoding="utf-8")
     for name, table in tables.items():
         block = re.compile(rf"(<!-- {name}\b[^\n]*-->\n).*?(<!-- end of {name} -->)", re.DOTALL)
         if not block.search(text):
             raise UserError(
-                f"{path} lacks <!-- {name} --> and <!-- end of {name} -->: put the table back"
+                f"{path} lacks <!-- {name} --> and <!-- end of {name} -->: add these two lines"
             )
         text = block.sub(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text)
     return text
 
 
 def texts() -> dict[Path, str]:
-    """The files as they are to be."""
+    """The files to write, and their new texts."""
     metrics, eight_epochs, study, trained, benchmarks, batches, images = (
         json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
         for name in (
@@ -293,7 +299,7 @@ def texts() -> dict[Path, str]:
     )
     folder = ROOT / "checkpoints"
     stem = read_checkpoint(folder / FILES["densenet121"])["stem"]
-    # A teacher may lie beside the shipped weights: listed are those that .gitignore lets through.
+    # Only the checkpoints that are in the repository, according to .gitignore.
     kept = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
     paths = [folder / name for name in FILES.values() if f"!checkpoints/{name}" in kept]
     tables = {

@@ -1,4 +1,4 @@
-"""Real images for every test: the sample of the test set that comes with the repository."""
+"""Shared fixtures: real images, from the sample of the test set in the repository."""
 
 import os
 import signal
@@ -10,16 +10,16 @@ import torch
 from utils import checkpoint
 from utils.data import CLASSES, load_sample
 
-# Two processes of tests share the machine; threads that wait for one another would crawl.
+# Two test processes share the machine; more threads would wait for each other.
 torch.set_num_threads(1)
-os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
+os.environ["OMP_NUM_THREADS"] = "1"  # for programs started by tests
 
-# A shell starts its background jobs with Ctrl-C ignored, and several tests press it.
+# A shell starts background jobs with SIGINT ignored, but several tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Print what tests count: record_property("counted", "so many of these, so many of those")."""
+    """Print the counts that tests record with record_property("counted", text)."""
     reports = terminalreporter.getreports("passed")
     for line in [text for report in reports for name, text in report.user_properties]:
         terminalreporter.line(line)
@@ -27,7 +27,7 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(autouse=True)
 def _nothing_typed(monkeypatch):
-    """A script that a test calls keeps the flags that it was given; a process ends with it."""
+    """Reset the flags of a script called in this process."""
     monkeypatch.setattr(checkpoint, "typed", checkpoint.Typed())
 
 
@@ -39,7 +39,7 @@ def sample():
 
 @pytest.fixture(scope="session")
 def small_npz(tmp_path_factory, sample):
-    """A data set of one's own: 600 of the sample's images to train on, 400 to test on."""
+    """An own data set: 600 images of the sample for training, 400 for testing."""
     path = tmp_path_factory.mktemp("data") / "small.npz"
     images, labels = sample.images.numpy(), sample.labels.numpy()
     np.savez(

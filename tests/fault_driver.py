@@ -1,18 +1,18 @@
-"""Run a script and strike it at a chosen moment of its life on the disk.
+"""Run a script, and kill or interrupt it at a chosen moment between its writes to the disk.
 
     python tests/fault_driver.py AT MODE script.py [its flags]
 
 The moments, numbered from 1, are each step of an optimizer and, of each file written as NAME.part
 and renamed: `opened`, `half` written, `written`, `synced` to the disk, `renamed`, and `durable`,
-when its folder is synced too. At moment AT the run is struck by MODE:
+when its folder is synced too. What happens at moment AT depends on MODE:
 
     kill    SIGKILL
-    power   the same, and what was not synced is lost: of an unsynced file a random part of its
-            bytes, of the renames in an unsynced folder a random choice
+    power   SIGKILL, and unsynced data are lost: random bytes at the end of unsynced files, and
+            random renames in unsynced folders
     int     Ctrl-C
     term    SIGTERM
 
-The moment that is struck is named on stderr. With 0 for AT nothing strikes, and all are listed.
+The name of the moment is printed to stderr. With AT 0, nothing happens, and all moments are listed.
 """
 
 import builtins
@@ -34,7 +34,7 @@ SIGNALS = {"int": signal.SIGINT, "term": signal.SIGTERM}
 
 
 class Disk:
-    """Counts moments, strikes at one of them, and knows what a power loss would take."""
+    """Count the moments, stop the process at one of them, and simulate a power loss."""
 
     def __init__(self, at: int, mode: str) -> None:
         self.at, self.mode = at, mode
@@ -53,7 +53,7 @@ class Disk:
         return file
 
     def _fsync(self, descriptor: int) -> None:
-        """Only note it: to wait for the disk would show nothing more."""
+        """Only record the call: waiting for the disk would not test more."""
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
         if path.suffix == ".part":
             self._moment("half", path)
@@ -130,27 +130,27 @@ def strike(at: int, mode: str, script: str, *flags: str) -> None:
 
 
 def child(printed: list[Connection], limits: list, function, *args: object) -> None:
-    """Set `limits`, then call `function`, with stdout and stderr going into the pipes `printed`."""
+    """Set `limits`, then call `function` with stdout and stderr sent to the pipes `printed`."""
     os.chdir(ROOT)
     for number, pipe in enumerate(printed, 1):
         os.dup2(pipe.fileno(), number)
         pipe.close()
-    sys.stdout.reconfigure(line_buffering=True)  # a killed process leaves what it has said
-    TqdmDefaultWriteLock.mp_lock = None  # and no semaphore
+    sys.stdout.reconfigure(line_buffering=True)  # keep the output of a killed process
+    TqdmDefaultWriteLock.mp_lock = None  # a killed process would leave the semaphore behind
     for limit in limits:
         limit()
     function(*args)
 
 
 def drop_privileges() -> None:
-    """Give up what lets root write where permissions forbid it."""
+    """Drop the capabilities that let root ignore file permissions."""
     version_3, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     if ctypes.CDLL(None, use_errno=True).capset(version_3, nothing):
         raise OSError(ctypes.get_errno(), "capset")
 
 
 def limit_memory(more: int) -> None:
-    """Let this process take only `more` bytes of addresses than it has now."""
+    """Limit the address space of this process to `more` bytes above its current size."""
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + more, now + more))
 

@@ -1,4 +1,4 @@
-"""A run as the scripts do it, with hooks for tests, and a tiny network."""
+"""A training loop like that of the scripts, with hooks for tests; and a tiny network."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from utils.run import Run
 
 
 class Pixels(nn.Module):
-    """Logits that differ wherever a pixel does; counts the images that it was asked for."""
+    """A linear classifier that counts the images it is called with."""
 
     def __init__(self):
         super().__init__()
@@ -26,7 +26,7 @@ class Pixels(nn.Module):
 
 
 class Loop(Run):
-    """Trains `net` on `rows`; `loss` and `validate` are what a test looks through."""
+    """A run that trains `net` on `rows`. Tests observe it through `loss` and `validate`."""
 
     def __init__(self, net, path, images, targets, loss, validate, val_images, rows=None, **values):
         values = {

@@ -1,8 +1,8 @@
-"""One process of those that torchrun starts for tests/test_distributed.py.
+"""The program that torchrun starts in each process for tests/test_distributed.py.
 
     torchrun --standalone --nproc_per_node=2 tests/ranks.py FOLDER
 
-Trains two small networks and notes in FOLDER/rank-K.pth what process K saw and had.
+Trains two small networks. Process K writes what it saw to FOLDER/rank-K.pth.
 """
 
 import sys
@@ -23,7 +23,7 @@ COUNT, BATCH_SIZE, EPOCHS = 50, 7, 2  # batches of 7 and 6: two processes share 
 
 
 class Plain(nn.Module):
-    """What it computes for an image does not depend on the others of its batch."""
+    """A network whose output for an image does not depend on the rest of the batch."""
 
     def __init__(self):
         super().__init__()
@@ -34,7 +34,7 @@ class Plain(nn.Module):
 
 
 class Tricky(nn.Module):
-    """Batch norm's statistics, and dropout's draws."""
+    """A network with batch norm and dropout."""
 
     def __init__(self):
         super().__init__()
@@ -48,7 +48,7 @@ class Tricky(nn.Module):
 
 
 def train(net_class, path, resume=False):
-    """Train the network into `path`; returns what this process saw, and its weights by epoch."""
+    """Train a network; returns the images this process saw, and its weights after each epoch."""
     sample = load_sample()
     images, labels = sample.images[:COUNT], sample.labels[:COUNT]
     seen, weights = [], []
@@ -75,14 +75,14 @@ def train(net_class, path, resume=False):
         epochs=EPOCHS,
         batch_size=BATCH_SIZE,
     )
-    # In bf16 the shares of a batch round otherwise than the whole of it.
+    # In bf16, rounding depends on how the batch is divided.
     with mock.patch("utils.device.has_bf16", return_value=False):
         run.fit(resume)
     return {"seen": seen, "weights": weights, "history": run.progress.history}
 
 
 def teacher_answers(folder):
-    """What a teacher answers to a view of the images."""
+    """A teacher's logits for a view of the images."""
     torch.manual_seed(0)
     batches = Batches(load_sample(COUNT).images, 7, 0, Augmentation(), 2, (rank(), ranks()))
     with mock.patch("utils.device.has_bf16", return_value=False):

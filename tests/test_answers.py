@@ -1,4 +1,4 @@
-"""The teacher's stored answers are those to the very crops that a student sees."""
+"""The teacher's stored logits belong to the same crops that the student sees."""
 
 import os
 import sys
@@ -67,7 +67,7 @@ def test_a_student_learns_from_the_teachers_answers_to_the_very_images_that_it_s
 
 @pytest.fixture
 def ask(tmp_path, sample):
-    """Ask a teacher for a view of 50 images: its answers, and how many images it was shown."""
+    """Get a teacher's logits for a view of 50 images, and the number of images it computed."""
 
     def ask(epoch, teacher=None, name="0123456789ab", images=sample.images[:50], crop=4):
         teacher = teacher or Pixels().eval()

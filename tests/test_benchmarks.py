@@ -1,4 +1,4 @@
-"""The fast ways compute what the plain ones do, and the benchmarks measure what they say."""
+"""The fast code computes the same as the plain code, and the benchmarks measure it correctly."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @torch.inference_mode()
 @pytest.mark.parametrize("arch", FILES)
 def test_folded_batch_norm_and_autocast_answer_as_float32_does(arch, sample):
-    """Within bf16's eight bits: logits of about 10 differ by less than 0.3, answers hardly."""
+    """Tolerance of bf16: logits of about 10 differ by less than 0.3; few predictions differ."""
     net, _ = load_network(ROOT / "checkpoints" / FILES[arch])
     images = sample.images[:100]
     expected = net(normalize(images).contiguous())
@@ -38,7 +38,7 @@ def test_folded_batch_norm_and_autocast_answer_as_float32_does(arch, sample):
 @torch.inference_mode()
 @pytest.mark.parametrize("arch", FILES)
 def test_a_folded_network_is_the_same_function_in_float32(arch, sample, monkeypatch):
-    """Logits within 1e-4, the same top-1 on every image; and what it was made of is untouched."""
+    """Logits within 1e-4 and the same predictions; the original network is unchanged."""
     monkeypatch.setattr("utils.device.has_bf16", lambda device: False)
     net, _ = load_network(ROOT / "checkpoints" / FILES[arch])
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}

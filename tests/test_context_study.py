@@ -1,4 +1,4 @@
-"""The study of contexts: its policies on six images by hand, and a whole run of a few dozen."""
+"""The context study: its policies on six images, checked by hand, and a run on 40 images."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ CAT, DOG, HARDLY = [4.0, 0.0], [0.0, 5.0], [0.5, 0.0]  # 0.98 for 0, 0.99 for 1,
 
 @pytest.fixture
 def nets():
-    """Six images of class 0: the first student is right on 1 to 3, the second on 1, 4 and 5."""
+    """Six images of class 0: student 1 is correct on 1 to 3, student 2 on 1, 4 and 5."""
     logits = {
         "densenet121": torch.tensor([CAT, CAT, CAT, DOG, DOG, DOG]),
         "googlenet": torch.tensor([HARDLY, DOG, [0.0, 0.3], CAT, HARDLY, DOG]),
@@ -69,7 +69,7 @@ def test_runs_of_several_seeds_are_averaged():
 
 @pytest.fixture
 def study(tmp_path, small_npz, monkeypatch, capsys):
-    """Run the study on 40 images of each split with the shipped weights, as if trained so."""
+    """Run the study on 40 images of each split; the weights are those in checkpoints/."""
     monkeypatch.setattr(contexts, "EPOCHS", 1)
     monkeypatch.setattr(contexts, "IMAGES", 30)
     monkeypatch.chdir(tmp_path)
@@ -169,7 +169,7 @@ def test_the_study_runs_from_its_files_and_then_from_what_was_answered(
 
 
 class Spy:
-    """`predict`, which notes the titles of what it is asked."""
+    """`predict` that records the titles it is called with."""
 
     def __init__(self):
         self.named = set()

@@ -1,4 +1,4 @@
-"""Contexts: the pixels of each kind, and that an image's seed alone decides what befalls it."""
+"""Contexts: the pixels of each kind; and the seed of an image alone determines its degradation."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_each_kind_has_the_pixels_of_torchvisions_transform(sample, kind, streng
         images, seen, severities(drawn).tolist(), drawn.tolist(), strict=True
     ):
         wanted = expected(before.permute(2, 0, 1).contiguous(), strengths[severity - 1], seed)
-        # A batch may be convolved in another order than an image: by one where 0.5 was rounded.
+        # Summation order may differ for a batch: pixels may differ by 1 after rounding.
         assert (after.int() - wanted.permute(1, 2, 0).int()).abs().max() <= 1
         assert not torch.equal(after, before)
 

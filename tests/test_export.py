@@ -1,4 +1,4 @@
-"""What leaves PyTorch answers as what stays."""
+"""Exported networks give the same results as in PyTorch."""
 
 import json
 import re
@@ -23,7 +23,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="see requirements-dev.tx
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """Runs the program with these words: its exit status and what it told."""
+    """Run the program with these arguments: exit status and output."""
 
     def command(*words):
         monkeypatch.setattr(sys, "argv", ["export.py", *map(str, words)])
@@ -36,7 +36,7 @@ def command(monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """A folder as a clone in which python -m evaluation.export ran."""
+    """A folder like a clone after running python -m evaluation.export."""
     folder = tmp_path_factory.mktemp("clone")
     for name in ("data", "checkpoints"):
         (folder / name).symlink_to(ROOT / name)

@@ -1,4 +1,4 @@
-"""The scripts on a GPU that is not there: PyTorch's fake tensors have a device, and no numbers.
+"""The scripts on a simulated GPU: PyTorch's fake tensors have a device, but no numbers.
 
 A CPU tensor that meets a CUDA one is an error to them, too. So is float64 on the device here, which
 Apple's GPUs lack. Left out is what needs numbers or a driver: files and the backward pass.
@@ -28,7 +28,7 @@ STEP = run.Run.step
 
 
 class NoFloat64(TorchDispatchMode):
-    """Refuses float64 but on the CPU."""
+    """Refuse float64 on devices other than the CPU."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -39,7 +39,7 @@ class NoFloat64(TorchDispatchMode):
 
 
 def move(self, fn, recurse=True):
-    """As Module._apply, which cannot swap the weights of a network made of fake tensors."""
+    """Replacement of Module._apply, which cannot swap weights that are fake tensors."""
     for net in self.modules():
         for places in (net._parameters, net._buffers):
             for name, each in places.items():
@@ -50,7 +50,7 @@ def move(self, fn, recurse=True):
 
 
 def copied(self, memo):
-    """As Tensor.__deepcopy__, which reads memory that a fake tensor has not."""
+    """Replacement of Tensor.__deepcopy__, which reads the memory of the tensor."""
     if id(self) not in memo:
         copy = self.detach().clone()
         memo[id(self)] = nn.Parameter(copy) if isinstance(self, nn.Parameter) else copy
@@ -58,7 +58,7 @@ def copied(self, memo):
 
 
 def step(self, loss, correct):
-    """As Run.step, but that there is no backward pass: optimizers skip what has no gradient."""
+    """Run.step without the backward pass; optimizers skip weights without gradients."""
     assert all(each.device == CUDA for each in self.net.state_dict().values())
     assert loss.dtype == torch.float32 and loss.device == correct.device == CUDA
     STEP(self, loss, correct)
@@ -66,7 +66,7 @@ def step(self, loss, correct):
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """A GPU: numbers that are asked of it are 0, and rows that are chosen are the first half."""
+    """A simulated GPU: all values are read as 0, and a selection of rows gives the first half."""
     for script in (teacherTrain, StudentTrain, trainSelector, inference):
         monkeypatch.setattr(script, "pick_device", lambda name: CUDA)
     for module in (answers, trainSelector):

@@ -1,4 +1,4 @@
-"""What goes wrong outside the code: kills, power loss, full disks, no permission, damaged data.
+"""Faults outside the code: kills, power loss, full disks, missing permissions, damaged data.
 
 The scripts run on real images in processes of their own, forked from one that has imported PyTorch
 already, which saves seconds a run. `fault_driver.py` says at which moments they are struck. The
@@ -51,7 +51,7 @@ class Done:
 
 
 class Run:
-    """A script in a process of its own; `limits` are called in it before the script starts."""
+    """A script in a separate process; `limits` are called there before the script starts."""
 
     def __init__(self, function, *args, limits=()):
         pipes = [FORKS.Pipe(duplex=False) for _ in ("stdout", "stderr")]
@@ -79,7 +79,7 @@ class Run:
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory):
-    """A teacher's checkpoint, untrained."""
+    """The checkpoint of an untrained teacher."""
     path = tmp_path_factory.mktemp("teacher") / "teacher.pth"
     torch.manual_seed(0)
     net = network("resnet50", "cifar-pool")
@@ -110,7 +110,7 @@ def train(name, folder, data, *more, limits=()):
 
 
 def struck(at, mode, name, folder, data, *more):
-    """Train, struck at moment `at`; the moment's name, "" where the run ended before it."""
+    """Train, stopped at moment `at`. Returns also its name; "" if the run ended before it."""
     flags = [*flags_of(name, folder, data), *more]
     done = Run(fault_driver.strike, at, mode, *flags).wait()
     found = re.search(r"^struck at \d+: (.*)$", done.stderr, re.MULTILINE)
@@ -119,7 +119,7 @@ def struck(at, mode, name, folder, data, *more):
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory, teacher, small_npz):
-    """name -> the folder that an uninterrupted run of its script left, and its moments."""
+    """A function of a name: the folder and the moments of an uninterrupted run of its script."""
     runs = {}
 
     def get(name):
@@ -136,7 +136,7 @@ def whole(tmp_path_factory, teacher, small_npz):
 
 
 def weights(name, folder):
-    """Those that are the best, and those of the state."""
+    """The weights of the best epoch, and those of the state."""
     best = torch.load(folder / f"{name}.pth", weights_only=True)["state_dict"]
     last = torch.load(folder / f"{name}.state.pth", weights_only=True)["net"]
     return [*best.items(), *last.items()]
@@ -148,7 +148,7 @@ def different(ours, theirs):
 
 
 def assert_ends_like(name, folder, reference):
-    """The files of `folder` are those of an uninterrupted run, but for the seconds."""
+    """The files in `folder` are the same as after an uninterrupted run, except for the times."""
     assert different(weights(name, folder), weights(name, reference)) == []
     ours, theirs = (read_checkpoint(f / f"{name}.pth") for f in (folder, reference))
     for fact in ours.keys() - {"state_dict"}:
@@ -183,10 +183,10 @@ def epochs_done(name, folder):
 
 
 def chain(name, folder, data, moments, points):
-    """Strike the run at the first point, what is resumed at the second, and so on to the end.
+    """Stop the run at the first point, the resumed run at the second, and so on to the end.
 
-    A point is a moment of the uninterrupted run and a mode; what is resumed is struck as many
-    moments after its start as the point comes after that place there. Returns what was struck.
+    A point is a moment of the uninterrupted run, and a mode. A resumed run has fewer moments, so
+    the moment is counted from where it resumes. Returns the moments where runs were stopped.
     """
     ends = [k for k, moment in enumerate(moments, 1) if moment == f"durable {name}.state.pth"]
     anew = moments.index(f"opened {name}.previous.pth")
@@ -199,7 +199,7 @@ def chain(name, folder, data, moments, points):
         done, moment = struck(at, mode, name, folder, data, *more)
         assert done.status == (-9 if point else 0), (point, mode, done.stderr)
         assert_every_file_loads(folder)
-        if hit and (not point or moment == "step"):  # surely after it has said where it goes on
+        if hit and (not point or moment == "step"):  # certainly after the message
             said = "the run is finished" if epochs == 3 else f"resuming after epoch {epochs}, step"
             assert ("nothing to resume" if epochs is None else said) in done.stdout
         if point:
@@ -246,7 +246,7 @@ def test_struck_at_thirty_moments_a_run_ends_in_the_very_same_weights(
 
 
 def test_the_weights_of_the_run_before_outlive_a_kill_in_the_first_epoch(folder, small_npz, whole):
-    """Killed between its checkpoint and its state, a run starts anew over its own weights."""
+    """A run killed between writing checkpoint and state starts again and keeps its own weights."""
     moments = whole("selector")[1]
     earlier = (folder / "selector.pth").read_bytes()
     struck(moments.index("durable selector.pth") + 1, "kill", "selector", folder, small_npz)
@@ -258,7 +258,7 @@ def test_the_weights_of_the_run_before_outlive_a_kill_in_the_first_epoch(folder,
 def test_a_run_killed_in_its_first_epoch_is_not_mixed_with_the_one_before(
     folder, small_npz, whole, place
 ):
-    """A finished run and a new one with the same flags: --resume ends in the new one, whole."""
+    """A finished run, then a new one with the same flags: --resume continues the new one."""
     reference, moments = whole("selector")
     places = {"its first moment": 1, "epoch 1": moments.index("durable selector.pth") + 1}
     at = places.get(place) or moments.index(place) + 1
@@ -282,7 +282,7 @@ def test_a_run_killed_in_its_first_epoch_is_not_mixed_with_the_one_before(
 
 
 def stopped_and_continued(name, folder, data, at, mode, status):
-    """Stop the run at moment `at`, then type the command that it prints; what it printed."""
+    """Stop the run at moment `at`, then run the command that it prints. Returns the output."""
     done, moment = struck(at, mode, name, folder, data)
     assert done.status == status and "Traceback" not in done.stderr, (moment, done.stderr)
     assert_every_file_loads(folder)
@@ -326,7 +326,7 @@ def test_a_run_stopped_inside_a_write_finishes_the_write(
 
 
 def assert_refused(done, *words):
-    """Status 2 and one line of error that holds all the words."""
+    """Assert exit status 2 and one error line with all these words."""
     assert done.status == 2, done.stderr
     assert "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if "error:" in line]
@@ -350,7 +350,7 @@ def infer(folder, data, out, limits=()):
 
 
 def disk_of(size):
-    """The largest file that may be written: more fails as on a full disk, with another reason."""
+    """Limit the file size: larger files fail as on a full disk, with another reason."""
     return [partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))]
 
 
@@ -412,7 +412,7 @@ def test_inference_names_a_folder_without_permission_to_write(folder, small_npz,
     out.mkdir()
     forbid(request, out, 0o555)
     done = infer(folder, small_npz, out, [fault_driver.drop_privileges])
-    assert_refused(done, f"cannot write into {out}", "Permission denied")
+    assert_refused(done, f"cannot write to {out}", "Permission denied")
 
 
 @pytest.mark.slow
@@ -501,7 +501,7 @@ def assert_data_refused(path, match):
 
 @pytest.fixture(scope="session")
 def zeros(tmp_path_factory):
-    """A cifar10.npz of the right shapes, and nothing in it."""
+    """A cifar10.npz with the right shapes and only zeros."""
     path = tmp_path_factory.mktemp("zeros") / "cifar10.npz"
     np.savez_compressed(
         path,

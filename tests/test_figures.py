@@ -1,4 +1,4 @@
-"""What the end of inference.py needs is there when it starts."""
+"""inference.py checks at the start what it needs at the end."""
 
 import os
 import subprocess
@@ -140,7 +140,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_read(
     words = ["halves"] if main is specialize.main else []
     words += ["--out", tmp_path / "file" / "out", "--checkpoint-dir", tmp_path / "none"]
     monkeypatch.setattr(sys, "argv", ["script.py", *map(str, words)])
-    with pytest.raises(UserError, match="cannot write into .*file/out: Not a directory"):
+    with pytest.raises(UserError, match="cannot write to .*file/out: Not a directory"):
         main()
 
 

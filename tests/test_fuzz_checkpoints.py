@@ -33,7 +33,7 @@ def instructions(pickle):
 
 
 def plants(folder):
-    """Pieces of pickles: code that makes `folder`, things huge, nested, shared or incomplete."""
+    """Parts of pickles: code that creates `folder`; huge, nested, shared or incomplete objects."""
     name = b"X" + struct.pack("<L", len(folder)) + folder
     return [
         b"cposix\nmkdir\n" + name + b"\x85R",
@@ -120,7 +120,7 @@ def edit_records(entries, rng, planted):
 
 
 def outcome(path):
-    """Why the file was refused; None for a network of finite weights. Anything else fails."""
+    """The reason of a refusal; None if a network with finite weights was loaded."""
     signal.alarm(SECONDS)
     try:
         net, _ = load_network(path)

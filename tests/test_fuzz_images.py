@@ -1,4 +1,4 @@
-"""Broken pictures by the thousand; FUZZ=50000 in the environment makes that many of them."""
+"""Thousands of damaged images; FUZZ=50000 in the environment sets another number."""
 
 import io
 import os
@@ -25,11 +25,11 @@ NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 9000, 0x7FFFFFFF, 0x80000000,
 
 
 class Hang(BaseException):
-    """No Exception, which read_image would take for a decoder's."""
+    """Not a subclass of Exception, which read_image would treat as a decoder error."""
 
 
 def corpus(sample):
-    """Sound pictures as (format, bytes), of every kind that a decoder has code of its own for."""
+    """Valid images as (format, bytes), of every kind with separate code in a decoder."""
     color = Image.fromarray(sample.images[0].numpy()).resize((48, 40))
     other = Image.fromarray(sample.images[1].numpy()).resize((48, 40))
     clear = color.copy()
@@ -116,7 +116,7 @@ def mutate(rng, content, others):
 
 
 def with_checksums(data):
-    """The PNG with right checksums, without which its decoder would look no further."""
+    """The PNG with corrected checksums, so that the decoder does not stop there."""
     at = 8
     while at + 12 <= len(data):
         end = at + 8 + int.from_bytes(data[at : at + 4], "big")
@@ -126,7 +126,7 @@ def with_checksums(data):
 
 
 def mutated(sample, count):
-    """`count` broken pictures as (format, bytes), the same in every run."""
+    """`count` damaged images as (format, bytes), the same in every run."""
     sound = list(corpus(sample))
     by_kind = {kind: [content for k, content in sound if k == kind] for kind, _ in sound}
     rng = random.Random(0)
@@ -173,7 +173,7 @@ def test_broken_pictures_are_read_or_refused_in_one_line(tmp_path, sample, capfd
 
 
 def test_every_sound_picture_among_broken_ones_is_answered(tmp_path, sample):
-    """The script itself, on a terminal that knows ASCII only."""
+    """The script itself, on a terminal that only supports ASCII."""
     for k, (_, content) in enumerate(mutated(sample, 200)):
         (tmp_path / f"broken{k:03}").write_bytes(content)
     for k, (kind, content) in enumerate(corpus(sample)):

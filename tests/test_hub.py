@@ -1,4 +1,4 @@
-"""The weights as strangers load them: by torch.hub, and without this project's code."""
+"""Loading the weights as other users do: with torch.hub, and without this project's code."""
 
 import re
 import subprocess
@@ -96,7 +96,7 @@ def test_the_number_of_classes_is_that_of_the_weights_or_the_one_asked_for(image
 @pytest.mark.parametrize("setting", [{"dtype": torch.float64}, {"device": "meta"}], ids=str)
 @torch.no_grad()
 def test_pytorchs_defaults_do_not_change_the_network(setting, images):
-    """They gave networks in float64, and networks without weights."""
+    """Before, the defaults led to networks in float64 and networks without weights."""
     expected = shipped("selector")[0](images)
     torch.set_default_dtype(setting.get("dtype", torch.float32))
     try:
@@ -175,7 +175,7 @@ def test_the_script_of_the_readme_loads_the_student_without_this_project(sample)
 
 @pytest.fixture(scope="module")
 def retrained(tmp_path_factory):
-    """The shipped checkpoints, but for one weight of GoogLeNet."""
+    """The shipped checkpoints, with one weight of GoogLeNet changed."""
     folder = tmp_path_factory.mktemp("retrained")
     for file in FILES.values():
         (folder / file).symlink_to(ROOT / "checkpoints" / file)
@@ -227,7 +227,7 @@ PHOTO = str(ROOT / "results" / "samples.png")
     ],
 )
 def test_a_selector_of_other_students_is_refused(retrained, small_npz, monkeypatch, use):
-    told = "selector.pth and its thresholds were made for other students .*: "
+    told = "selector.pth has a selector and thresholds for other students .*: "
     told += f"python trainSelector.py( --data-dir {small_npz})? --checkpoint-dir {retrained}$"
     with pytest.raises(UserError, match=told):
         use(retrained, monkeypatch, small_npz)

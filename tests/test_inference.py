@@ -1,4 +1,4 @@
-"""Pictures of strangers, what inference.py prints of them, and the compression tables."""
+"""Reading of arbitrary images, the output of inference.py for them, and the compression tables."""
 
 import io
 import os
@@ -31,7 +31,7 @@ RGB = (200, 30, 10)
 
 
 class Always(nn.Module):
-    """A stand-in for a student: sure of one class, whatever the image."""
+    """A fake student that predicts the same class for every image."""
 
     def __init__(self, label):
         super().__init__()
@@ -42,7 +42,7 @@ class Always(nn.Module):
 
 
 class Redness(nn.Module):
-    """A stand-in for a selector: student 1 for red images."""
+    """A fake selector that chooses student 1 for red images."""
 
     def forward(self, images):
         return 9 * (images[:, 0].mean(dim=(1, 2)) - images[:, 2].mean(dim=(1, 2)))
@@ -158,7 +158,7 @@ def test_a_file_of_any_size_that_is_no_picture_is_not_read_into_memory(tmp_path)
 
 
 def test_half_transparent_edges_do_not_bleed_the_hidden_color(tmp_path):
-    """Red that is seen, beside green that is not: on white no green may show."""
+    """Opaque red next to transparent green: on white, no green may be visible."""
     pixels = np.zeros((64, 64, 4), np.uint8)
     pixels[:, :31] = (255, 0, 0, 255)
     pixels[:, 31:] = (0, 255, 0, 0)

@@ -1,4 +1,4 @@
-"""The losses, the selector's labels and the temperature against values worked out by hand."""
+"""The losses, the selector's labels and the temperature, compared with values computed by hand."""
 
 import math
 
@@ -52,7 +52,7 @@ def test_kl_is_the_mean_over_images():
 
 @pytest.mark.parametrize(("kind", "distilled"), [("mse", LN3**2 / 2), ("kl", 0.0)])
 def test_alpha_weighs_the_cross_entropy_that_is_added(kind, distilled):
-    # "mse" has one logit off by ln 3; for "kl" both are off by 1, which softmax does not see.
+    # "mse": one logit differs by ln 3. "kl": both also differ by 1, which softmax ignores.
     teacher = [[0.0, 0.0]] if kind == "mse" else [[LN3 + 1, 1.0]]
     expected = distilled + 0.5 * -math.log(0.75)
     assert loss([[LN3, 0.0]], teacher, kind=kind, alpha=0.5) == pytest.approx(expected, abs=1e-6)

@@ -1,4 +1,4 @@
-"""The networks' sizes and outputs, the selector's training, and who answers for which image."""
+"""Sizes and outputs of the networks, training of the selector, and routing of the systems."""
 
 import io
 
@@ -31,7 +31,7 @@ def images(sample):
 
 @pytest.fixture(scope="module")
 def networks(sample):
-    """All three, untrained, with the batch-norm statistics of 8 images: outputs are not all 0."""
+    """All three, untrained, with batch-norm statistics of 8 images, so that outputs are not 0."""
     torch.manual_seed(0)
     nets = {arch: network(arch) for arch in ARCHS}
     with torch.no_grad():
@@ -133,7 +133,7 @@ def test_few_steps_teach_the_selector_to_tell_red_from_blue():
 
 
 class Student(nn.Module):
-    """A linear classifier that notes which images it was given."""
+    """A linear classifier that records the images it is called with."""
 
     def __init__(self):
         super().__init__()
@@ -146,14 +146,14 @@ class Student(nn.Module):
 
 
 class FirstPixel(nn.Module):
-    """A selector that reads its logit off the image."""
+    """A selector whose logit is a pixel of the image."""
 
     def forward(self, images):
         return images[:, 0, 0, 0]
 
 
 def scored(scores):
-    """Random images (N, 3, 2, 2), on which FirstPixel gives `scores`."""
+    """Random images (N, 3, 2, 2) for which FirstPixel returns `scores`."""
     images = torch.randn(len(scores), 3, 2, 2)
     images[:, 0, 0, 0] = torch.tensor(scores)
     return images
@@ -227,7 +227,7 @@ def test_real_students_answer_as_they_do_alone(networks, images):
 
 
 class Saying(nn.Module):
-    """A stand-in for a student whose logits lie in the image; it notes how many it was given."""
+    """A fake student whose logits are in the image; it records the number of images."""
 
     def __init__(self, channel):
         super().__init__()
@@ -243,7 +243,7 @@ OTHER = [0.0, 3.0]
 
 
 def said(*answers):
-    """Images (N, students, 2) of which student k reads the answer of its channel."""
+    """Images (N, students, 2); student k reads its logits from channel k."""
     return torch.tensor(answers).reshape(len(answers), -1, 2)
 
 

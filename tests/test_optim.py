@@ -1,4 +1,4 @@
-"""Muon: what it does to a matrix, and that it is PyTorch's own on weights that have no window."""
+"""Muon: its effect on a matrix, and the same result as torch.optim.Muon for 1x1 convolutions."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_an_update_has_the_singular_vectors_of_its_matrix_and_values_near_1(
 
 
 def test_a_step_is_that_of_pytorchs_muon_whatever_the_order_of_the_window(monkeypatch):
-    """`torch.optim.Muon` computes in bf16 and takes matrices only."""
+    """`torch.optim.Muon` computes in bf16 and supports matrices only."""
     monkeypatch.setattr("utils.optim.has_bf16", lambda device: True)
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(16, 8, 3, 3, generator=generator)

@@ -1,4 +1,4 @@
-"""Pictures of every kind of number as a viewer shows them, and files made to take for ever."""
+"""Images with all types of numbers, compared with image viewers; and files that take forever."""
 
 import contextlib
 import io
@@ -20,7 +20,7 @@ UNSIGNED, SIGNED, FLOAT = 1, 2, 3  # TIFF's sample formats
 
 
 def tiff(pixels, width, height, bits, *more, order="<"):
-    """A gray TIFF around the bytes of its pixels; more: (tag, type, count, value or bytes)."""
+    """A gray TIFF with these pixel bytes and more tags (tag, type, count, value or bytes)."""
     tags = {
         tag: (tag, kind, 1, value)
         for tag, kind, value in (
@@ -51,7 +51,7 @@ def tiff(pixels, width, height, bits, *more, order="<"):
 
 
 def packed_12_bit(numbers):
-    """Rows of 12-bit numbers, two in three bytes."""
+    """Pack rows of 12-bit numbers, two in three bytes."""
     rows = ("".join(f"{number:012b}" for number in row) for row in numbers)
     return b"".join(int(row, 2).to_bytes(len(row) // 8, "big") for row in rows)
 
@@ -75,7 +75,7 @@ def as_read(path, content):
 
 
 def as_shown(tmp_path, gray):
-    """What the 8-bit picture becomes."""
+    """The expected result for the 8-bit image."""
     file = io.BytesIO()
     Image.fromarray(gray.astype(np.uint8)).save(file, "PNG")
     return as_read(tmp_path / "gray.png", file.getvalue())

@@ -1,4 +1,4 @@
-"""The policies on eight images by hand, and on the real networks those of inference.py."""
+"""The policies on eight images, checked by hand, and the same results as inference.py."""
 
 import json
 import math
@@ -27,7 +27,7 @@ WORK = {"resnet50": 1000, "densenet121": 500, "googlenet": 200, "selector": 10}
 
 @pytest.fixture
 def nets():
-    """Eight images of class 0. Student 1 is right on 1 to 5, student 2 on 1, 2, 6 and 7."""
+    """Eight images of class 0. Student 1 is correct on 1 to 5, student 2 on 1, 2, 6 and 7."""
     return Networks(
         {
             "resnet50": torch.tensor([CAT] * 7 + [DOG]),
@@ -158,7 +158,7 @@ def test_a_system_has_the_temperatures_of_its_networks(policy, expected):
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """Runs the program with these words: its exit status and what it told."""
+    """Run the program with these arguments: exit status and output."""
 
     def command(*words):
         monkeypatch.setattr(sys, "argv", ["policies.py", *map(str, words)])
@@ -170,7 +170,7 @@ def command(monkeypatch, capsys):
 
 
 def test_the_shipped_logits_give_the_shipped_results(command, tmp_path):
-    """But for rounding, which is that of the processor: metrics.json may be of another one."""
+    """Up to rounding: metrics.json may have been written on another processor."""
     (tmp_path / "logits.npz").symlink_to(ROOT / "results" / "logits.npz")
     status, told = command("--out", tmp_path, "--checkpoint-dir", "none", "--data-dir", "none")
     assert status == 0 and told.err == ""
@@ -205,7 +205,7 @@ def test_the_shipped_logits_are_of_the_shipped_weights():
 
 @pytest.fixture(scope="module")
 def collected(tmp_path_factory, small_npz):
-    """A folder as the clone of one who runs --collect: results/ and data/, of 40 images each."""
+    """A folder like a clone after --collect: results/ and data/, with 40 images per split."""
     folder = tmp_path_factory.mktemp("clone")
     (folder / "data").mkdir()
     (folder / "data" / "cifar10.npz").symlink_to(small_npz)
@@ -262,7 +262,7 @@ def test_a_router_that_knows_is_the_oracle(command, tmp_path):
     for more in ((), ("--macs", "50")):
         status, told = command(*words, *more)
         assert status == 0
-        assert ("tell the router's own with --macs" in told.out) == (not more)
+        assert ("without the router: add its MACs with --macs" in told.out) == (not more)
         rows[more] = dict(re.findall(r"^(oracle|your router) +(.*)$", told.out, re.MULTILINE))
     accuracy, macs, share, area, p = rows[()]["your router"].split()
     assert [accuracy, macs, share, p] == rows[()]["oracle"].split() and area == "1.000"
@@ -297,10 +297,10 @@ def test_the_page_on_routers_runs_as_printed(collected, command, monkeypatch):
         (b"PK", "is damaged or not a .npy file"),
         (
             np.zeros((80, 1)),
-            r"has the shape \(80, 1\): 80 scores are wanted, one for each of the 40",
+            r"has shape \(80, 1\): 80 scores are needed, one for each of the 40",
         ),
-        (np.array(["a"] * 80), "must hold numbers"),
-        (np.full(80, np.nan), "80 of its scores are not a number"),
+        (np.array(["a"] * 80), "must contain numbers"),
+        (np.full(80, np.nan), "80 of its scores are NaN"),
     ],
 )
 def test_scores_that_cannot_be_used_are_refused(collected, command, tmp_path, content, told):

@@ -1,4 +1,4 @@
-"""The CSV of inference.py: whole rows however the run ends, and the same file after --resume."""
+"""The CSV file of inference.py: complete rows after any end, and the same file after --resume."""
 
 import csv
 import gc
@@ -34,7 +34,7 @@ ANSWERS.insert(3, Answer(Path("a,b"), error="a,b: not an image"))
 
 
 class Student(nn.Module):
-    """A stand-in for a student: the class is the mean red, from 0 to 9."""
+    """A fake student: the class is the mean red value, from 0 to 9."""
 
     def forward(self, images):
         red = images[:, 0].mean(dim=(1, 2))
@@ -42,7 +42,7 @@ class Student(nn.Module):
 
 
 class Selector(nn.Module):
-    """A stand-in for a selector, which presses `number` when it has seen two batches."""
+    """A fake selector that sends the signal `number` after two batches."""
 
     def __init__(self, number=0):
         super().__init__()
@@ -57,7 +57,7 @@ class Selector(nn.Module):
 
 @pytest.fixture
 def run(monkeypatch):
-    """inference.py with stand-ins: its exit status."""
+    """Run inference.py with fake networks. Returns the exit status."""
 
     def run(*argv, selector=None, trained_anew=None):
         nets = {
@@ -76,7 +76,7 @@ def run(monkeypatch):
             },
         }
         monkeypatch.setattr(checkpoint, "load_network", lambda path, arch: (nets[arch], facts))
-        # What a stand-in does beside computing would be lost in the copy that answers faster.
+        # The copy made by for_inference would lose the side effects of the fake networks.
         monkeypatch.setattr(inference, "for_inference", lambda net, device: net.eval())
         monkeypatch.setattr(sys, "argv", ["inference.py", "--device", "cpu", *map(str, argv)])
         try:
@@ -89,7 +89,7 @@ def run(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path, sample):
-    """Forty pictures in two folders, among them two that are none."""
+    """Forty image files in two folders, two of them invalid."""
     for k in range(40):
         path = tmp_path / "images" / str(k // 20) / f"{k:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ def test_a_stopped_run_resumes_to_the_same_file(folder, tmp_path, run, capsys, n
 
 
 def test_a_killed_run_resumes_to_the_same_file(folder, tmp_path):
-    """The real networks, and a kill in the midst."""
+    """With the real networks, killed during the run."""
 
     def command(table):
         flags = ["--csv", str(table), "--batch-size", "3", "--device", "cpu", "--resume"]
@@ -195,9 +195,9 @@ def test_the_file_is_no_row_of_its_own(folder, run, monkeypatch):
 @pytest.mark.parametrize(
     "flags, told",
     [
-        (["--csv", "table.csv"], "--csv is for your own images"),
-        (["--resume"], "--resume continues a --csv"),
-        (["photo.jpg", "--resume"], "--resume continues a --csv"),
+        (["--csv", "table.csv"], "--csv needs images"),
+        (["--resume"], "--resume needs --csv"),
+        (["photo.jpg", "--resume"], "--resume needs --csv"),
     ],
 )
 def test_flags_that_go_together_are_asked_for(run, capsys, flags, told):
@@ -209,7 +209,7 @@ def test_flags_that_go_together_are_asked_for(run, capsys, flags, told):
 def test_a_file_that_stands_there_is_not_lost(tmp_path, resume):
     table = tmp_path / "table.csv"
     table.write_text("epoch,loss\n1,2\n")
-    told = "is another CSV" if resume else "exists: add --resume"
+    told = "was not written by this program" if resume else "exists: add --resume"
     with pytest.raises(UserError, match=f"table.csv {told}"):
         Predictions(table, resume, MADE_OF)
     assert table.read_text() == "epoch,loss\n1,2\n"
@@ -229,7 +229,7 @@ def test_rows_of_other_settings_are_not_mixed_in(folder, tmp_path, run, flags, c
     table = tmp_path / "table.csv"
     run(folder / "0", "--csv", table, "--batch-size", 6)
     before = table.read_bytes()
-    with pytest.raises(UserError, match=f"table.csv only as it was begun: .*{changed}"):
+    with pytest.raises(UserError, match=f"table.csv only with the same settings: .*{changed}"):
         run(folder, "--csv", table, "--batch-size", 6, "--resume", *flags)
     assert table.read_bytes() == before
     assert run(folder, "--csv", table, "--batch-size", 6, "--resume") == 2
@@ -243,7 +243,9 @@ def test_rows_of_other_networks_are_not_mixed_in(folder, tmp_path, run, monkeypa
     before = table.read_bytes()
     if what == "device":
         monkeypatch.setattr(policies, "precision", lambda device: "float16")
-    with pytest.raises(UserError, match=f"table.csv only as it was begun: {what} was .*, is "):
+    with pytest.raises(
+        UserError, match=f"table.csv only with the same settings: {what} was .*, is "
+    ):
         run(folder, "--csv", table, "--resume", trained_anew=what)
     assert table.read_bytes() == before
 
@@ -255,7 +257,9 @@ def test_rows_of_settings_that_are_not_known_are_not_mixed_in(tmp_path, content)
         table.write(ANSWERS)
     before = path.read_bytes()
     facts.unlink() if content is None else facts.write_text(content)
-    with pytest.raises(UserError, match="[.]table.csv.json, which says how .* missing or damaged"):
+    with pytest.raises(
+        UserError, match="[.]table.csv.json with the settings of .* missing or damaged"
+    ):
         Predictions(path, True, MADE_OF)
     assert path.read_bytes() == before
 
@@ -267,7 +271,7 @@ def table_of(count):
 
 @pytest.fixture
 def resumed(tmp_path):
-    """What a resumed run makes of the lines of a table: its Predictions."""
+    """The Predictions of a run resumed from a file with these lines."""
 
     def resumed(lines):
         path = tmp_path / "table.csv"
@@ -283,7 +287,7 @@ def resumed(tmp_path):
 def test_a_stray_quote_cuts_nothing_off(tmp_path, resumed, line, place):
     lines = table_of(999)
     lines[line] = f'{lines[line][:place]}"{lines[line][place:]}'
-    with pytest.raises(UserError, match=rf"table.csv: line {line + 1} is no row of this program"):
+    with pytest.raises(UserError, match=rf"table.csv: line {line + 1} is not a valid row"):
         resumed(lines)
     assert (tmp_path / "table.csv").read_text() == "".join(lines)
 
@@ -312,7 +316,7 @@ def test_a_stray_quote_cuts_nothing_off(tmp_path, resumed, line, place):
 def test_a_row_that_is_not_ours_is_told(tmp_path, resumed, odd):
     lines = table_of(9)
     lines.insert(5, odd)
-    with pytest.raises(UserError, match="table.csv: line 6 is no row of this program"):
+    with pytest.raises(UserError, match="table.csv: line 6 is not a valid row"):
         resumed(lines)
     assert (tmp_path / "table.csv").read_bytes() == "".join(lines).encode()
 
@@ -329,7 +333,7 @@ def test_a_table_of_100_000_rows_is_looked_through_at_once(resumed, stray):
     lines[5] = stray + lines[5]
     started = time.thread_time()
     if stray:
-        with pytest.raises(UserError, match="line 6 is no row"):
+        with pytest.raises(UserError, match="line 6 is not a valid row"):
             resumed(lines)
     else:
         assert resumed(lines).answered == 99_999

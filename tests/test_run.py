@@ -24,7 +24,7 @@ EPOCHS, IMAGES, BATCH_SIZE = 3, 40, 8
 
 
 class Tiny(nn.Module):
-    """A classifier with what makes resuming hard: batch norm's statistics and dropout's draws."""
+    """A classifier with batch norm and dropout, which make resuming difficult."""
 
     def __init__(self):
         super().__init__()
@@ -121,7 +121,7 @@ def test_the_learning_rate_warms_up_to_its_maximum_and_falls_along_a_cosine(tmp_
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
 def test_a_run_of_few_steps_ends_too(tmp_path, sample, steps):
-    """OneCycleLR divides by zero where the warm-up ends on its very first step."""
+    """OneCycleLR divides by zero if the warm-up has only one step."""
     trainer(tmp_path / "t.pth", sample, epochs=1, count=steps * BATCH_SIZE).fit()
     assert len(history(tmp_path / "t.pth")) == 1
 
@@ -208,7 +208,7 @@ def test_a_run_stopped_while_it_begins_saves_its_state(tmp_path, sample, capsys,
 def test_a_seed_gives_the_weights_that_it_gave_before(
     tmp_path, sample, monkeypatch, optimizer, expected
 ):
-    """The mean size of five tensors, written down on 2026-11-25: processors differ by 1e-6."""
+    """The mean absolute values of five tensors, from 2026-11-25; processors differ by 1e-6."""
     for module in ("utils.device", "utils.optim"):
         monkeypatch.setattr(f"{module}.has_bf16", lambda device: False)
     run = trainer(tmp_path / "teacher.pth", sample, optimizer=optimizer)
@@ -246,13 +246,13 @@ def test_what_an_earlier_run_left_is_kept(tmp_path, sample, capsys):
     assert path.read_bytes() != weights and state.read_bytes() != progress
     assert (tmp_path / "teacher.previous.pth").read_bytes() == weights
     assert (tmp_path / "teacher.previous.state.pth").read_bytes() == progress
-    assert capsys.readouterr().out.count("what an earlier run left is kept: ") == 2
+    assert capsys.readouterr().out.count("kept from an earlier run: ") == 2
 
 
 def test_the_weights_of_an_earlier_run_outlive_a_kill_in_the_first_epoch(
     tmp_path, sample, monkeypatch
 ):
-    """Dead between the first checkpoint and its state, the run took its own weights for earlier."""
+    """A run killed between checkpoint and state once mistook its own weights for earlier ones."""
     path = tmp_path / "teacher.pth"
     trainer(path, sample, lr=0.02).fit()
     earlier = path.read_bytes()
@@ -285,7 +285,7 @@ def test_a_folder_that_cannot_be_written_is_found_out_before_the_first_step(tmp_
         ({"stem": "cifar-pool"}, "stem was 'cifar', is 'cifar-pool'"),  # of the very same weights
         ({"first": 1}, "data was '40 images, SHA-256 .*', is '40 images, SHA-256 "),
         ({"count": 39}, "data was '40 images, SHA-256 .*', is '39 images, SHA-256 "),
-        ({"epochs": 2}, "epochs is 2, 3 are done or under way"),
+        ({"epochs": 2}, "epochs is 2, but 3 are done or started"),
     ],
 )
 def test_resuming_another_run_is_refused_with_the_difference(tmp_path, sample, other, difference):
@@ -305,7 +305,7 @@ def test_a_finished_run_goes_on_for_more_epochs_along_the_new_schedule(tmp_path,
         path, sample, lambda _: rates.append(longer.optimizers[0].param_groups[0]["lr"]), epochs=6
     )
     longer.fit(resume=True)
-    assert "begun for 3 epochs, now 6" in capsys.readouterr().out
+    assert "started with 3 epochs, continuing with 6" in capsys.readouterr().out
     assert [int(row["epoch"]) for row in history(path)] == [1, 2, 3, 4, 5, 6]
 
     anew = []
@@ -345,13 +345,13 @@ def test_resuming_from_a_damaged_state_says_what_to_do(tmp_path, sample, damage)
     else:
         content = path.read_bytes()
     state.write_bytes(content)
-    with pytest.raises(UserError, match="teacher.state.pth.*delete it, or leave --resume out"):
+    with pytest.raises(UserError, match="teacher.state.pth.*delete it, or leave out --resume"):
         trainer(path, sample).fit(resume=True)
     assert state.read_bytes() == content
 
 
 def put(state, place, value):
-    """Set what stands at `place`; a function is given what stood there."""
+    """Set the entry at `place`; if `value` is a function, it gets the old entry."""
     *parts, last = (int(part) if part.isdigit() else part for part in place.split("/"))
     for part in parts:
         state = state[part]
@@ -423,7 +423,7 @@ def test_a_forged_state_is_refused_in_one_line(tmp_path, sample, optimizer, plac
 
 
 def test_a_state_laid_out_otherwise_is_continued_the_same(tmp_path, sample):
-    """A buffer whose strides are not its weight's is written out of order by a fused optimizer."""
+    """A fused optimizer writes wrong values if a buffer has other strides than its weight."""
     ended = []
     for name, change in ("plain", lambda it: it), ("turned", lambda it: it.T.contiguous().T):
         path = tmp_path / f"{name}.pth"
@@ -461,8 +461,8 @@ def test_a_state_written_elsewhere_is_continued_and_said_to_round_differently(
     assert state["place"] != place
     torch.save(state, path.with_suffix(".state.pth"))
     trainer(path, sample, epochs=2).fit(resume=True)
-    told = f"begun on {state['place']}, going on on {place}: the weights will not be the same bit"
-    assert told in capsys.readouterr().out
+    told = f"started on {state['place']}, continuing on {place}: the weights will not be the same"
+    assert f"{told} bit for bit" in capsys.readouterr().out
 
 
 def test_logits_that_are_not_finite_end_the_run_before_anything_is_overwritten(tmp_path, sample):

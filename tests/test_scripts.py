@@ -57,14 +57,14 @@ def run(*args, status=0, **kwargs):
 
 
 def drop_claims():
-    """As the end of a process does."""
+    """Release all locks, as at the end of a process."""
     while files._claims:
         files._claims.pop().release()
 
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """`run`, in this very process, which has loaded PyTorch already; stdout and stderr."""
+    """`run` in this process, where PyTorch is imported already. Returns stdout and stderr."""
 
     def call(script, folder, data, *flags, status=0):
         places = ["--data-dir", str(data), "--checkpoint-dir", str(folder), "--device", "cpu"]
@@ -81,7 +81,7 @@ def call(monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory, small_npz):
-    """The folder that the four scripts filled, and what each of them printed."""
+    """The folder with the files of the four scripts, and the output of each."""
     folder = tmp_path_factory.mktemp("checkpoints")
     printed = {}
     for name, script, flags in (
@@ -108,7 +108,7 @@ def test_each_script_says_what_it_does_shows_progress_and_names_the_next(pipelin
     places = f" --data-dir {small_npz} --device cpu --subset 60 --checkpoint-dir {folder}"
     for name, next_command in follow.items():
         out, err = printed[name].stdout, printed[name].stderr
-        for fact in ("cpu, ", "60 to train on, ", " M\n", str(folder)):
+        for fact in ("cpu, ", "60 for training, ", " M\n", str(folder)):
             assert fact in out, (name, fact)
         assert re.search(r"\nhyperparameters: epochs=2, batch_size=20, optimizer=\w+, lr=0", out), (
             name
@@ -161,7 +161,7 @@ def test_every_checkpoint_is_in_half_precision_and_knows_what_was_measured(pipel
 
 
 def copy_of(folder, tmp_path, changed=None):
-    """The checkpoints and states of `folder`, one of them with another last weight."""
+    """A copy of the checkpoints and states in `folder`, one of them with one weight changed."""
     for path in folder.glob("*.*"):
         if path.suffix not in (".lock", ".answers"):
             shutil.copy(path, tmp_path)
@@ -178,7 +178,7 @@ def copy_of(folder, tmp_path, changed=None):
 def test_the_selector_learns_for_each_image_which_student_errs_less(
     pipeline, small_npz, tmp_path, call, monkeypatch, context, weighted
 ):
-    """Of the very pictures that it sees; a label may count the more, the more it matters."""
+    """The labels are for the images it sees; they can be weighted by the students' errors."""
 
     def stop(*args, **_):
         seen.extend(args)
@@ -211,7 +211,7 @@ def test_a_selector_is_resumed_though_its_labels_round_otherwise(
     labels = trainSelector.selector_labels
     monkeypatch.setattr(trainSelector, "selector_labels", lambda *args: 1 - labels(*args))
     out, _ = call("trainSelector.py", folder, small_npz, *QUICK, "--resume")
-    assert "the run is finished: no epoch is left, as of 20" in out
+    assert "the run is finished: all epochs were done on 20" in out
 
 
 def test_a_selector_that_was_killed_while_it_labeled_its_images_is_the_one_that_is_resumed(
@@ -263,15 +263,15 @@ def test_a_student_learns_from_the_images_that_indices_names(small_npz, tmp_path
     flags += ["--indices", path]
     np.save(path, val.indices)
     _, err = call("StudentTrain.py", tmp_path, small_npz, *flags, status=2)
-    assert f"{path}: {val.indices[0]} is no image to train on" in err
+    assert f"{path}: {val.indices[0]} is not the index of a training image" in err
     assert not list(tmp_path.glob("*.pth"))
     np.save(path, np.repeat(train.indices[:20], 2))
     out, _ = call("StudentTrain.py", tmp_path / "other", small_npz, *flags)
-    assert f"40 to train on, {len(val)} to validate" in out
+    assert f"40 for training, {len(val)} for validation" in out
 
 
 def test_a_student_learns_from_a_teacher_from_elsewhere(pipeline, small_npz, tmp_path, call):
-    """Its stem is found out: both have weights of the same names and shapes."""
+    """Its stem is detected: the weights of both stems have the same names and shapes."""
     weights = torch.load(pipeline[0] / "teacher.pth", weights_only=True)["state_dict"]
     path = tmp_path / "theirs.pth"
     weights = {name: t.bfloat16() if t.is_floating_point() else t for name, t in weights.items()}
@@ -279,8 +279,8 @@ def test_a_student_learns_from_a_teacher_from_elsewhere(pipeline, small_npz, tmp
     flags = ["--epochs", 1, *QUICK[2:], "--teacher", path]
     out, _ = call("StudentTrain.py", tmp_path, small_npz, "--model", 1, *flags)
     assert f"next: python StudentTrain.py --model 2 --teacher {path} --data-dir" in out
-    told = rf"{path} is from elsewhere: taken for (\S+), with the data's classes, CIFAR-10's "
-    told += r"mean and std; top-1 of \d+ validation images: "
+    told = rf"{path} is not a checkpoint of this project: assuming the (\S+) stem, the classes of "
+    told += r"the data set, and the mean and std of CIFAR-10; top-1 on \d+ validation images: "
     told += r"(\S+)% with cifar, (\S+)% with cifar-pool"
     found, cifar, pool = re.search(told, out).groups()
     assert found == ("cifar" if float(cifar) >= float(pool) else "cifar-pool")
@@ -312,7 +312,7 @@ def test_a_run_starts_from_weights_from_elsewhere(pipeline, small_npz, tmp_path,
     torch.save(weights, init)
     flags = ["--model", 2, "--lr", "1e-12", "--epochs", 1, "--distill-loss", "none", *QUICK[2:]]
     out, _ = call("StudentTrain.py", tmp_path, small_npz, *flags, "--init", init)
-    assert f"{init} is from elsewhere: taken for cifar-pool, with the data's classes" in out
+    assert f"{init} is not a checkpoint of this project: assuming the cifar-pool stem" in out
     after = load_network(tmp_path / "googlenet_alone.pth")[0]
     for name, weight in after.named_parameters():
         assert torch.equal(weight, weights[name].float()), name
@@ -321,9 +321,9 @@ def test_a_run_starts_from_weights_from_elsewhere(pipeline, small_npz, tmp_path,
 @pytest.mark.parametrize(
     ("name", "stem", "message"),
     [
-        ("teacher.pth", "cifar-pool", "teacher.pth is what this run writes: copy it to another"),
+        ("teacher.pth", "cifar-pool", "teacher.pth would be overwritten by this run: copy it"),
         ("googlenet.pth", "cifar-pool", "googlenet.pth holds 'googlenet', expected 'resnet50'"),
-        ("other.pth", "cifar", "other.pth has the cifar-pool stem, STEM is 'cifar'"),
+        ("other.pth", "cifar", "other.pth has the cifar-pool stem, but STEM in the script is"),
         ("none.pth", "cifar-pool", "none.pth"),
     ],
 )
@@ -389,7 +389,7 @@ def test_a_student_without_the_teacher_is_kept_apart_and_measured_too(
     assert accuracy["googlenet_alone"] == pytest.approx(expected, abs=0.006)
     assert "densenet121_alone" not in accuracy
     flags = ["--model", 2, "--distill-loss", "none", "--epochs", 1, *QUICK[2:]]
-    call("StudentTrain.py", tmp_path, small_npz, *flags)  # there is no teacher to be missed
+    call("StudentTrain.py", tmp_path, small_npz, *flags)  # no teacher is needed
     assert not (tmp_path / "googlenet.pth").exists()
 
 
@@ -475,9 +475,9 @@ def test_the_threshold_moves_the_cascade_from_one_student_to_the_mean_of_both(
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--policy=googlenet", "--threshold=0.5"], "--threshold: --policy googlenet has none"),
+        (["--policy=googlenet", "--threshold=0.5"], "--threshold: --policy googlenet has no"),
         (["--policy=coin"], "--policy: invalid choice: 'coin'"),
-        (["one.png", "--subset=5"], "--subset is for the test set: your own images are all"),
+        (["one.png", "--subset=5"], "--subset is for the test set only: leave it out for"),
         *((["--threshold", value], "--threshold") for value in ("1.5", "nan", "-0.1", "x")),
     ],
 )
@@ -508,7 +508,7 @@ def test_a_missing_input_is_named_with_the_command_that_makes_it(
 def test_a_student_whose_logits_are_not_finite_ends_inference_and_spares_its_files(
     small_npz, tmp_path, call
 ):
-    """Weights that half precision holds, and that float32 cannot multiply."""
+    """Weights that are finite in half precision, but give infinite logits in float32."""
     for arch in (*STUDENTS, "selector"):
         checkpoint = torch.load(ROOT / "checkpoints" / FILES[arch], weights_only=True)
         if arch == "googlenet":
@@ -539,7 +539,7 @@ def test_a_loss_that_is_not_finite_is_an_error_of_one_line(small_npz, tmp_path, 
 
 
 def refused(script, flags, monkeypatch, capsys, tmp_path):
-    """What `script` says on stderr as it exits with status 2, before any work and any file."""
+    """Run `script`, which must exit with status 2 without any work or file. Returns stderr."""
     folder = tmp_path / "checkpoints"
     monkeypatch.setattr(sys, "argv", [f"{script}.py", "--checkpoint-dir", str(folder), *flags])
     with pytest.raises(SystemExit) as stop:
@@ -716,7 +716,7 @@ def test_without_the_test_set_inference_falls_back_to_the_sample_and_says_so(
 
 @pytest.fixture
 def typed(monkeypatch, capsys):
-    """A command as a user types it, in this very process; its stdout."""
+    """Run a command as typed by a user, in this process. Returns stdout."""
 
     def typed(command):
         _, *words = shlex.split(command)
@@ -801,7 +801,7 @@ def test_networks_for_other_classes_than_the_datas_are_refused(
     words += [] if main in (StudentTrain.main, trainSelector.main) else ["--out", "out"]
     monkeypatch.setattr(sys, "argv", ["script.py", *words])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="calls class 0 'airplane', and mine.npz 'class 0': name"):
+    with pytest.raises(UserError, match="calls class 0 'airplane', and mine.npz 'class 0': use"):
         main()
     assert not [
         path for path in Path().rglob("*") if path.suffix not in (".pth", ".lock", ".npz", "")

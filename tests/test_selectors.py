@@ -1,4 +1,4 @@
-"""The study finds what there is to be found, and nothing where there is nothing."""
+"""The selector study finds a signal in the images if there is one, and none otherwise."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ from utils.files import UserError
 
 
 def told(images, first_right, labels=None):
-    """Two students, of which the first is right where told and the second elsewhere."""
+    """Two students: the first is correct on the given images, the second on the others."""
     labels = torch.zeros(len(images), dtype=torch.long) if labels is None else labels
     good, bad = torch.tensor([4.0, 0.0]), torch.tensor([0.0, 2.0])
     logits = [torch.where(right[:, None], good, bad) for right in (first_right, ~first_right)]
@@ -28,7 +28,7 @@ def told(images, first_right, labels=None):
 
 @pytest.fixture(scope="module")
 def images():
-    """200 images, every other one of them darkened."""
+    """200 images, every second one darkened."""
     pixels = load_sample(200).images.clone()
     pixels[::2] //= 6
     return pixels
@@ -77,13 +77,15 @@ def test_shifted_images_are_others_of_the_same_kind(images):
 
 def test_images_that_tell_the_students_never_apart_are_refused(images):
     data = told(images, torch.ones(len(images), dtype=torch.bool))
-    with pytest.raises(UserError, match="is one student alone right: take more"):
+    with pytest.raises(
+        UserError, match="each student must be the only correct one on at least one"
+    ):
         next(study((Variant("train"),), {"train": data}, data, data, seeds=1, steps=1))
 
 
 @pytest.fixture
 def fold(small_npz, tmp_path):
-    """The training images and a folder of students that say to have learned from a half of them."""
+    """The training images, and a folder of students whose facts say that they used one half."""
     train = load_splits(small_npz)[0]
     half = halves(train)[1]
     facts = {"data": data_facts(half.images, half.labels)}
@@ -112,7 +114,7 @@ def test_answers_for_other_images_are_not_taken(fold, capsys):
     out_of_fold(folder, saved, train)
     train.labels[0] = (train.labels[0] + 1) % 10
     assert out_of_fold(None, saved, train) is None
-    assert "no answers out of fold" in capsys.readouterr().out
+    assert "no out-of-fold logits" in capsys.readouterr().out
     saved.write_bytes(saved.read_bytes()[:100])
     assert out_of_fold(None, saved, train) is None
 
@@ -131,7 +133,7 @@ def test_students_that_saw_the_images_are_refused(fold):
 
 @pytest.fixture
 def command(small_npz, tmp_path, monkeypatch, capsys):
-    """The study with three small variants on so many images: its exit status and what it told."""
+    """Run the study with three small variants: exit status and output."""
 
     def command(subset):
         variants = Variant("train"), Variant("out of fold"), Variant("held out", weighted=True)
@@ -148,7 +150,7 @@ def command(small_npz, tmp_path, monkeypatch, capsys):
 
 def test_too_few_images_to_tell_the_students_apart_are_refused(command, tmp_path):
     status, told = command("4")
-    assert status == 2 and "is one student alone right: take more" in told.err
+    assert status == 2 and "each student must be the only correct one on at least one" in told.err
     assert not list(tmp_path.iterdir())
 
 
@@ -158,7 +160,7 @@ def test_answers_out_of_fold_that_lie_there_are_learned_from(command, small_npz,
     of = fingerprint([train.images, train.labels])
     np.savez(tmp_path / "out_of_fold.npz", of=of, logits=logits)
     status, told = command("400")
-    assert status == 0 and "no answers out of fold" not in told.out
+    assert status == 0 and "no out-of-fold logits" not in told.out
     trained = json.loads((tmp_path / "selectors.json").read_text())
     assert [row["labels"] for row in trained["variants"]] == ["train", "out of fold", "held out"]
     assert trained["told"]["out of fold"]["images"] == 200
@@ -166,7 +168,7 @@ def test_answers_out_of_fold_that_lie_there_are_learned_from(command, small_npz,
 
 def test_the_command_writes_numbers_and_a_figure(command, tmp_path):
     status, told = command("400")
-    assert status == 0 and "no answers out of fold" in told.out
+    assert status == 0 and "no out-of-fold logits" in told.out
     trained = json.loads((tmp_path / "selectors.json").read_text())
     assert [row["labels"] for row in trained["variants"]] == ["train", "held out"]
     assert [len(row["runs"]) for row in trained["variants"]] == [2, 2]

@@ -1,4 +1,4 @@
-"""Intervals, tests and areas against published ones, other libraries' and ones by hand."""
+"""Intervals, tests and areas, compared with published values, other libraries and by hand."""
 
 import math
 

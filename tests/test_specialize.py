@@ -1,4 +1,4 @@
-"""Which images each student is told to learn from."""
+"""The training images chosen for each student."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The README files say what the files of results and weights say."""
+"""The README files agree with the results and the weights."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ def numbers(tree):
 
 
 def not_measured(prose, metrics):
-    """The percentages with decimals in `prose` that are no rounding of a share in `metrics`."""
+    """Percentages with decimals in `prose` that do not match a number in `metrics`."""
     return [
         text
         for text, decimals in re.findall(r"(\d+\.(\d+)) ?%", prose)

@@ -1,8 +1,8 @@
-"""What training needs: data, method, networks' files, and the bookkeeping of a run."""
+"""Code shared by the training scripts: data, method, checkpoints, and the loop of a run."""
 
 import gc
 
-# PyTorch's imports make half a million objects and no garbage, for which Python looks all the time.
+# Importing PyTorch creates half a million objects and no garbage: collection would only cost time.
 _collects = gc.isenabled()
 gc.disable()
 import torchvision  # noqa: E402, F401

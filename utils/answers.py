@@ -1,4 +1,4 @@
-"""What networks answer: outputs for many images, their accuracy, and a teacher's stored answers."""
+"""Logits of networks for many images, their accuracy, and stored logits of a teacher."""
 
 from pathlib import Path
 
@@ -23,12 +23,22 @@ from utils.safe_load import read_arrays
 def predict(
     net: nn.Module, images: torch.Tensor, title: str | None = None, batch_size: int = 500
 ) -> torch.Tensor | tuple[torch.Tensor, ...]:
-    """What `net` in eval mode returns for uint8 images (N, 32, 32, 3), on their device.
+    """Return the output of `net` in eval mode for all images.
 
-    Logits (N, classes) of a classifier, (N,) of the selector, as float32; logits and choice of a
-    MultiStudent. `title` names a progress bar, gone when it is done. Of several processes each
-    answers for its share of the images, and all get the whole. Raises UserError where a logit is
-    not finite.
+    With several processes, each computes its share of the images, and all return the whole result.
+
+    Args:
+        net: on the device of the images.
+        images: uint8 (N, 32, 32, 3).
+        title: of a progress bar, which disappears at the end. None: no bar.
+        batch_size: images per step.
+
+    Returns:
+        float32 logits: (N, classes) of a classifier, (N,) of the selector. For a MultiStudent or
+        Cascade, a tuple of logits and int64 (N,).
+
+    Raises:
+        UserError: a logit is not finite, or memory is too small.
     """
     net.eval()
     mine = images.tensor_split(ranks())[rank()]
@@ -53,7 +63,7 @@ def predict(
     if wrong := (~columns[0].isfinite()).reshape(len(images), -1).any(dim=1).sum().item():
         raise UserError(
             f"{title or type(net).__name__}: the logits of {wrong} of {len(images)} images are not "
-            "finite; train the network anew, with a lower --lr"
+            "finite; train the network again with a lower --lr"
         )
     return tuple(columns) if len(columns) > 1 else columns[0]
 
@@ -70,10 +80,10 @@ def score(net: nn.Module, split: Split, batch_size: int = 500) -> tuple[float, f
 
 
 def report_accuracy(path: Path, val: Split, test: Split) -> str:
-    """Measure the weights in `path`, as saved, and note in the file what is found.
+    """Evaluate the checkpoint at `path` and add the results to it.
 
-    This is the accuracy on the test images, and the temperature of the probabilities, chosen on the
-    validation images. Returns the fingerprint of the weights.
+    The results are the top-1 accuracy on the test images, and the temperature for calibrated
+    probabilities, chosen on the validation images. Returns the fingerprint of the weights.
     """
     net, checkpoint = load_network(path)
     ready = for_inference(net, test.images.device)
@@ -81,7 +91,7 @@ def report_accuracy(path: Path, val: Split, test: Split) -> str:
     accuracy = top1(predict(ready, test.images, "test"), test.labels)
     amend_checkpoint(path, test_accuracy=accuracy, temperature=temperature)
     print(
-        f"\nthe best epoch, {checkpoint['epoch']}: top-1 {checkpoint['val_accuracy']:.2%} on the "
+        f"\nbest epoch {checkpoint['epoch']}: top-1 {checkpoint['val_accuracy']:.2%} on the "
         f"validation images, {accuracy:.2%} on {len(test):,} test images; temperature "
         f"{temperature:.2f}; wrote {shown(path)}"
     )
@@ -89,10 +99,10 @@ def report_accuracy(path: Path, val: Split, test: Split) -> str:
 
 
 def with_its_stem(net: nn.Module, val: Split, path: Path) -> nn.Module:
-    """The ResNet-50 of weights from elsewhere, at `path`, with the stem that suits them.
+    """Choose the stem of a ResNet-50 from another project, whose weights `net` has.
 
-    Both stems have the very same weights; the one that gets more of the images in `val` right is
-    taken, and told.
+    The weights of both stems have the same shapes. The stem with the higher accuracy on `val` is
+    used; a line with both accuracies is printed. `path` is named in it.
     """
     nets = {stem: network("resnet50", stem, net.fc.out_features) for stem in STEMS}
     accuracy = {}
@@ -102,23 +112,23 @@ def with_its_stem(net: nn.Module, val: Split, path: Path) -> nn.Module:
         accuracy[stem] = top1(logits, val.labels)
     found = max(STEMS, key=accuracy.get)
     told = ", ".join(f"{accuracy[stem]:.1%} with {stem}" for stem in STEMS)
-    print(f"{elsewhere(path, found)}; top-1 of {len(val)} validation images: {told}")
+    print(f"{elsewhere(path, found)}; top-1 on {len(val)} validation images: {told}")
     return nets[found]
 
 
 class TeacherAnswers:
-    """A teacher's logits for every view of the training images, each asked for once and then kept.
+    """A teacher's logits for each view of the training images, computed once and stored.
 
-    Fast knowledge distillation (Shen and Xing, ECCV 2022). A view is a file in half precision,
-    FOLDER/KEY-NN.npz, made when an epoch first needs it. KEY is a fingerprint of the teacher, the
-    images and their augmentation, so that students and runs share the files and no others are
-    read. A file that is damaged is made anew; those of other teachers are removed.
+    Fast knowledge distillation (Shen and Xing, ECCV 2022). Each view has a file in half precision,
+    FOLDER/KEY-NN.npz, written when an epoch first needs it. KEY is a fingerprint of the teacher,
+    the images and the augmentation. So students and runs share files, and files that do not match
+    are not read. A damaged file is computed again. Files of other teachers are deleted.
 
     Args:
-        teacher: normalized images (B, 3, 32, 32) -> logits (B, classes), made for inference.
+        teacher: normalized images (B, 3, 32, 32) -> logits (B, classes), from `for_inference`.
         taught_by: the fingerprint of its weights.
         batches: the training images and their views.
-        folder: for the files.
+        folder: where the files are written.
     """
 
     def __init__(self, teacher: nn.Module, taught_by: str, batches: Batches, folder: Path) -> None:
@@ -128,9 +138,10 @@ class TeacherAnswers:
         self.key = f"{taught_by}-{fingerprint([batches.images, batches.view(0, some)])}"
 
     def epoch(self, epoch: int) -> torch.Tensor:
-        """float16 (N, classes) on the images' device: row i is the answer to image i's view.
+        """Logits for the view of `epoch`: float16 (N, classes) on the images' device.
 
-        Raises UserError where the teacher's logits are not finite or a file cannot be written.
+        Row i belongs to image i. Raises UserError if a logit is not finite or a file cannot be
+        written.
         """
         view = epoch % self.batches.views
         path = self.folder / f"{self.key}-{view:02}.npz"
@@ -158,7 +169,7 @@ class TeacherAnswers:
                 bar.update(len(places) * ranks())
         logits = gather(torch.cat(answers), len(images))
         if not logits.isfinite().all():
-            raise UserError("the teacher's logits are not finite in half precision: train it anew")
+            raise UserError("the teacher's logits are not finite in half precision: train it again")
         return logits
 
     @by_first
@@ -168,12 +179,12 @@ class TeacherAnswers:
         try:
             logits = torch.from_numpy(read_arrays(path, ["logits"])["logits"])
             if logits.dtype != torch.float16 or len(logits) != len(self.batches.images):
-                raise ValueError("it holds other answers")
+                raise ValueError("the logits have another shape or type")
             if not logits.isfinite().all():
                 raise ValueError("a logit is not finite")
             return logits
         except (UserError, LookupError, TypeError, ValueError) as error:
-            print(f"{shown(path)} is damaged ({error}): the teacher is asked again")
+            print(f"{shown(path)} is damaged ({error}): computing the teacher's logits again")
             return None
 
     def _write(self, path: Path, logits: torch.Tensor) -> None:

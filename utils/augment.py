@@ -1,8 +1,8 @@
-"""Shuffled, augmented batches, made by whole-batch tensor operations.
+"""Shuffled, augmented batches, computed with tensor operations on whole batches.
 
 The images stay on the device as uint8; there are no worker processes. Order, crops, flips, cutout
-and contexts are drawn once per epoch from (seed, epoch), so any batch of any epoch can be made
-again, on the CPU and on a GPU.
+and contexts are drawn once per epoch from (seed, epoch), so any batch of any epoch can be
+reproduced, on the CPU and on a GPU.
 """
 
 import math
@@ -19,11 +19,12 @@ from utils.data import normalize
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to a training image: random crop, horizontal flip, cutout.
+    """Augmentation of a training image: random crop, horizontal flip, cutout.
 
-    crop: pixels of reflection around the image before a 32x32 crop is taken.
-    flip: mirror every other image, at random.
-    cutout: side of the square set to the mean color, in pixels (DeVries and Taylor 2017).
+    Args:
+        crop: reflection padding before the 32x32 random crop, in pixels.
+        flip: flip horizontally with probability 0.5.
+        cutout: side of the square set to the mean color, in pixels (DeVries and Taylor 2017).
     """
 
     crop: int = 4
@@ -31,7 +32,7 @@ class Augmentation:
     cutout: int = 0
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-        """The random choices for `count` images: tensors (count, ...), for `__call__`."""
+        """Draw the random choices for `count` images: tensors (count, ...), for `__call__`."""
         shifts = torch.randint(0, 2 * self.crop + 1, (count, 2), generator=generator) - self.crop
         flips = torch.randint(0, 2, (count,), generator=generator).bool() & self.flip
         centers = torch.randint(0, 32, (count, 2), generator=generator)
@@ -43,9 +44,12 @@ class Augmentation:
         draws: Sequence[torch.Tensor],
         degrade: Callable[[torch.Tensor], torch.Tensor] = lambda images: images,
     ) -> torch.Tensor:
-        """uint8 images (N, 32, 32, 3) and their draws -> normalized (N, 3, 32, 32).
+        """Augment and normalize: uint8 (N, 32, 32, 3) -> float32 (N, 3, 32, 32).
 
-        `degrade` takes and returns uint8 images, cropped and flipped, before the cutout.
+        Args:
+            images: uint8 (N, 32, 32, 3).
+            draws: from `draw`.
+            degrade: applied to the uint8 images after crop and flip, before cutout.
         """
         shifts, flips, centers = draws
         images = degrade(crop_and_flip(images, shifts, flips))
@@ -53,18 +57,18 @@ class Augmentation:
 
 
 class Batches:
-    """Images in shuffled, augmented batches; `steps` of them per epoch hold every image once.
+    """Shuffled, augmented batches. An epoch has `steps` batches, with each image exactly once.
 
     Args:
-        images: uint8 (N, 32, 32, 3), on the device that trains.
-        batch_size: at most so many images a batch; batches of an epoch differ by one at most, so
-            that none is too small for batch norm.
-        seed: with the epoch, decides the order and, without `views`, the augmentation.
-        views: number of augmented views of each image, the same for every seed: epoch e shows
-            view e % views. 0 draws a new one in every epoch.
-        share: (k, n) deals each batch out to n processes and yields the k-th part of it, from 0.
-        context: a key of utils.contexts.CONTEXTS, in which `epoch` shows the images; a view is
-            clean.
+        images: uint8 (N, 32, 32, 3), on the training device.
+        batch_size: maximum number of images per batch. The sizes of the batches of an epoch differ
+            by at most one, so none is too small for batch norm.
+        seed: with the epoch, determines the order and, if `views` is 0, the augmentation.
+        augmentation: applied to each image.
+        views: number of augmented views per image, the same for every seed: epoch e uses view
+            e % views. 0: a new augmentation in every epoch.
+        share: (k, n): yield part k (from 0) of each batch, for process k of n.
+        context: a key of utils.contexts.CONTEXTS, applied to the images of `epoch`, not of `view`.
     """
 
     def __init__(
@@ -82,20 +86,19 @@ class Batches:
         self.steps = math.ceil(len(images) / batch_size)
 
     def size(self, step: int) -> int:
-        """Images in the batch of a step, counted from 0, over all processes."""
+        """Number of images in the batch of `step` (from 0), over all processes."""
         return len(self.images) // self.steps + (step < len(self.images) % self.steps)
 
     def epoch(
         self, epoch: int, *rows: torch.Tensor, start: int = 0, clean: bool = False
     ) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Yield normalized images (B, 3, 32, 32) in their context and the B rows of each of `rows`,
-        from step `start` on.
+        """Yield batches: normalized images (B, 3, 32, 32) and the B matching rows of each tensor.
 
         Args:
             epoch: counted from 0.
-            rows: tensors (N, ...) on the images' device, such as labels: row i is of image i.
+            rows: tensors (N, ...) on the images' device, for example labels; row i is of image i.
             start: the first step, counted from 0.
-            clean: yield, as the last column, the same crops as they are in the context "clean".
+            clean: also yield, as the last item, the same crops in the context "clean".
         """
         part, parts = self.share
         generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
@@ -104,7 +107,7 @@ class Batches:
             draws = [draw[order] for draw in self._view(epoch % self.views)]
         else:
             draws = self.augmentation.draw(len(order), generator)
-        seeds = contexts.draw(len(order), generator)  # they stay on the CPU, which reads them
+        seeds = contexts.draw(len(order), generator)  # used on the CPU only
         columns = (*(draw.to(self.images.device) for draw in (order, *draws)), seeds)
         pieces = zip(*(column.tensor_split(self.steps) for column in columns), strict=True)
         for batch in islice(pieces, start, None):
@@ -118,24 +121,24 @@ class Batches:
             )
 
     def view(self, view: int, places: torch.Tensor) -> torch.Tensor:
-        """The images at `places`, int64 (B,), as `view`, from 0, shows them: normalized, clean."""
+        """View number `view` (from 0) of the images at `places`, int64 (B,): normalized, clean."""
         places = places.to(self.images.device)
         draws = [draw.to(places.device)[places] for draw in self._view(view)]
         return self.augmentation(self.images[places], draws)
 
     def _view(self, view: int) -> tuple[torch.Tensor, ...]:
-        generator = torch.Generator().manual_seed(-1 - view)  # no run's seed is negative
+        generator = torch.Generator().manual_seed(-1 - view)  # negative: differs from run seeds
         return self.augmentation.draw(len(self.images), generator)
 
 
 def crop_and_flip(images: torch.Tensor, shift: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
-    """Move each image by `shift` pixels, with reflection beyond its edges, then mirror it.
+    """Shift each image with reflection padding, then flip it horizontally.
 
     Args:
         images: uint8 (N, H, W, 3).
-        shift: int64 (N, 2), rows and columns: output pixel (r, c) is input pixel (r + shift row,
-            c + shift column).
-        flip: bool (N,), where to mirror left and right after the crop.
+        shift: int64 (N, 2), rows and columns, in pixels: output pixel (r, c) is input pixel
+            (r + shift row, c + shift column).
+        flip: bool (N,), which images to flip.
 
     Returns:
         uint8 (N, H, W, 3).
@@ -146,7 +149,8 @@ def crop_and_flip(images: torch.Tensor, shift: torch.Tensor, flip: torch.Tensor)
     columns = torch.where(flip[:, None], columns.flip(1), columns)
     first = torch.arange(count, device=images.device) * height * width
     pixels = first[:, None, None] + rows[:, :, None] * width + columns[:, None, :]
-    chosen = images.reshape(-1, channels).index_select(0, pixels.flatten())  # indexing takes thrice
+    # index_select: indexing with brackets is three times slower.
+    chosen = images.reshape(-1, channels).index_select(0, pixels.flatten())
     return chosen.view(images.shape)
 
 
@@ -156,7 +160,10 @@ def _reflect(positions: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def cut_out(images: torch.Tensor, center: torch.Tensor, side: int) -> torch.Tensor:
-    """Set a square of `side` pixels around `center` (N, 2) to 0, the mean, in (N, 3, H, W)."""
+    """Set a square of `side` pixels around `center` (N, 2) to 0, the mean color.
+
+    `images` are normalized, (N, 3, H, W).
+    """
     if side == 0:
         return images
     rows = torch.arange(images.shape[2], device=images.device) - center[:, :1] + side // 2

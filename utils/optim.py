@@ -1,4 +1,4 @@
-"""Optimizers for a network, their one-cycle schedule, and Muon for the weights of convolutions."""
+"""Optimizers, the one-cycle learning rate schedule, and Muon for convolution weights."""
 
 from collections.abc import Callable, Iterable
 
@@ -8,19 +8,23 @@ from torch import nn
 from utils.device import has_bf16
 
 OPTIMIZERS = ("muon", "adamw", "sgd")
-ITERATIONS = 3  # of Newton-Schulz; airbench takes as many
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic, from Jordan's text
+ITERATIONS = 3  # of Newton-Schulz, as in cifar10-airbench
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic polynomial (Jordan et al. 2024)
 
 
 def optimizers(
     net: nn.Module, name: str, lr: float, momentum: float, weight_decay: float
 ) -> list[torch.optim.Optimizer]:
-    """Optimizers that together hold all parameters of `net`; biases and norms do not decay.
+    """Create the optimizers for all parameters of `net`.
+
+    Weight decay is not applied to biases and normalization layers.
 
     Args:
-        name: one of OPTIMIZERS. "muon" is for the weights of convolutions but the first, with
-            "adamw" for all else.
-        momentum: Nesterov's for "sgd" and "muon", the first of the betas for "adamw".
+        name: one of OPTIMIZERS. "muon" uses Muon for convolution weights except those of the first
+            convolution, and AdamW for all other parameters.
+        lr: learning rate.
+        momentum: Nesterov momentum for "sgd" and "muon", beta1 for "adamw".
+        weight_decay: >= 0.
     """
     weights = [p for p in net.parameters() if p.ndim > 1]
     others = [p for p in net.parameters() if p.ndim <= 1]
@@ -37,7 +41,7 @@ def optimizers(
     ]
     if name == "sgd":
         return [torch.optim.SGD(groups, lr, momentum, nesterov=momentum > 0, fused=True)]
-    for group in groups:  # each its own betas: read_dict refuses what stands in a state twice
+    for group in groups:  # separate tuples: read_dict refuses objects that occur twice in a file
         group["betas"] = (momentum, 0.999)
     return [*chosen, torch.optim.AdamW(groups, lr, fused=True)]
 
@@ -45,36 +49,37 @@ def optimizers(
 def one_cycle(
     optimizer: torch.optim.Optimizer, lr: float, warmup: float, steps: int, done: int = 0
 ) -> torch.optim.lr_scheduler.OneCycleLR:
-    """The learning rate rises to `lr` over a share `warmup` of the steps and falls along a cosine.
+    """Create a schedule: warm-up to `lr` in a fraction `warmup` of the steps, then cosine decay.
 
-    `done` steps were taken already by an optimizer whose state was loaded.
+    `done` is the number of steps already taken, for an optimizer whose state was loaded.
     """
-    steps += 1  # it is stepped after the last one, too
+    steps += 1  # the scheduler is also stepped after the last step
     return torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=lr,
         total_steps=steps,
-        pct_start=max(warmup, 1.5 / steps),  # not 0: it divides by the steps of the warm-up
+        pct_start=max(warmup, 1.5 / steps),  # OneCycleLR divides by the number of warm-up steps
         cycle_momentum=False,
         last_epoch=done - 1,
     )
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, then the nearest orthogonal matrix as the update, and decoupled decay.
+    """Muon: Nesterov momentum, orthogonalized update, decoupled weight decay.
 
     K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; for
-    convolutions as in Jordan's cifar10-airbench. `torch.optim.Muon` takes matrices only.
-    A convolution's weight (out, in, height, width) counts as the matrix (out, in * height * width).
-    The update is scaled to a root mean square of 0.2, as is usual for AdamW, so that the learning
-    rate and the weight decay are AdamW's (Liu et al., "Muon is scalable for LLM training", 2025,
-    equation 4; `adjust_lr_fn="match_rms_adamw"` of `torch.optim.Muon`).
+    convolutions as in Jordan's cifar10-airbench. `torch.optim.Muon` supports matrices only.
+    The weight of a convolution (out, in, height, width) is treated as a matrix
+    (out, in * height * width). The update is scaled to a root mean square of 0.2, as is usual for
+    AdamW, so that learning rate and weight decay have the same meaning as for AdamW (Liu et al.,
+    "Muon is scalable for LLM training", 2025, equation 4; `adjust_lr_fn="match_rms_adamw"` of
+    `torch.optim.Muon`).
 
     Args:
-        params: float tensors of two or more dimensions.
-        lr: learning rate, 0 or more.
+        params: float tensors with two or more dimensions.
+        lr: learning rate, >= 0.
         momentum: in [0, 1).
-        weight_decay: 0 or more; a step takes lr * weight_decay of each weight away.
+        weight_decay: >= 0; each step multiplies the weights by 1 - lr * weight_decay.
     """
 
     def __init__(
@@ -101,8 +106,8 @@ class Muon(torch.optim.Optimizer):
                     state["momentum_buffer"] = torch.zeros_like(weight)
                 average = state["momentum_buffer"]
                 average.lerp_(weight.grad, 1 - group["momentum"])
-                ahead = weight.grad.lerp(average, group["momentum"])  # Nesterov's
-                # Its inputs may stand in any order: this one needs no copy in channels last.
+                ahead = weight.grad.lerp(average, group["momentum"])  # Nesterov
+                # The order of the matrix columns is free: this one needs no copy in channels last.
                 rows = ahead.movedim(1, -1)
                 update = orthogonal(rows.flatten(1))
                 scale = 0.2 * max(update.shape) ** 0.5
@@ -112,12 +117,15 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """About U V^T of the singular value decomposition U S V^T of `matrix` (M, N), in its type.
+    """Approximate U V^T of the singular value decomposition U S V^T of `matrix` (M, N).
 
-    A few steps of a Newton-Schulz iteration, X <- (a I + b G + c G^2) X with G = X X^T, in bf16
-    where that is faster (`has_bf16`). The steps commute with G, so they are computed on G, the
-    smaller matrix, and X is multiplied once. Singular values of at least a fiftieth of the
-    Frobenius norm end between 0.68 and 1.21; smaller ones grow by a factor of up to 41.
+    Uses a few Newton-Schulz iterations, X <- (a I + b G + c G^2) X with G = X X^T, in bf16 if that
+    is faster (`has_bf16`). The factors commute with G, so they are computed with G, the smaller
+    matrix, and multiplied with X once. Singular values of at least 1/50 of the Frobenius norm end
+    up between 0.68 and 1.21; smaller ones grow by a factor of up to 41.
+
+    Returns:
+        (M, N), with the type of `matrix`.
     """
     wide = matrix.bfloat16() if has_bf16(matrix.device) else matrix
     if len(matrix) > matrix.shape[1]:

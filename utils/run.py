@@ -1,6 +1,6 @@
-"""The bookkeeping of a training run: epochs, steps, files, signals, and resuming where it stopped.
+"""A training run: epochs, steps, files, signals, and resuming.
 
-A script holds the learning itself:
+The scripts contain the training loop itself:
 
     run = Run(net, path, ...)
     for epoch in run.epochs():
@@ -40,13 +40,13 @@ from utils.files import UserError, move, replacing, shown
 from utils.optim import one_cycle, optimizers
 from utils.safe_load import brief, read_dict
 
-START_ANEW = "delete it, or leave --resume out"
-CHECK_EVERY = 20  # steps between looks at the loss: each look makes a GPU wait
+START_ANEW = "delete it, or leave out --resume"
+CHECK_EVERY = 20  # steps between readings of the loss, because each reading blocks the GPU
 
 
 @dataclass
 class Row:
-    """What the history tells of an epoch, counted from 1."""
+    """A row of the history; `epoch` is counted from 1, accuracies are in [0, 1]."""
 
     epoch: int
     train_loss: float
@@ -60,15 +60,15 @@ class Row:
 
 @dataclass
 class Progress:
-    """How far a run has come."""
+    """The progress of a run."""
 
     epoch: int = 0  # epochs done
-    step: int = 0  # steps done of the epoch under way, with their sums:
+    step: int = 0  # steps done in the current epoch; the next four are sums over them
     images: int = 0
     loss: float = 0.0
     hits: int = 0
     seconds: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)  # a Row an epoch
+    history: list[dict[str, float]] = field(default_factory=list)  # one Row per epoch
 
     @property
     def best(self) -> float:
@@ -76,36 +76,37 @@ class Progress:
 
 
 class Run:
-    """A training run that leaves the epoch that is best by validation in `path`.
+    """A training run. The weights of the epoch with the best validation accuracy go to `path`.
 
-    Beside `path` it keeps, after every epoch, the history as NAME.csv and the last state as
-    NAME.state.pth, from which `resume` continues to the same weights, bit for bit on the same CPU
-    with the same PyTorch and number of threads; in another place it says that they will differ.
-    Ctrl-C and SIGTERM save the state after the current step and exit with status 130 and 143. What
-    an earlier run left is kept as NAME.previous.pth and NAME.previous.state.pth.
+    After every epoch, the history is written to NAME.csv and the state to NAME.state.pth, where
+    NAME is that of `path`. With `resume`, a run continues from the state. The resulting weights are
+    the same as without the interruption, bit for bit, on the same CPU with the same version of
+    PyTorch and number of threads. Otherwise the run prints that they will differ.
+    Ctrl-C and SIGTERM save the state after the current step and exit with status 130 and 143. The
+    files of an earlier run are kept as NAME.previous.pth and NAME.previous.state.pth.
 
-    With several processes each computes its share of every batch; their gradients are averaged,
-    and batch norm keeps the statistics of the first one's share.
+    With several processes, each computes its share of every batch. The gradients are averaged.
+    Batch norm keeps the statistics of the first process.
 
     Args:
         net: the network to train, on the device of `train`.
         path: the .pth file to write.
-        train: the images to train on, on the device. Its labels only identify the run: `batches`
-            takes what is learned.
-        arch, stem: of the network, for its checkpoint; the selector has no stem.
-        epochs: passes over the images.
-        batch_size: images a step.
+        train: the training images. The labels only identify the run; the targets are passed to
+            `batches`.
+        arch, stem: of the network, for its checkpoint; stem is None for the selector.
+        epochs: number of epochs.
+        batch_size: images per step.
         optimizer: one of utils.optim.OPTIMIZERS.
-        lr: highest learning rate, reached after `warmup` of the steps and left along a cosine.
-        momentum: Nesterov's for "sgd" and "muon", the first of the betas for "adamw".
-        weight_decay: on the weights of convolutions and linear layers, not on biases and norms.
-        warmup: share of all steps, in [0, 1).
-        seed: of the order of the images and their augmentation.
-        augmentation: what happens to an image.
-        views: number of augmented views of an image that the epochs show in turn; 0 for new ones.
-        context: in which the images are shown, a key of utils.contexts.CONTEXTS.
-        facts: more that identifies the run: checkpoints keep it, and resuming compares it.
-        resume: continue the run that stopped, if there is one.
+        lr: maximum learning rate, reached after the warm-up; cosine decay follows.
+        momentum: Nesterov momentum for "sgd" and "muon", beta1 for "adamw".
+        weight_decay: not applied to biases and normalization layers.
+        warmup: fraction of all steps, in [0, 1).
+        seed: of the image order and the augmentation.
+        augmentation: of the training images.
+        views: number of augmented views per image, used in turn; 0: new ones in every epoch.
+        context: of the training images, a key of utils.contexts.CONTEXTS.
+        facts: more hyperparameters, stored in the checkpoint and compared when resuming.
+        resume: continue the previous run, if there is one.
     """
 
     def __init__(
@@ -157,11 +158,11 @@ class Run:
         if self.data.size(self.data.steps - 1) < ranks():
             raise UserError(
                 f"--batch-size {batch_size}: a batch has fewer images than the {ranks()} "
-                "processes that share it"
+                "processes that share it; use a larger one"
             )
         self._model = net
         if ranks() > 1:
-            torch.manual_seed(seed + rank())  # each its own dropout, from the same weights
+            torch.manual_seed(seed + rank())  # different dropout in each process
             self._model = DistributedDataParallel(net)
         self.optimizers = optimizers(net, optimizer, lr, momentum, weight_decay)
         self.schedulers = self._schedules(steps_done=0)
@@ -174,11 +175,10 @@ class Run:
         return [one_cycle(it, self.lr, self.warmup, steps, steps_done) for it in self.optimizers]
 
     def begin(self) -> None:
-        """Be the run that --resume goes on with from here on: one that is new, or where it stopped.
+        """Start the run: print the hyperparameters, then write or load the state.
 
-        `epochs` does it; a script does it before, where there is work to do first. Raises UserError
-        where a file cannot be written, or where the run is to resume from a state that cannot be
-        continued.
+        `epochs` calls this. A script can call it earlier, to find errors before long work. Raises
+        UserError if a file cannot be written, or if the state to resume from does not fit.
         """
         if self._begun:
             return
@@ -195,7 +195,7 @@ class Run:
         self._begun = True
 
     def epochs(self) -> Iterator[int]:
-        """Yield the epochs that are left, counted from 0. The script calls `end_epoch` in each.
+        """Yield the remaining epochs, counted from 0. The script calls `end_epoch` in each.
 
         Raises UserError as `begin` does.
         """
@@ -207,10 +207,10 @@ class Run:
                     self._stop.leave(f"epoch {self.progress.epoch}")
 
     def _continue(self) -> bool:
-        """Go to where the last run stopped, if there was one."""
+        """Load the state of the previous run. Returns whether there is one."""
         state = self._read_state()
         if state is None:
-            print(f"nothing to resume at {shown(self.state_path)}: starting with epoch 1")
+            print(f"nothing to resume, no {shown(self.state_path)}: starting with epoch 1")
             return False
         saved = datetime.fromtimestamp(self._saved_at())
         saved = f"{saved:%Y-%m-%d %H:%M}"
@@ -222,17 +222,17 @@ class Run:
                 f"cannot resume: {self.state_path} does not fit, {reason}; {START_ANEW}"
             ) from error
         if self.progress.epoch == self.total_epochs:
-            print(f"the run is finished: no epoch is left, as of {saved}")
+            print(f"the run is finished: all epochs were done on {saved}")
         else:
             now = self.progress
-            print(f"resuming after epoch {now.epoch}, step {now.step}, as saved on {saved}")
+            print(f"resuming after epoch {now.epoch}, step {now.step}, saved on {saved}")
         return True
 
     def _begin(self) -> None:
-        """Keep what an earlier run left, and save the state of this one, before epoch 1.
+        """Before epoch 1: keep the files of an earlier run, and save the state of this run.
 
-        The earlier state goes first, so that no kill lets --resume go on with it in silence. It
-        comes back where this run cannot begin.
+        The earlier state is renamed first, so that --resume cannot continue it by mistake if this
+        run is killed. It is renamed back if this run cannot start. The earlier weights are copied.
         """
         weights, state = (
             path.with_name(path.name.replace(".", ".previous.", 1))
@@ -245,25 +245,25 @@ class Run:
             if rank() == 0 and self.path.exists():
                 with replacing(weights) as file:
                     file.write(self.path.read_bytes())
-                print(f"what an earlier run left is kept: {shown(weights)}")
+                print(f"kept from an earlier run: {shown(weights)}")
             self._save_state()
         except UserError:
             if moved:
                 move(state, self.state_path)
             raise
         if moved:
-            print(f"what an earlier run left is kept: {shown(state)}")
+            print(f"kept from an earlier run: {shown(state)}")
 
     def batches(
         self, *rows: torch.Tensor, clean: bool = False
     ) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Yield the rest of the epoch: normalized images (B, 3, 32, 32) and their B rows of each.
+        """Yield the remaining batches of the epoch, as `Batches.epoch` does.
 
-        The script calls `step` for each batch. Raises UserError where a loss is not finite.
+        The script calls `step` for each batch. Raises UserError if a loss is not finite.
 
         Args:
-            rows: tensors (N, ...) on the device, such as labels: row i is of image i.
-            clean: yield, as the last column, the same crops as they are in the context "clean".
+            rows: tensors (N, ...) on the device, for example labels; row i is of image i.
+            clean: also yield, as the last item, the same crops in the context "clean".
         """
         now, steps = self.progress, self.data.steps
         started = time.perf_counter() - now.seconds
@@ -300,21 +300,21 @@ class Run:
                 dist.broadcast(statistics, src=0)
 
     def model(self, images: torch.Tensor) -> torch.Tensor:
-        """What the network returns in training mode; with several processes, gradients are shared.
+        """Call the network, in training mode. With several processes, gradients are averaged.
 
-        Raises UserError where memory is short, with a smaller --batch-size.
+        Raises UserError, which proposes a smaller --batch-size, if there is not enough memory.
         """
         with enough_memory(self.device, self.batch_size):
             return self._model(images)
 
     def step(self, loss: torch.Tensor, correct: torch.Tensor) -> None:
-        """One step of the optimizer.
+        """Backward pass and optimizer step.
 
         Args:
             loss: scalar, the mean over this process's share of the batch.
-            correct: bool (B,), the images of this share that the network is right on.
+            correct: bool (B,), for each image of this share, whether the prediction is correct.
         """
-        # Processes are averaged alike, though one may have an image more than another.
+        # Gradients are averaged over processes with equal weights, but shares may differ in size.
         share = ranks() * len(correct) / self.data.size(self.progress.step)
         with enough_memory(self.device, self.batch_size):
             (loss * share).backward()
@@ -325,7 +325,7 @@ class Run:
         self._waiting.append((loss.detach() * len(correct), correct.sum()))
 
     def _collect(self) -> None:
-        """Add the losses and hits of the last steps to the sums, unless a loss is not finite."""
+        """Add the losses and hits of the last steps to the sums. UserError if one is not finite."""
         now, waiting = self.progress, self._waiting
         losses, hits = (
             total(torch.stack(column)).tolist() for column in zip(*waiting, strict=True)
@@ -334,18 +334,18 @@ class Run:
             if not math.isfinite(loss):
                 raise UserError(
                     f"the loss is {loss} in epoch {now.epoch + 1}, step {step}: lower --lr, now "
-                    f"{self.lr}; the files of epoch {now.epoch} are untouched"
+                    f"{self.lr}; the files of epoch {now.epoch} are unchanged"
                 )
             now.loss += loss
         now.hits += sum(hits)
         waiting.clear()
 
     def end_epoch(self, val_loss: float, val_accuracy: float) -> None:
-        """Write the history, the state and, where it is the best so far, the checkpoint.
+        """Write the history, the state and, if this epoch is the best so far, the checkpoint.
 
         Args:
-            val_loss: of the validation images.
-            val_accuracy: top-1 on them, in [0, 1]: the measure of the best epoch.
+            val_loss: loss on the validation images.
+            val_accuracy: top-1 accuracy on them, in [0, 1]. The highest one is the best epoch.
         """
         now = self.progress
         improved = val_accuracy > now.best
@@ -387,7 +387,7 @@ class Run:
 
     @property
     def _identity(self) -> dict[str, Any]:
-        """What a run is: two that differ in any of it do not continue one another."""
+        """The hyperparameters that must be the same when resuming (except epochs)."""
         return {
             "arch": self.arch,
             "stem": self.stem,
@@ -397,7 +397,7 @@ class Run:
 
     @property
     def _place(self) -> str:
-        """Where a run computes: another place rounds differently."""
+        """Hardware and software that affect rounding, in words."""
         place = [self.device.type, precision(self.device)]
         place.append(f"{ranks()} process{'es' if ranks() > 1 else ''}")
         if self.device.type == "cpu":
@@ -414,7 +414,7 @@ class Run:
             "place": self._place,
             "net": self.net.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "rng": gather_objects(torch.get_rng_state()),  # of dropout; of each process
+            "rng": gather_objects(torch.get_rng_state()),  # for dropout, one per process
             "cuda_rng": gather_objects(torch.cuda.get_rng_state() if cuda else None),
         }
         if rank() == 0:
@@ -426,7 +426,7 @@ class Run:
 
     @by_first
     def _read_state(self) -> dict[str, Any] | None:
-        """The state beside `path`, None where there is none. UserError if it is another run's."""
+        """Read the state; None if there is none. UserError if it is of a different run."""
         if not self.state_path.exists():
             return None
         try:
@@ -441,12 +441,12 @@ class Run:
                 if before.get(name) != now.get(name) and name != "epochs"
             ]
             if done > self.total_epochs:
-                changed.append(f"epochs is {self.total_epochs}, {done} are done or under way")
+                changed.append(f"epochs is {self.total_epochs}, but {done} are done or started")
         except UserError as error:
             raise UserError(f"cannot resume: {error}; {START_ANEW}") from error
         except (RuntimeError, LookupError, TypeError, ValueError) as error:
             raise UserError(
-                f"cannot resume: {self.state_path} is no state of this version; {START_ANEW}"
+                f"cannot resume: {self.state_path} is not a state of this version; {START_ANEW}"
             ) from error
         if changed:
             raise UserError(
@@ -456,10 +456,10 @@ class Run:
         return state
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a state; one of ValueError, TypeError, LookupError if it cannot be this run's.
+        """Continue from a state. Raises ValueError, TypeError or LookupError if it does not fit.
 
-        A state may come from a stranger, and what the optimizers hold is written to without another
-        look. So nothing of it is taken over but numbers, copied into what this run has made itself.
+        The state may come from an untrusted source, and fused optimizers write to their tensors
+        without checks. So only numbers are copied, into tensors that this run has created.
         """
         self.progress = _progress(state["progress"], self.data)
         steps_done = self.progress.epoch * self.data.steps + self.progress.step
@@ -469,25 +469,25 @@ class Run:
         self.schedulers = self._schedules(steps_done)
         place, epochs = state["place"], state["identity"]["epochs"]
         if type(place) is not str or type(epochs) is not int:
-            raise ValueError("its place or epochs are of another type")
+            raise ValueError("place or epochs have the wrong type")
         if rank() < len(state["rng"]):
             torch.set_rng_state(state["rng"][rank()])
             if self.device.type == "cuda" and state["cuda_rng"][rank()] is not None:
                 torch.cuda.set_rng_state(state["cuda_rng"][rank()])
         if place != self._place:
             print(
-                f"begun on {place[:200] if place.isprintable() else brief(place)}, going on on "
+                f"started on {place[:200] if place.isprintable() else brief(place)}, continuing on "
                 f"{self._place}: the weights will not be the same bit for bit"
             )
         if epochs != self.total_epochs:
             print(
-                f"begun for {epochs} epochs, now {self.total_epochs}: "
-                "the learning rate goes on along the new schedule"
+                f"started with {epochs} epochs, continuing with {self.total_epochs}: "
+                "the learning rate follows the new schedule"
             )
 
 
 def _progress(saved: dict[str, Any], batches: Batches) -> Progress:
-    """The progress in a state; ValueError or TypeError where a run of `batches` cannot be there."""
+    """The progress in a state. Raises ValueError or TypeError if it is impossible for `batches`."""
     now = Progress(**saved)
     rows = [Row(**row) for row in now.history]
     numbers = [
@@ -506,24 +506,24 @@ def _progress(saved: dict[str, Any], batches: Batches) -> Progress:
         and all(row.epoch == epoch for epoch, row in enumerate(rows, 1))
         and all(0 <= row.train_accuracy <= 1 and 0 <= row.val_accuracy <= 1 for row in rows)
     ):
-        raise ValueError("its counts or its history cannot be those of this run")
+        raise ValueError("counts or history are not possible for this run")
     return now
 
 
 def _load_optimizer(
     optimizer: torch.optim.Optimizer, saved: dict[str, Any], steps_done: int
 ) -> None:
-    """Put the numbers that an optimizer saved after `steps_done` steps into a new one of its kind.
+    """Copy the numbers of a saved optimizer state, after `steps_done` steps, to a new optimizer.
 
-    A step makes what the new one keeps of each weight. Raises ValueError where the saved state has
-    other settings, or tensors of other names, shapes or types, or numbers that no step leaves.
+    A step with zero gradients creates the tensors of the new optimizer first. Raises ValueError if
+    the saved state has other settings, names, shapes or types, or impossible numbers.
     """
     for ours, theirs in zip(
         optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True
     ):
-        for name in ours.keys() & theirs.keys() - {"lr"}:  # which depends on the step
+        for name in ours.keys() & theirs.keys() - {"lr"}:  # lr depends on the step
             if type(ours[name]) is not type(theirs[name]) or ours[name] != theirs[name]:
-                raise ValueError(f"the optimizer's {name} is another")
+                raise ValueError(f"the optimizer has a different {name}")
     if steps_done:
         for group in optimizer.param_groups:
             for weight in group["params"]:
@@ -534,15 +534,18 @@ def _load_optimizer(
     _copy_numbers(kept, saved["state"], "the optimizer")
     for entry in kept.values():
         if entry.get("step", steps_done) != steps_done:
-            raise ValueError("the optimizer has done another number of steps")
+            raise ValueError("the optimizer has a different number of steps")
         if "exp_avg_sq" in entry and (entry["exp_avg_sq"] < 0).any():
-            raise ValueError("the optimizer's averages of squares are below 0")
+            raise ValueError("the optimizer has negative averages of squares")
 
 
 def _copy_numbers(ours: Mapping[Any, Any], theirs: Any, whose: str) -> None:
-    """Copy tensors into those of the same names; ValueError unless they are alike and finite."""
+    """Copy tensors to those with the same names.
+
+    Raises ValueError unless names, shapes and types are the same and all numbers are finite.
+    """
     if type(theirs) is not dict or theirs.keys() != ours.keys():
-        raise ValueError(f"{whose} has other names")
+        raise ValueError(f"{whose} has different names")
     for name, tensor in ours.items():
         saved = theirs[name]
         if isinstance(tensor, Mapping):
@@ -552,13 +555,16 @@ def _copy_numbers(ours: Mapping[Any, Any], theirs: Any, whose: str) -> None:
             or (saved.shape, saved.dtype) != (tensor.shape, tensor.dtype)
             or not saved.isfinite().all()
         ):
-            raise ValueError(f"{whose} has a {name} of another shape or type, or not finite")
+            raise ValueError(f"{whose} has a {name} of different shape or type, or not finite")
         else:
             tensor.copy_(saved)
 
 
 class StopRequest:
-    """While entered, Ctrl-C and SIGTERM are noted; alone, a second one stops at once."""
+    """Context manager that records Ctrl-C and SIGTERM. A second signal stops the process at once.
+
+    Not so under torchrun: it forwards signals that the terminal has sent to the process already.
+    """
 
     def __enter__(self) -> "StopRequest":
         self.signal = 0
@@ -573,11 +579,11 @@ class StopRequest:
 
     def _note(self, number: int, _frame: object) -> None:
         self.signal = number
-        if not dist.is_torchelastic_launched():  # torchrun passes on what the terminal sent, too
+        if not dist.is_torchelastic_launched():
             self.__exit__()
 
     def agreed(self) -> bool:
-        """Whether any process was asked to stop; all of them get the same answer."""
+        """Whether any process has received a signal. The result is the same in all processes."""
         if total(torch.tensor(self.signal > 0, dtype=torch.int)).item():
             self.signal = self.signal or signal.SIGTERM
         return self.signal > 0
