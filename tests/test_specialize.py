@@ -51,4 +51,4 @@ def test_the_command_writes_what_a_student_can_learn_from(
     assert set(np.concatenate([part.indices for part in parts])) == set(train.indices)
     told = capsys.readouterr().out
     for arch, part in zip(STUDENTS, parts, strict=True):
-        assert f"{arch} learns from {len(part):,} images" in told
+        assert f"for {arch}, {len(part):,} images" in told
