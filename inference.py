@@ -33,7 +33,7 @@ from utils.files import replacing, shown
 
 # ------------------------------------------------------------------ settings
 
-BATCH_SIZE = 500  # images per step
+BATCH_SIZE = 1000  # images per step; the networks compute them in smaller parts
 OUT = Path("runs/inference")  # for metrics.json, the figures and report.html
 
 # ------------------------------------------------------------------ inference

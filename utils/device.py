@@ -15,6 +15,7 @@ from torch.fx.experimental.optimization import fuse
 from utils.files import UserError
 
 CPUINFO = Path("/proc/cpuinfo")  # exists on Linux only
+AT_ONCE = 128  # images: more do not fit into the caches of a CPU
 
 
 def pick_device(name: str) -> torch.device:
@@ -103,8 +104,8 @@ def for_inference(net: nn.Module, device: torch.device) -> nn.Module:
     """A faster copy of `net` for inference, in eval mode on the device. It cannot be trained.
 
     Batch norm is fused into the convolution before it. If `autocast` computes in bf16, the weights
-    are converted to bf16 once, not in each call. The logits are equal to those of `net` up to
-    rounding.
+    are converted to bf16 once, not in each call. On a CPU, large batches are computed in parts of
+    at most AT_ONCE images. The logits are equal to those of `net` up to rounding.
     """
     copy = to_device(fuse(net.eval()), device)
     type(copy).__name__ = type(net).__name__  # for error messages; the class is this copy's only
@@ -112,6 +113,14 @@ def for_inference(net: nn.Module, device: torch.device) -> nn.Module:
         for module in copy.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 module.to(torch.bfloat16)
+    if device.type == "cpu":
+        whole = type(copy).forward
+
+        def in_parts(self: nn.Module, images: torch.Tensor) -> torch.Tensor:
+            parts = images.tensor_split(max(1, -(-len(images) // AT_ONCE)))
+            return torch.cat([whole(self, part) for part in parts])
+
+        type(copy).forward = in_parts
     return copy.requires_grad_(False)
 
 
