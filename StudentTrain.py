@@ -43,7 +43,7 @@ from utils.run import Run
 # ------------------------------------------------------------------ hyperparameters
 
 # Each of these also has a flag:
-EPOCHS = 40
+EPOCHS = 48
 BATCH_SIZE = 128  # images per step
 LEARNING_RATE = 5e-3  # maximum, reached after the warm-up
 SEED = 0
