@@ -33,25 +33,9 @@ reproduce: .venv/runtime
 	.venv/bin/python trainSelector.py $(FLAGS)
 	.venv/bin/python inference.py $(if $(SUBSET),--subset $(SUBSET))
 
-# Uses the teacher and GoogLeNet in checkpoints/. The baselines are trained on the mixed context for
-# the same number of epochs as the students, and for twice as many.
-SYSTEM = checkpoints/contexts
-ONCE = $(or $(EPOCHS),$(shell sed -n 's/^EPOCHS = \([0-9]*\).*/\1/p' StudentTrain.py))
-TWICE = $(shell expr 2 '*' $(ONCE))
-STUDENT = .venv/bin/python StudentTrain.py --teacher checkpoints/teacher.pth $(FLAGS) --context
+# Starts from the networks of `make reproduce`, or from the shipped ones.
 reproduce-contexts: .venv/runtime
-	mkdir -p $(SYSTEM)
-	cp checkpoints/googlenet.pth checkpoints/googlenet.csv $(SYSTEM)
-	$(STUDENT) degraded --model 1 --checkpoint-dir $(SYSTEM)
-	.venv/bin/python trainSelector.py --context mixed --label-weight difference \
-		--checkpoint-dir $(SYSTEM) $(FLAGS)
-	$(STUDENT) mixed --model 1 --checkpoint-dir runs/contexts/once
-	$(STUDENT) mixed --model 2 --checkpoint-dir runs/contexts/once
-	$(STUDENT) mixed --model 1 --checkpoint-dir runs/contexts/twice --epochs $(TWICE)
-	$(STUDENT) mixed --model 2 --checkpoint-dir runs/contexts/twice --epochs $(TWICE)
-	.venv/bin/python -m studies.contexts $(if $(SUBSET),--subset $(SUBSET) --out runs/contexts/study)
-	.venv/bin/python inference.py --context mixed --checkpoint-dir $(SYSTEM) \
-		--out runs/contexts/inference $(if $(SUBSET),--subset $(SUBSET))
+	.venv/bin/python -m studies.contexts --train $(filter-out --resume,$(FLAGS))
 
 .venv/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

@@ -1,35 +1,29 @@
 """The context study: routing between two specialized students on images from several contexts.
 
-    python -m studies.contexts      writes contexts.json and three figures to results/
+    python -m studies.contexts            writes contexts.json and three figures to results/
+    python -m studies.contexts --train    first trains the networks that are missing
+    python -m studies.contexts --train --epochs 1 --subset 500    quick test, in runs/quick/
 
-Student 1 is trained on degraded images, student 2 on clean images, and the selector sends each
-image to one of them. The baselines are generalists: the same networks, trained on mixed images for
-the same number of epochs as the specialist of the same architecture (once), or twice as many
-(twice). All are evaluated on the test images: clean, degraded in six ways, mixed (half of each),
-and degraded in three ways that were not used for training (unseen). Thresholds and the best
-generalist are chosen on mixed validation images.
+All networks start from the weights in checkpoints/, which are trained on clean images. Student 1 is
+trained further on degraded images, student 2 stays as it is, and the selector sends each image to
+one of them. The baselines are generalists: the same networks, trained further on mixed images for
+the same number of epochs as student 1 (once), or twice as many (twice). All are evaluated on the
+test images: clean, degraded in six ways, mixed (half of each), and degraded in three ways that were
+not used for training (unseen). Thresholds and the best generalist are chosen on mixed validation
+images.
 
-`make reproduce-contexts` trains all networks. These are the single commands, where E is the number
-of epochs of the specialist of the same architecture:
-
-    mkdir -p checkpoints/contexts && cp checkpoints/googlenet.pth checkpoints/contexts/
-    python StudentTrain.py --model 1 --context degraded --teacher checkpoints/teacher.pth \\
-        --checkpoint-dir checkpoints/contexts
-    python trainSelector.py --context mixed --label-weight difference \\
-        --checkpoint-dir checkpoints/contexts
-    python StudentTrain.py --model 1 --context mixed --teacher checkpoints/teacher.pth \\
-        --checkpoint-dir runs/contexts/once --epochs E        also with --model 2
-    python StudentTrain.py --model 1 --context mixed --teacher checkpoints/teacher.pth \\
-        --checkpoint-dir runs/contexts/twice --epochs 2E      also with --model 2
-
-The study itself trains only selectors, in seconds each. The logits of each network are stored in
-results/contexts/, so a study that was stopped continues with the next network. For the teacher and
-the generalists, the stored logits are enough: their checkpoints may be missing.
+The system is in checkpoints/contexts/, the generalists are in runs/contexts/. After Ctrl-C, --train
+continues. The study itself trains only selectors, in seconds each. The logits of each network are
+stored in results/contexts/, so a study that was stopped continues with the next network. For the
+teacher and the generalists, the stored logits are enough: their checkpoints may be missing.
 """
 
+import argparse
 import json
 import shlex
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,12 +48,13 @@ from studies.policies import (
     selector,
 )
 from studies.selectors import AUGMENTATION, STEP, fit
-from utils import cli
+from utils import checkpoint, cli
 from utils.answers import predict, top1
 from utils.augment import Batches
 from utils.checkpoint import (
-    COMMANDS,
     FILES,
+    QUICK,
+    ROOT,
     check_classes,
     check_students,
     fingerprint_of,
@@ -78,26 +73,51 @@ from utils.safe_load import brief, read_arrays
 BATCH_SIZE = 500  # images per step
 SEEDS = 5  # runs per selector trained here
 IMAGES = 10_000  # number of training images for these selectors, from the first on
-EPOCHS = 6  # of these selectors
+SELECTOR_EPOCHS = 6  # of these selectors
 OUT = Path("results")  # for contexts.json, the figures, and contexts/ with the answers
+EPOCHS = 12  # of student 1 and of the generalists that are trained once
+LEARNING_RATE = 2.5e-3  # of these trainings
 GENERALISTS = Path("runs/contexts")  # contains once/ and twice/
-STAGES = {"once": 1, "twice": 2}  # epochs of a generalist, relative to the specialist
+STAGES = {"once": 1, "twice": 2}  # epochs of a generalist, relative to student 1
 MADE = ("epochs", "data", "init")  # hyperparameters in contexts.json, besides the context
 TESTED = ("clean", "degraded", "unseen")  # mixed images are from the first two
 
 
 @dataclass
 class Network:
-    """A checkpoint of the study: its path, expected content, and the command that trains it.
+    """A checkpoint of the study: its path, expected content, and the script that trains it.
 
+    words: of the command, from the name of the script on; of a copy, the checkpoint to copy.
     paired: whether it is one of a pair of students, whose logits for training images are needed.
     """
 
     path: Path
     arch: str
     context: str
-    command: str
+    words: tuple[str, ...]
     paired: bool = False
+
+    @property
+    def command(self) -> str:
+        """What to type to get the checkpoint."""
+        if self.words[0].endswith(".py"):
+            return shlex.join(["python", *self.words])
+        return shlex.join(["cp", *self.words, shown(self.path)])
+
+    def make(self) -> None:
+        """Run the command, unless the checkpoint is complete. Raises UserError if it fails."""
+        script, *flags = self.words
+        if not script.endswith(".py"):
+            with replacing(self.path) as file:
+                file.write(Path(script).read_bytes())
+            return
+        if self.path.exists() and read_checkpoint(self.path)["test_accuracy"] is not None:
+            return
+        print(f"\n{self.command}", flush=True)
+        flags += [*checkpoint.typed.flags, "--resume"]
+        status = subprocess.run([sys.executable, ROOT / script, *flags]).returncode
+        if status:
+            raise UserError(f"it ended with status {status}: run the study again to continue")
 
     def read(self) -> tuple[nn.Module, dict[str, Any]]:
         """As `load_network`. Raises UserError if missing or trained in another context."""
@@ -127,13 +147,14 @@ Policy = Callable[[Networks], tuple[Outcome, torch.Tensor | None]]  # scores (N,
 
 
 def main() -> None:
-    parser = cli.common_parser(__doc__, globals())
+    parser = cli.common_parser(__doc__, globals(), quick=True)
+    parser.add_argument("--train", action="store_true", help="train the networks that are missing")
     parser.add_argument(
-        "--generalists",
-        type=Path,
-        default=GENERALISTS,
-        metavar="PATH",
-        help="folder that contains once/ and twice/ (default: %(default)s)",
+        "--epochs",
+        type=cli.flag("EPOCHS", int),
+        default=EPOCHS,
+        metavar="N",
+        help="of student 1 and of the generalists that are trained once (default: %(default)s)",
     )
     parser.add_argument(
         "--seeds",
@@ -148,7 +169,11 @@ def main() -> None:
     figures_into(args.out)
     from studies import context_figures as figures
 
-    system, networks = needed(args.checkpoint_dir, args.generalists, device)
+    networks = planned(args)
+    if args.train:
+        for network in networks.values():
+            network.make()
+    system = assembled(networks, device)
     train, val, test = load_splits(args.data_dir, args.subset, device)
     for path in [each.path for each in networks.values() if each.path.exists()]:
         check_classes(path, read_checkpoint(path), test.classes, test.name)
@@ -203,63 +228,64 @@ def main() -> None:
 # ------------------------------------------------------------------ networks and their logits
 
 
-def needed(
-    checkpoints: Path, generalists: Path, device: torch.device
-) -> tuple[MultiStudent, dict[str, Network]]:
-    """The system of the specialists and their selector, and all classifiers of the study.
+def planned(args: argparse.Namespace) -> dict[str, Network]:
+    """All networks of the study, in the order in which they are trained."""
+    shipped = {arch: shown(cli.found(args, file)) for arch, file in FILES.items()}
+    system = args.checkpoint_dir / "contexts"
+    generalists = QUICK / "generalists" if args.quick else GENERALISTS
+
+    def student(arch: str, context: str, folder: Path, times: int) -> Network:
+        flags = {
+            "model": 1 + STUDENTS.index(arch),
+            "context": context,
+            "init": shipped[arch],
+            "teacher": shipped["resnet50"],
+            "epochs": times * args.epochs,
+            "lr": LEARNING_RATE,
+            "checkpoint-dir": shown(folder),
+        }
+        words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+        return Network(
+            folder / FILES[arch], arch, context, ("StudentTrain.py", *words), paired=times == 1
+        )
+
+    path = Path(shipped["resnet50"])
+    return {
+        "teacher": Network(path, "resnet50", "clean", ("teacherTrain.py",)),
+        "densenet121": student("densenet121", "degraded", system, 1),
+        "googlenet": Network(
+            system / FILES["googlenet"], "googlenet", "clean", (shipped["googlenet"],), paired=True
+        ),
+        "selector": Network(
+            system / FILES["selector"],
+            "selector",
+            "mixed",
+            (
+                "trainSelector.py",
+                *("--context", "mixed", "--label-weight", "difference"),
+                *("--checkpoint-dir", shown(system)),
+            ),
+        ),
+        **{
+            f"{arch}, {stage}": student(arch, "mixed", generalists / stage, times)
+            for stage, times in STAGES.items()
+            for arch in STUDENTS
+        },
+    }
+
+
+def assembled(networks: dict[str, Network], device: torch.device) -> MultiStudent:
+    """The specialists with their selector, which is removed from `networks`.
 
     Raises UserError if a network of the system is missing or does not belong to it.
     """
-    folder, teacher = checkpoints / "contexts", checkpoints / FILES["resnet50"]
-
-    def student(arch: str, context: str, where: Path, paired: bool, *flags: str) -> Network:
-        words = [
-            "python",
-            "StudentTrain.py",
-            "--model",
-            str(1 + STUDENTS.index(arch)),
-            "--context",
-            context,
-            "--teacher",
-            shown(teacher),
-            "--checkpoint-dir",
-            shown(where),
-            *flags,
-        ]
-        return Network(where / FILES[arch], arch, context, shlex.join(words), paired)
-
-    shipped = checkpoints / FILES["googlenet"]
-    networks = {
-        "teacher": Network(teacher, "resnet50", "clean", COMMANDS["resnet50"]),
-        "densenet121": student("densenet121", "degraded", folder, True),
-        "googlenet": Network(
-            folder / FILES["googlenet"],
-            "googlenet",
-            "clean",
-            shlex.join(["cp", shown(shipped), shown(folder)]),
-            True,
-        ),
-    }
-    router = Network(
-        folder / FILES["selector"],
-        "selector",
-        "mixed",
-        "python trainSelector.py --context mixed --label-weight difference "
-        + shlex.join(["--checkpoint-dir", shown(folder)]),
-    )
-    read = [networks[arch].read() for arch in STUDENTS]
+    router = networks.pop("selector")
+    students = [networks[arch].read()[0] for arch in STUDENTS]
     net, facts = router.read()
-    check_students(router.path, facts, [student for student, _ in read])
-    for arch, (_, trained_so) in zip(STUDENTS, read, strict=True):
-        for stage, times in STAGES.items():
-            epochs = trained_so["hyperparameters"].get("epochs")
-            flags = ["--epochs", str(times * epochs)] if type(epochs) is int else []
-            networks[f"{arch}, {stage}"] = student(
-                arch, "mixed", generalists / stage, times == 1, *flags
-            )
-    students = [for_inference(each, device) for each, _ in read]
+    check_students(router.path, facts, students)
+    students = [for_inference(each, device) for each in students]
     threshold = facts.get("threshold", 0.5)
-    return MultiStudent(students, for_inference(net, device), threshold).eval(), networks
+    return MultiStudent(students, for_inference(net, device), threshold).eval()
 
 
 def image_sets(train: Split, val: Split, test: Split) -> dict[str, torch.Tensor]:
@@ -430,7 +456,7 @@ def trained(
     """Train a selector on these labels, and choose its threshold on the validation images."""
     batches = Batches(images["train"], STEP, seed, AUGMENTATION)
     device = images["train"].device
-    net = fit(batches, labels.to(device), weights.to(device), EPOCHS)
+    net = fit(batches, labels.to(device), weights.to(device), SELECTOR_EPOCHS)
     val, test = (predict(net, images[split], None, batch_size).cpu() for split in ("val", "test"))
     threshold = best_threshold(val.sigmoid(), *both["val"].students_right())
     return with_scores(both["test"], selector=test), routing(threshold)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def test_runs_of_several_seeds_are_averaged():
 @pytest.fixture
 def study(tmp_path, small_npz, monkeypatch, capsys):
     """Run the study on 40 images of each split; the weights are those in checkpoints/."""
-    monkeypatch.setattr(contexts, "EPOCHS", 1)
+    monkeypatch.setattr(contexts, "SELECTOR_EPOCHS", 1)
     monkeypatch.setattr(contexts, "IMAGES", 30)
     monkeypatch.chdir(tmp_path)
     trained_on = {
@@ -91,7 +92,7 @@ def study(tmp_path, small_npz, monkeypatch, capsys):
         torch.save(checkpoint, path)
     shutil.copy(CHECKPOINTS / "teacher.pth", tmp_path / "checkpoints")
 
-    def study(status=0):
+    def study(*words, status=0):
         monkeypatch.setattr(
             sys,
             "argv",
@@ -109,6 +110,7 @@ def study(tmp_path, small_npz, monkeypatch, capsys):
                 "2",
                 "--device",
                 "cpu",
+                *words,
             ],
         )
         with pytest.raises(SystemExit) as stop:
@@ -183,13 +185,47 @@ def test_what_is_missing_or_was_trained_on_other_images_is_named_with_its_comman
     (tmp_path / "runs/contexts/twice/googlenet.pth").unlink()
     _, err = study(status=2)
     last = err.splitlines()[-1]
-    epochs = 2 * load_network(CHECKPOINTS / "googlenet.pth")[1]["hyperparameters"]["epochs"]
     assert last.endswith(
         "runs/contexts/twice/googlenet.pth is missing; make it with: python StudentTrain.py "
-        "--model 2 --context mixed --teacher checkpoints/teacher.pth "
-        f"--checkpoint-dir runs/contexts/twice --epochs {epochs}"
+        "--model 2 --context mixed --init checkpoints/googlenet.pth --teacher "
+        f"checkpoints/teacher.pth --epochs {2 * contexts.EPOCHS} --lr {contexts.LEARNING_RATE} "
+        "--checkpoint-dir runs/contexts/twice"
     )
     assert not (tmp_path / "results" / "contexts").exists()
     shutil.copy(CHECKPOINTS / "densenet121.pth", tmp_path / "checkpoints" / "contexts")
     _, err = study(status=2)
     assert "densenet121.pth was trained in the context 'clean', not in 'degraded'; make it" in err
+
+
+def test_missing_networks_are_trained_with_their_commands(study, tmp_path, monkeypatch):
+    """A checkpoint without a test accuracy is of a training that was interrupted."""
+    done = {}
+    for path in tmp_path.rglob("*.pth"):
+        done[str(path.relative_to(tmp_path))] = path.read_bytes()
+    interrupted = tmp_path / "runs/contexts/once/googlenet.pth"
+    facts = torch.load(interrupted, weights_only=True) | {"test_accuracy": None}
+    torch.save(facts, interrupted)
+    (tmp_path / "checkpoints/contexts/selector.pth").unlink()
+    (tmp_path / "checkpoints/contexts/googlenet.pth").unlink()
+    shutil.copy(CHECKPOINTS / "googlenet.pth", tmp_path / "checkpoints")
+    started = []
+
+    def start(words):
+        flags = dict(zip(words[2:-1:2], words[3::2], strict=True))
+        assert words[-1] == "--resume" and flags["--device"] == "cpu"
+        arch = ("selector", *STUDENTS)[int(flags.get("--model", 0))]
+        name = f"{flags['--checkpoint-dir']}/{arch}.pth"
+        (tmp_path / name).write_bytes(done[name])
+        started.append((Path(words[1]).name, flags["--context"], flags.get("--epochs"), name))
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(contexts.subprocess, "run", start)
+    study("--train", "--epochs", "3")
+    assert started == [
+        ("trainSelector.py", "mixed", None, "checkpoints/contexts/selector.pth"),
+        ("StudentTrain.py", "mixed", "3", "runs/contexts/once/googlenet.pth"),
+    ]
+    monkeypatch.setattr(contexts.subprocess, "run", lambda w: subprocess.CompletedProcess(w, 130))
+    interrupted.unlink()
+    _, err = study("--train", status=2)
+    assert "it ended with status 130: run the study again to continue" in err
