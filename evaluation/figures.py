@@ -1,11 +1,11 @@
-"""The figures of inference.py: each a function that draws one."""
+"""The figures of inference.py, one function per figure."""
 
 import csv
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-# A notebook sets its own for the programs that it starts, which cannot always load it.
+# Replaces the backend that a notebook sets in the environment, which may not be installed.
 os.environ["MPLBACKEND"] = "agg"
 import matplotlib
 import matplotlib.pyplot as plt
@@ -18,8 +18,8 @@ from evaluation.testset import LABELS, Measured
 from models import NAMES, STUDENTS
 from utils.files import UserError, replacing, shown
 
-# Each can be read on white (4.5 : 1 or more), and no two are alike without color: where shades
-# are close, the markers differ.
+# Each color has a contrast of at least 4.5 : 1 on white. Where two are similar in brightness, the
+# markers differ, for readers who cannot see the colors.
 COLORS = {
     "teacher": "#222222",
     "densenet121": "#b85c00",
@@ -30,9 +30,9 @@ COLORS = {
 }
 MARKERS = {"teacher": "X", "densenet121": "s", "googlenet": "^", "routed": "o", "cascade": "D"}
 WRONG = "#c1121f"
-MOST = 20  # classes that are drawn
-matplotlib.use("agg")  # no display is needed, nor asked for
-plt.rcdefaults()  # whatever a matplotlibrc says, which may ask for LaTeX
+MOST = 20  # maximum number of classes in a figure
+matplotlib.use("agg")  # needs no display
+plt.rcdefaults()  # ignore a matplotlibrc, which may require LaTeX
 plt.rcParams.update(
     {
         "axes.spines.top": False,
@@ -42,7 +42,7 @@ plt.rcParams.update(
         "axes.axisbelow": True,
         "axes.titlelocation": "left",
         "grid.alpha": 0.3,
-        "text.parse_math": False,  # a dollar in a class's name is a dollar
+        "text.parse_math": False,  # class names may contain a dollar sign
     }
 )
 
@@ -50,9 +50,12 @@ plt.rcParams.update(
 def draw_all(
     out: Path, measured: Measured, histories: dict[str, list[dict[str, float]]]
 ) -> list[Path]:
-    """Draw what can be drawn into `out`, and return the files.
+    """Draw the figures into the folder `out`. Returns the paths of the files.
 
-    The accuracy per epoch is that of `read_histories`, if there is any.
+    Args:
+        out: the folder.
+        measured: the results on the test images.
+        histories: from `read_histories`. If empty, the accuracy per epoch is not drawn.
     """
     figures = {
         "per_class_accuracy.png": per_class_accuracy(measured),
@@ -68,9 +71,9 @@ def draw_all(
 
 
 def read_histories(checkpoints: Mapping[str, Path]) -> dict[str, list[dict[str, float]]]:
-    """The rows, one an epoch, of the .csv histories that lie beside the checkpoints, by network.
+    """Read the .csv histories beside the checkpoints. Returns one row per epoch for each network.
 
-    Raises UserError, naming the file, where one is damaged.
+    Raises UserError with the name of the file if a history is damaged.
     """
     histories = {}
     for run, checkpoint in checkpoints.items():
@@ -85,20 +88,20 @@ def read_histories(checkpoints: Mapping[str, Path]) -> dict[str, list[dict[str, 
                 ]
         except (KeyError, ValueError, TypeError, csv.Error) as error:
             raise UserError(
-                f"{shown(path)} is no history of a training: delete it, or put it right"
+                f"{shown(path)} is not a valid training history: delete it or repair it"
             ) from error
     return histories
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the figure as a PNG, which is replaced whole, and close it."""
+    """Write the figure to a PNG file, in one atomic replacement, and close it."""
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=150)
     plt.close(figure)
 
 
 def per_class_accuracy(measured: Measured) -> Figure:
-    """The top-1 accuracy of each class as dots with their 95 % intervals, a row a class."""
+    """Top-1 accuracy of each class, with 95 % intervals, one row per class."""
     metrics = measured.metrics
     names = [
         name for name in ("teacher", *STUDENTS, "routed", "cascade") if name in metrics["accuracy"]
@@ -111,7 +114,7 @@ def per_class_accuracy(measured: Measured) -> Figure:
     ]
     one, two = (names.index(arch) for arch in STUDENTS)
     rows.sort(key=lambda row: -abs(row[1][one] - row[1][two]))
-    which = f"\nthe {MOST} of {len(rows):,} classes on which the students differ most"
+    which = f"\n{MOST} of {len(rows):,} classes: those on which the students differ most"
     which = which if len(rows) > MOST else ""
     rows = sorted(rows[:MOST], key=lambda row: -row[1][0])
     rows.insert(0, ("all", [metrics["accuracy"][name] for name in names], len(measured.test)))
@@ -149,12 +152,12 @@ def per_class_accuracy(measured: Measured) -> Figure:
 
 
 def samples(measured: Measured, count: int = 12) -> Figure:
-    """The first images on which the students differ, or both err, with both answers."""
+    """The first images that only one student, or neither, classifies correctly."""
     one, two = measured.nets.students_right()
     groups = {
-        f"{NAMES[STUDENTS[0]]} alone is right": one & ~two,
-        f"{NAMES[STUDENTS[1]]} alone is right": two & ~one,
-        "neither is right": ~one & ~two,
+        f"Only {NAMES[STUDENTS[0]]} is right": one & ~two,
+        f"Only {NAMES[STUDENTS[1]]} is right": two & ~one,
+        "Neither student is right": ~one & ~two,
     }
     columns = 6
     figure = plt.figure(figsize=(9, 12))
@@ -162,9 +165,9 @@ def samples(measured: Measured, count: int = 12) -> Figure:
     head.text(
         0.03,
         0.1,
-        "Above each image its class; below it both answers and their probabilities.\n"
-        f"D: {NAMES[STUDENTS[0]]}, G: {NAMES[STUDENTS[1]]}; the triangle: the selector's choice; "
-        "\N{BALLOT X}: wrong",
+        "Above each image: its class. Below: the answers of both students with probabilities.\n"
+        f"D: {NAMES[STUDENTS[0]]}, G: {NAMES[STUDENTS[1]]}. Triangle: chosen by the selector. "
+        "\N{BALLOT X}: wrong.",
         fontsize=11,
     )
     for part, (title, where) in zip(parts, groups.items(), strict=True):
@@ -207,7 +210,7 @@ def _short(name: str, most: int = 18) -> str:
 
 
 def confusion(measured: Measured) -> Figure:
-    """How many images of each class get which answer, and what the teacher answers otherwise."""
+    """Confusion matrix of the routed system, and its difference from the teacher's."""
     labels, count = measured.nets.labels.numpy(), len(measured.test.classes)
 
     def matrix(name: str) -> np.ndarray:
@@ -218,11 +221,11 @@ def confusion(measured: Measured) -> Figure:
     errors = routed.sum(axis=1) - routed.diagonal()
     kept = np.sort(np.argsort(-errors, kind="stable")[:MOST])
     names = [_short(measured.test.classes[k], 12) for k in kept]
-    panels = {"Routed by the selector, images": routed}
+    panels = {"Routed system: number of images": routed}
     if "teacher" in measured.answers:
-        panels["The same, less the teacher's"] = routed - matrix("teacher")
+        panels["Difference from the teacher"] = routed - matrix("teacher")
     figure, grid = plt.subplots(
-        1, len(panels), figsize=(4.6 * len(panels), 4.6), layout="constrained", squeeze=False
+        1, len(panels), figsize=(4.6 * len(panels), 5.1), layout="compressed", squeeze=False
     )
     for axes, (title, whole) in zip(grid.flat, panels.items(), strict=True):
         cells = whole[np.ix_(kept, kept)]
@@ -252,18 +255,18 @@ def confusion(measured: Measured) -> Figure:
         axes.set_xlabel("answer")
         axes.set_ylabel("class")
     if len(kept) < count:
-        figure.suptitle(f"the {len(kept)} of {count:,} classes with the most errors")
+        figure.suptitle(f"{len(kept)} of {count:,} classes: those with the most errors")
     return figure
 
 
 def _on(shade: tuple[float, ...]) -> str:
-    """What can be read better on a color (red, green, blue, ...), each in [0, 1]."""
+    """The readable text color on a background (red, green, blue, ...), values in [0, 1]."""
     luminance = np.dot([0.2126, 0.7152, 0.0722], np.power(shade[:3], 2.2))
-    return "white" if luminance < 0.18 else "black"  # where both have a contrast of 4.6
+    return "white" if luminance < 0.18 else "black"  # at 0.18 both have a contrast of 4.6
 
 
 def reliability_diagrams(measured: Measured) -> Figure:
-    """How often an answer is right against the probability given to it, a panel a classifier."""
+    """Accuracy against predicted probability, one panel per classifier."""
     names = [name for name in COLORS if name in measured.answers]
     figure, grid = plt.subplots(
         2, 3, figsize=(9, 6.6), layout="constrained", sharex=True, sharey=True
@@ -298,13 +301,13 @@ def reliability_diagrams(measured: Measured) -> Figure:
         axes.grid(axis="both", alpha=0.3)
     grid[0, 0].set_xlim(20, 100)
     grid[0, 0].set_ylim(20, 100)
-    figure.supxlabel("probability given to the answer, %", fontsize=10)
-    figure.supylabel("answers that are right, %", fontsize=10)
+    figure.supxlabel("predicted probability, %", fontsize=10)
+    figure.supylabel("correct answers, %", fontsize=10)
     return figure
 
 
 def accuracy_per_epoch(histories: dict[str, list[dict[str, float]]]) -> Figure:
-    """Top-1 accuracy after each epoch of each run, on the validation and the training images."""
+    """Top-1 accuracy on validation and training images after each epoch of each run."""
     figure, axes = plt.subplots(figsize=(9, 5.2), layout="constrained")
     for run, rows in histories.items():
         arch, alone, _ = run.partition("_alone")
@@ -318,10 +321,10 @@ def accuracy_per_epoch(histories: dict[str, list[dict[str, float]]]) -> Figure:
             epochs, val, dashes, lw=2, marker=MARKERS[arch], ms=5, color=color, label=LABELS[run]
         )
     low, high = axes.get_ylim()
-    axes.set_ylim(max(low, high - 30), high)  # the first epochs would squeeze all others
+    axes.set_ylim(max(low, high - 30), high)  # low first epochs would compress the rest
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epoch")
     axes.set_ylabel("top-1 accuracy, %")
-    axes.set_title("On the validation images (thick), and on the augmented training images (thin)")
+    axes.set_title("Thick lines: validation images. Thin lines: augmented training images.")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure

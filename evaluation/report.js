@@ -6,7 +6,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const [one, two] = data.students;
 const name = (network) => data.names[network];
 
-/** Numbers that report.py wrote as base64. */
+/** Decode numbers that report.py wrote as base64. */
 function column({ type, bytes }) {
   const raw = Uint8Array.from(atob(bytes), (character) => character.charCodeAt(0));
   return new globalThis[type](raw.buffer);
@@ -31,10 +31,11 @@ const firstRuns = {
   selector: (k, threshold) => scores.selector[k] >= threshold,
   cascade: (k, threshold) => scores.cascade[k] < threshold,
 };
-/** Who answers: where student 1 runs, and where it does not. */
+/** The source of the answer: if student 1 runs, and if it does not. */
 const answering = { selector: [one, two], cascade: ["ensemble", two] };
 
-/** What a policy gives at a threshold: of each image who answers and what, and the totals. */
+/** The result of a policy at a threshold: `ran` (1 if student 1 runs) and `answer` for each
+ * image, accuracy, share of the images on which student 1 runs, and MACs per image. */
 function route(policy, threshold) {
   const [first, second] = answering[policy].map((network) => answers[network]);
   const ran = new Uint8Array(count);
@@ -77,11 +78,11 @@ const state = {
   policy: "selector",
   thresholds: { ...data.thresholds },
   filters: { label: "", answer: "", kind: "", right: "", by: "" },
-  shown: 60, // pictures
+  shown: 60, // number of pictures
 };
-let routed; // by the policy at its threshold
+let routed; // result of the current policy at its threshold
 
-/** An element with these attributes and children. */
+/** Create an element with these attributes and children. */
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [key, value] of Object.entries(attributes)) {
@@ -97,7 +98,7 @@ const say = (id, text) => {
   find(id).textContent = text;
 };
 
-/** Draw all that depends on the policy and its threshold. */
+/** Redraw everything that depends on the policy and its threshold. */
 function update() {
   const threshold = state.thresholds[state.policy];
   routed = route(state.policy, threshold);
@@ -110,32 +111,35 @@ function update() {
   say("share", percent(routed.share, 1));
   find("threshold").setAttribute(
     "aria-valuetext",
-    `${threshold.toFixed(2)}: ${percent(routed.accuracy)} for ${millions(routed.macs)} million`,
+    `${threshold.toFixed(2)}: accuracy ${percent(routed.accuracy)}, ` +
+      `${millions(routed.macs)} million MACs per image`,
   );
   drawPlot();
   drawMatrix();
   drawGrid();
 }
 
-/** Draw what depends on the policy alone, then the rest. */
+/** Redraw everything after a change of the policy. */
 function changePolicy() {
   const cascade = state.policy === "cascade";
-  say("saved", `as chosen on validation: ${data.thresholds[state.policy].toFixed(2)}`);
-  say("share-name", cascade ? `${name(one)} runs too on` : `${name(one)} answers`);
+  say("saved", `reset to ${data.thresholds[state.policy].toFixed(2)} (chosen on validation images)`);
+  say("share-name", cascade ? `images on which ${name(one)} runs too` : `images answered by ${name(one)}`);
   say(
     "meaning",
     cascade
-      ? `${name(two)} answers; where its class has less than this probability, before its ` +
-          `temperature, ${name(one)} runs too and the mean of both answers.`
-      : `${name(one)} answers where the selector gives it at least this probability, ` +
-          `else ${name(two)}.`,
+      ? `${name(two)} runs first. If its confidence (largest probability before temperature ` +
+          `scaling) is below the threshold, ${name(one)} runs as well, and the mean of both ` +
+          "students' logits gives the answer. MACs: multiply-accumulate operations."
+      : `The selector computes the probability that ${name(one)} should answer. If it is at ` +
+          `least the threshold, ${name(one)} answers, otherwise ${name(two)}. ` +
+          "MACs: multiply-accumulate operations.",
   );
   state.filters.by = "";
   drawFilters();
   update();
 }
 
-// ------------------------------------------------------------------ accuracy against work
+// ------------------------------------------------------------------ accuracy and cost
 
 const STEPS = Array.from({ length: 102 }, (_, k) => k / 100);
 const curves = Object.fromEntries(
@@ -181,7 +185,7 @@ function drawPlot() {
     height,
     role: "img",
     "aria-label":
-      `Accuracy against multiply-accumulates. ${state.policy} at ` +
+      `Accuracy against million MACs per image. ${state.policy} at ` +
       `${state.thresholds[state.policy].toFixed(2)}: ` +
       `${percent(routed.accuracy)}, ${millions(routed.macs)} million. ` +
       points
@@ -210,7 +214,7 @@ function drawPlot() {
       fill: "none",
       stroke: "var(--ink)",
     }),
-    write("million multiply-accumulates an image", width - edge.right, height - 6, "end"),
+    write("million MACs (multiply-accumulates) per image", width - edge.right, height - 6, "end"),
   );
   for (const [policy, curve] of Object.entries(curves)) {
     svg.append(
@@ -264,7 +268,7 @@ function drawPlot() {
   find("plot").replaceChildren(svg);
 }
 
-/** Where a label of this length stands near a point without covering what is taken. */
+/** Find a place for a label near a point, without overlap with the boxes in `taken`. */
 function freePlace(x, y, length, taken, start, end, bottom) {
   const places = [
     [x + 10, y + 6],
@@ -303,7 +307,7 @@ function dots(line) {
   });
 }
 
-/** At most about so many round numbers between two. */
+/** Round numbers between `low` and `high`, at most `about` + 1. */
 function ticks(low, high, about) {
   const rough = (high - low) / about;
   const ten = 10 ** Math.floor(Math.log10(rough));
@@ -326,7 +330,7 @@ function write(text, x, y, anchor) {
 
 // ------------------------------------------------------------------ the confusion matrix
 
-const MOST = 20; // classes that are shown
+const MOST = 20; // maximum number of classes shown
 
 function drawMatrix() {
   const classes = data.classes.length;
@@ -342,7 +346,7 @@ function drawMatrix() {
     .sort((a, b) => a - b);
   say(
     "most",
-    kept.length < classes ? `Of ${classes} classes, the ${MOST} with the most errors.` : "",
+    kept.length < classes ? `Shown are the ${MOST} of ${classes} classes with the most errors.` : "",
   );
   let worst = 1;
   for (const row of kept) {
@@ -377,7 +381,7 @@ function drawMatrix() {
               class: `${row === answer ? "right" : ""} ${share > 0.68 ? "strong" : ""}`,
               style: { "--share": share },
               "aria-pressed": String(label === String(row) && wanted === String(answer)),
-              "aria-label": `${data.classes[row]} as ${data.classes[answer]}: ${images} images`,
+              "aria-label": `class ${data.classes[row]}, answer ${data.classes[answer]}: ${images} images`,
               "data-row": row,
               "data-answer": answer,
             },
@@ -390,7 +394,7 @@ function drawMatrix() {
   table.replaceChildren(element("thead", {}, head), element("tbody", {}, ...body));
   const again =
     active && table.querySelector(`[data-row="${active.row}"][data-answer="${active.answer}"]`);
-  (again ?? table.querySelector("button")).tabIndex = 0; // one stop of the Tab key for all cells
+  (again ?? table.querySelector("button")).tabIndex = 0; // the Tab key reaches one cell, the arrow keys the others
   again?.focus();
 }
 
@@ -427,11 +431,11 @@ function moveInMatrix(event) {
 
 const RIGHT = {
   both: "both students",
-  one: `${name(one)} alone`,
-  two: `${name(two)} alone`,
+  one: `only ${name(one)}`,
+  two: `only ${name(two)}`,
   neither: "neither student",
-  answer: "the answer",
-  "not answer": "not the answer",
+  answer: "the system",
+  "not answer": "not the system",
 };
 
 function isRight(k, who) {
@@ -465,9 +469,9 @@ function drawFilters() {
     label: ["class", classes],
     answer: ["answer", classes],
     ...(data.kinds.length > 1 ? { kind: ["context", Object.entries(data.kinds)] } : {}),
-    right: ["who is right", Object.entries(RIGHT)],
+    right: ["correct", Object.entries(RIGHT)],
     by: [
-      "who answers",
+      "answered by",
       [
         ["1", first],
         ["0", second],
@@ -523,18 +527,18 @@ function drawGrid() {
   say(
     "found",
     found.length
-      ? `${whole(found.length)} of ${whole(count)} images. Right on them: ` +
+      ? `${whole(found.length)} of ${whole(count)} images. Accuracy on them: ` +
           `${state.policy} ${percent(right / found.length, 1)}, ${others.join(", ")}.`
-      : "No image is like this.",
+      : "No image matches.",
   );
   const pictures = [...data.pictures.places.keys()].filter((at) =>
     wanted.has(data.pictures.places[at]),
   );
   say(
     "pictured",
-    `Pictures of ${whole(pictures.length)} of them are in this page, which has ` +
-      `${whole(data.pictures.places.length)} of all images: the first that one student ` +
-      "alone gets right, that neither does, and that both do. Select one for its probabilities.",
+    `This page contains pictures of ${whole(pictures.length)} of them. In total it contains ` +
+      `${whole(data.pictures.places.length)} pictures: the first images that only one student, ` +
+      "neither, or both classify correctly. Click a picture to see its probabilities.",
   );
   find("grid").replaceChildren(...pictures.slice(0, state.shown).map(tile));
   find("more").hidden = pictures.length <= state.shown;
@@ -549,7 +553,7 @@ function tile(at) {
       type: "button",
       "data-at": at,
       "aria-label":
-        `${data.classes[labels[k]]}, answered ${answer} by ${answeredBy(k)}, ` +
+        `class ${data.classes[labels[k]]}, answer ${answer} by ${answeredBy(k)}, ` +
         `${right ? "right" : "wrong"}`,
       onclick: () => openImage(at),
     },
@@ -578,17 +582,17 @@ function openImage(at) {
   const threshold = state.thresholds[state.policy];
   const score = scores[state.policy][k];
   const ran = routed.ran[k];
-  // Enough digits to tell the two apart.
+  // Enough digits to show the difference between score and threshold.
   const digits = [2, 3, 4].find((each) => score.toFixed(each) !== threshold.toFixed(each)) ?? 6;
   const told =
     state.policy === "selector"
       ? `The selector gives ${name(one)} a probability of ${score.toFixed(digits)}, ` +
         `${ran ? "at least" : "below"} the threshold of ${threshold.toFixed(2)}: ` +
         `${answeredBy(k)} answers.`
-      : `${name(two)}'s class has ${score.toFixed(digits)} before its temperature, ` +
+      : `The confidence of ${name(two)} is ${score.toFixed(digits)}, ` +
         `${ran ? "below" : "at least"} the threshold of ${threshold.toFixed(2)}: ` +
         (ran
-          ? `${name(one)} runs too, and the mean of both answers.`
+          ? `${name(one)} runs as well, and the mean of both students' logits gives the answer.`
           : `${name(two)} answers alone.`);
   const context = data.kinds.length > 1 ? `, context ${data.kinds[kind[k]]}` : "";
   const networks = [one, two, "ensemble", "teacher"].filter((network) => network in top3);
@@ -611,7 +615,7 @@ function openImage(at) {
     element(
       "p",
       { class: "soft" },
-      "Probabilities at each network's temperature; blue: the class of the image.",
+      "Probabilities after temperature scaling. Blue: the class of the image.",
     ),
   );
   find("image").showModal();
@@ -635,10 +639,10 @@ function bars(network, at, label) {
   });
 }
 
-// ------------------------------------------------------------------ what the user does
+// ------------------------------------------------------------------ events
 
 for (const choice of document.getElementsByName("policy")) {
-  choice.checked = choice.value === state.policy; // a browser may remember another
+  choice.checked = choice.value === state.policy; // a browser may restore another choice
   choice.addEventListener("change", () => {
     state.policy = choice.value;
     changePolicy();

@@ -1,4 +1,4 @@
-"""report.html: what was measured on the test images as one page to open, without a network."""
+"""report.html: the results on the test images as a single page that works offline."""
 
 import base64
 import html
@@ -21,25 +21,25 @@ from evaluation.testset import LABELS, Measured
 from models import NAMES, STUDENTS
 from utils.files import replacing
 
-FOLDER = Path(__file__).parent  # of report.html and report.js
-PICTURES = 1000  # more would not fit into 4 MB
-ACROSS = 40  # pictures side by side in the one that holds them all
-TOP = 3  # classes that are shown of each network
-SURE = 0.05  # p below which a difference is no chance
+FOLDER = Path(__file__).parent  # contains report.html and report.js
+PICTURES = 1000  # maximum number of pictures, to keep the page below 4 MB
+ACROSS = 40  # pictures per row of the sprite sheet
+TOP = 3  # classes shown per network
+SURE = 0.05  # significance level
 
 
 def write_report(path: Path, measured: Measured, device: str, weights: dict[str, str]) -> None:
-    """Write the page. UserError where it cannot be written.
+    """Write the page. Raises UserError if it cannot be written.
 
     Args:
-        path: of the page, which is replaced whole.
-        measured: what it shows.
-        device: that it was computed on, in words.
-        weights: the fingerprint of each network.
+        path: of the page; it is replaced atomically.
+        measured: the results to show.
+        device: description of the device that computed them.
+        weights: fingerprint of each network.
     """
     headline, paragraphs = verdict(measured)
     parts = {
-        "title": f"Who answers? {measured.metrics['dataset']}",
+        "title": f"Routing report: {measured.metrics['dataset']}",
         "headline": headline,
         "paragraphs": "".join(
             f"<p><strong>{html.escape(lead)}</strong> {_with_code(text)}</p>"
@@ -49,7 +49,7 @@ def write_report(path: Path, measured: Measured, device: str, weights: dict[str,
             f"<dt>{html.escape(name)}</dt><dd>{html.escape(fact)}</dd>"
             for name, fact in _what_ran(measured, device, weights).items()
         ),
-        # No name of a class can end the script.
+        # Escaped, because a class name may contain </script>.
         "data": json.dumps(_data(measured), separators=(",", ":")).replace("<", "\\u003c"),
         "script": (FOLDER / "report.js").read_text(encoding="utf-8"),
     }
@@ -65,13 +65,13 @@ def _with_code(text: str) -> str:
     return re.sub("`(.+?)`", r"<code>\1</code>", unbroken)
 
 
-# ------------------------------------------------------------------ what it says
+# ------------------------------------------------------------------ the text
 
 
 def verdict(measured: Measured) -> tuple[str, dict[str, str]]:
-    """A headline, and paragraphs by their first words: what the selector does and gives, and when.
+    """Write the summary of the results. Returns the headline, and the paragraphs by their titles.
 
-    Which sentences there are follows from the numbers alone.
+    The numbers alone determine which sentences appear.
     """
     nets, accuracy = measured.nets, measured.metrics["accuracy"]
     routed, cascade = (measured.outcomes[name].right for name in ("routed", "cascade"))
@@ -80,50 +80,59 @@ def verdict(measured: Measured) -> tuple[str, dict[str, str]]:
     works = gain > 0 and mcnemar_p(routed, nets.right(better)) < SURE
     told, tells = _told_apart(measured)
     if works:
-        head = f"On these images the selector works: {gain:.1f} points more than the better student"
+        head = (
+            "On these images the selector works: it is "
+            f"{gain:.1f} points more accurate than the better student."
+        )
     elif tells:
-        head = "On these images the selector beats a coin, but not the better student"
+        head = "On these images the selector beats chance, but not the better student."
     else:
-        head = "On these images the selector is no better than a coin"
+        head = "On these images the selector is no better than a coin."
     if mcnemar_p(cascade, routed) >= SURE:
-        head += ". The cascade is as accurate, but for chance."
+        head += " The accuracy of the cascade does not differ significantly."
     elif accuracy["cascade"] < accuracy["routed"]:
-        head += ". The cascade is less accurate."
+        head += " The cascade is less accurate."
+    elif works:
+        head += " The cascade is even more accurate."
     else:
-        head += ", and the cascade is more accurate still." if works else "; use the cascade."
+        head += " Use the cascade: it is more accurate."
     return head, {
-        "What it does.": _what_it_does("teacher" in accuracy),
-        "How well it chooses here.": told,
-        "What that gives.": _what_it_gives(measured, better),
-        "When a selector is worth it.": _worth_it(measured, works),
+        "What the system does.": _what_it_does("teacher" in accuracy),
+        "How well the selector chooses.": told,
+        "Accuracy and cost.": _what_it_gives(measured, better),
+        "When a selector helps.": _worth_it(measured, works),
     }
 
 
 def _what_it_does(teacher: bool) -> str:
     one, two = (NAMES[arch] for arch in STUDENTS)
-    large = f"a large network, {NAMES['resnet50']}" if teacher else "a larger one"
+    large = "a larger network, the teacher" + (f" ({NAMES['resnet50']})" if teacher else "")
     return (
-        f"Two small networks, {one} and {two}, learned to imitate {large}. The selector, which is "
-        "smaller still, looks at an image and says which of the two answers; the other does not "
-        f"run. The cascade needs no selector: {two} answers, and {one} runs too where {two} is "
-        "unsure."
+        f"Two small networks, the students ({one} and {two}), were trained to imitate {large}. "
+        "The selector is an even smaller network. It reads an image and chooses one student; the "
+        f"other student does not run. The cascade needs no selector. It runs {two} first. If {two} "
+        f"is not confident, {one} runs as well, and the mean of both students' logits gives the "
+        "answer."
     )
 
 
 def _told_apart(measured: Measured) -> tuple[str, bool]:
-    """How well the selector tells whose image it is, in words, and whether it is no chance."""
+    """Text on how well the selector chooses, and whether it is significantly above chance."""
     first, second = measured.nets.students_right()
     apart = first != second
     alone = [each.sum().item() for each in (first & ~second, second & ~first)]
     if not all(alone):
-        return "There is nothing to choose: one student is right wherever the other is.", False
+        return (
+            "There is nothing to choose: every image that one of the students classifies "
+            "correctly, the other classifies correctly too."
+        ), False
     area = auroc(measured.nets.logits["selector"][apart], first[apart])
     low, high = auroc_interval(area, *alone)
     one, two = (NAMES[arch] for arch in STUDENTS)
     return (
-        f"Of two images, one that {one} alone gets right and one that {two} alone does, the "
-        f"selector knows which is which in {100 * area:.0f} of 100 cases (95 % interval "
-        f"{100 * low:.0f} to {100 * high:.0f}); a coin does in 50."
+        f"Take one image that only {one} classifies correctly and one that only {two} classifies "
+        f"correctly. The selector tells which is which in {100 * area:.0f} of 100 such pairs (95 % "
+        f"interval: {100 * low:.0f} to {100 * high:.0f}). Guessing is right in 50 of 100."
     ), low > 0.5
 
 
@@ -131,40 +140,44 @@ def _what_it_gives(measured: Measured, better: str) -> str:
     accuracy, work = (measured.metrics[key] for key in ("accuracy", "macs_per_image"))
     teacher = "teacher" in accuracy
     whole = work["teacher" if teacher else "ensemble"]
-    gets = {
-        name: f"{100 * accuracy[name]:.2f} % right for {100 * work[name] / whole:.0f} %"
-        for name in ("routed", "cascade", better)
-    }
-    of = "the teacher" if teacher else "both students"
+    right, cost = (
+        {name: f"{100 * each[name] / of:.{digits}f} %" for name in ("routed", "cascade", better)}
+        for each, of, digits in ((accuracy, 1, 2), (work, whole, 0))
+    )
+    of = "the teacher" if teacher else "both students together"
     return (
-        f"The selector gets {gets['routed']} of the work of {of}, "
-        f"the cascade {gets['cascade']}, the better student, {NAMES[better]}, {gets[better]}. "
-        + (f"The teacher gets {100 * accuracy['teacher']:.2f} %. " if teacher else "")
-        + "One who always knew a student that is right would get "
-        f"{100 * accuracy['oracle']:.2f} %."
+        f"With the selector, {right['routed']} of the answers are correct, at {cost['routed']} of "
+        f"the cost of {of}, counted in multiply-accumulate operations (MACs). "
+        f"With the cascade, {right['cascade']} are correct, at {cost['cascade']} of the cost. "
+        f"The better student, {NAMES[better]}, reaches {right[better]} at {cost[better]} of the cost. "
+        + (f"The teacher reaches {100 * accuracy['teacher']:.2f} %. " if teacher else "")
+        + f"A perfect selector would reach {100 * accuracy['oracle']:.2f} %."
     )
 
 
 def _worth_it(measured: Measured, works: bool) -> str:
     contexts, one = measured.metrics["per_context"], STUDENTS[0]
     if len(contexts) == 1:
-        where = "" if works else ", which hardly show what makes a student err"
+        where = "" if works else " Such images hardly show which student will be wrong."
         return (
-            f"These images are all of one kind{where}. Where images come from several contexts, "
-            "such as noise, blur and bad light, and each student learned some of them, a selector "
-            "has something to see. `python inference.py --context mixed --checkpoint-dir "
-            "checkpoints/contexts` measures a system that was trained for that."
+            f"These images are all of one kind.{where} A selector can help if the images come from "
+            "several contexts, such as noise, blur and poor light, and each student was trained on "
+            "some of them: the selector can then recognize the context. `python inference.py "
+            "--context mixed --checkpoint-dir checkpoints/contexts` evaluates a system that was "
+            "trained this way."
         )
     shares = {kind: facts["sent"][one] / facts["images"] for kind, facts in contexts.items()}
     least, most = min(shares, key=shares.get), max(shares, key=shares.get)
     return (
         f"These images come from {len(contexts)} contexts. The selector sends "
-        f"{100 * shares[most]:.0f} % of those in {most} to {NAMES[one]}, and "
-        f"{100 * shares[least]:.0f} % of those in {least}. "
+        f"{100 * shares[most]:.0f} % of the “{most}” images to {NAMES[one]}, and "
+        f"{100 * shares[least]:.0f} % of the “{least}” images. "
     ) + (
-        "A context can be seen in an image, and that is where a selector pays."
+        "The selector can recognize the context of an image, and this makes the system more "
+        "accurate."
         if works
-        else "That does not pay here: the students are too alike, or it has not learned to."
+        else "This does not make the system more accurate: the students are too similar, or the "
+        "selector has not learned where they differ."
     )
 
 
@@ -188,11 +201,11 @@ def _what_ran(measured: Measured, device: str, weights: dict[str, str]) -> dict[
     }
 
 
-# ------------------------------------------------------------------ what the script reads
+# ------------------------------------------------------------------ the data for report.js
 
 
 def _data(measured: Measured) -> dict[str, Any]:
-    """What report.js reads: a column of answers for all images, and pictures of some."""
+    """The data for report.js: the answers for all images, and pictures of some."""
     nets, answers = measured.nets, measured.answers
     kinds = list(measured.metrics["per_context"])
     names = [name for name in ("teacher", *STUDENTS, "ensemble") if name in answers]
@@ -213,7 +226,7 @@ def _data(measured: Measured) -> dict[str, Any]:
         "thresholds": measured.thresholds,
         "labels": _column(nets.labels),
         "answers": {name: _column(answers[name].labels) for name in names},
-        # What the thresholds are compared with.
+        # The values that are compared with the thresholds.
         "scores": {
             "selector": _column(nets.logits["selector"].sigmoid()),
             "cascade": _column(answers[STUDENTS[1]].confidences),
@@ -233,10 +246,10 @@ def _data(measured: Measured) -> dict[str, Any]:
 
 
 def shown_places(measured: Measured) -> torch.Tensor:
-    """The images of which the page has a picture: int64 (M,), at most PICTURES, in their order.
+    """The indices of the images that the page shows: int64 (M,), sorted, at most PICTURES.
 
-    As many of those that one student alone gets right, that neither does, and that both do, as far
-    as there are: the first of each.
+    The images are the first from three groups: exactly one student is right, neither is right, both
+    are right. The groups get equal shares; what a small group does not use goes to the larger ones.
     """
     first, second = measured.nets.students_right()
     groups = [first != second, ~first & ~second, first & second]
@@ -244,14 +257,14 @@ def shown_places(measured: Measured) -> torch.Tensor:
         group.nonzero()[:, 0] for group in sorted(groups, key=lambda group: group.sum().item())
     ]
     kept, left = [], PICTURES
-    for k, group in enumerate(places):  # what one has too few of, the larger ones get
+    for k, group in enumerate(places):  # the smallest group first
         kept.append(group[: left // (len(places) - k)])
         left -= len(kept[-1])
     return torch.cat(kept).sort().values
 
 
 def _column(values: torch.Tensor) -> dict[str, str]:
-    """Numbers as base64, and the name of JavaScript's array for them."""
+    """Encode numbers as base64, with the name of the JavaScript array type."""
     array = values.cpu().numpy()
     kind = "f4" if array.dtype.kind == "f" else "u1" if array.max(initial=0) < 256 else "u2"
     names = {"f4": "Float32Array", "u1": "Uint8Array", "u2": "Uint16Array"}
@@ -262,13 +275,13 @@ def _column(values: torch.Tensor) -> dict[str, str]:
 
 
 def _side_by_side(images: torch.Tensor) -> str:
-    """Images, uint8 (M, 32, 32, 3), as one JPEG of ACROSS columns, in a data URI."""
+    """A sprite sheet of images, uint8 (M, 32, 32, 3): a JPEG with ACROSS columns, as a data URI."""
     rows = -(-len(images) // ACROSS)
     sheet = np.zeros((rows * ACROSS, 32, 32, 3), np.uint8)
     sheet[: len(images)] = images.cpu().numpy()
     sheet = sheet.reshape(rows, ACROSS, 32, 32, 3).transpose(0, 2, 1, 3, 4)
     buffer = io.BytesIO()
-    # A tile is 4 x 4 of JPEG's blocks, so that none shines through into the next.
+    # Each picture covers exactly 4 x 4 JPEG blocks, so neighbors do not affect each other.
     Image.fromarray(sheet.reshape(rows * 32, ACROSS * 32, 3)).save(
         buffer, "JPEG", quality=90, subsampling=0
     )

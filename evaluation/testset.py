@@ -1,4 +1,4 @@
-"""The test set: what every network and policy gives on it, as metrics and as tables."""
+"""Evaluation of all networks and policies on the test set, as metrics and as tables."""
 
 import sys
 import time
@@ -18,7 +18,7 @@ from utils.contexts import CONTEXTS
 from utils.data import Split, is_default, load_sample, load_splits
 from utils.files import UserError
 
-LABELS = {  # of all that is measured
+LABELS = {  # names of the networks and policies in tables and figures
     "teacher": "teacher, ResNet-50",
     "densenet121": "student 1, DenseNet-121",
     "googlenet": "student 2, GoogLeNet",
@@ -34,26 +34,26 @@ LABELS = {  # of all that is measured
 
 
 def test_images(data_dir: Path, subset: int | None, device: torch.device) -> tuple[str, Split]:
-    """The name of what is classified, and its images: the test set, or the sample in its place."""
+    """Load the test set, or the sample in data/ if it is not available. Returns (name, images)."""
     try:
         test = load_splits(data_dir, subset, device)[2]
         own = test.name != "CIFAR-10"
         return f"test images of {test.name}" if own else "CIFAR-10 test set", test
     except UserError as error:
-        if not is_default(data_dir):  # asked for by name: nothing else will do
+        if not is_default(data_dir):  # the user asked for this file: do not replace it
             raise
-        print(f"\nThe CIFAR-10 test set cannot be had: {error}\n", file=sys.stderr)
-        print("The 1,000 test images in data/sample.npz take its place.\n", file=sys.stderr)
+        print(f"\nThe CIFAR-10 test set is not available: {error}\n", file=sys.stderr)
+        print("Using the 1,000 test images in data/sample.npz instead.\n", file=sys.stderr)
         return "sample of the CIFAR-10 test set", load_sample(subset, device)
 
 
 @dataclass
 class Answers:
-    """What a network or a policy says of N images, each (N,).
+    """The predictions of a network or a policy for N images, each (N,).
 
-    labels: int64, the class that it names.
-    confidences: the probability of that class before any temperature.
-    probabilities: the same at its temperature, as it is shown to people.
+    labels: int64, the predicted class.
+    confidences: probability of that class, in [0, 1], before temperature scaling.
+    probabilities: the same after temperature scaling, as shown to users.
     """
 
     labels: torch.Tensor
@@ -63,16 +63,16 @@ class Answers:
 
 @dataclass
 class Measured:
-    """N images as every network and policy classifies them, all on the CPU.
+    """The results of all networks and policies on N images. The results are on the CPU.
 
-    metrics: what metrics.json says.
+    metrics: the contents of metrics.json.
     test: the images.
-    seen: the kind of each, "clean" or how it is degraded.
-    nets: what the networks say.
+    seen: the context of each image: "clean" or the kind of degradation.
+    nets: the outputs of the networks.
     temperatures: of the networks, and of the "ensemble".
     thresholds: of the "selector" and the "cascade".
     outcomes: of "routed", "cascade", "ensemble" and "oracle".
-    answers: of each network, "routed", "cascade" and "ensemble".
+    answers: of each network, and of "routed", "cascade" and "ensemble".
     """
 
     metrics: dict[str, Any]
@@ -93,21 +93,21 @@ def measure(
     seen: list[str],
     batch_size: int,
 ) -> Measured:
-    """Classify `test` in every way.
+    """Classify the images `test` with every network and policy, and time each.
 
     Args:
-        networks: both students, the selector, and those of LABELS that there are, made for
-            inference.
-        systems: the "selector" and the "cascade", of the same networks.
-        temperatures: of the classifiers among the networks.
+        networks: both students, the selector, and optionally the teacher and other networks named
+            in LABELS, prepared for inference.
+        systems: the "selector" and the "cascade", made of the same networks.
+        temperatures: of the networks except the selector.
         test: the images.
-        seen: the kind of each, "clean" or how it is degraded.
-        batch_size: images a step.
+        seen: the context of each image: "clean" or the kind of degradation.
+        batch_size: images per step.
     """
     logits, speed = {}, {}
     runs = {**networks, "routed": systems["selector"].net, "cascade": systems["cascade"].net}
     for name, net in runs.items():
-        predict(net, test.images[:batch_size], None, batch_size)  # warm up before the clock runs
+        predict(net, test.images[:batch_size], None, batch_size)  # warm-up, not timed
         started = time.perf_counter()
         answer = predict(net, test.images, LABELS.get(name, name), batch_size)
         speed[name] = len(test) / (time.perf_counter() - started)
@@ -126,7 +126,7 @@ def evaluate(
     test: Split,
     seen: list[str],
 ) -> Measured:
-    """All that follows from what the networks say; `speed` is in images per second."""
+    """Compute all metrics from the outputs of the networks; `speed` is in images per second."""
     labels, better = nets.labels, nets.better_student()
     outcomes = {
         "routed": policies.selector(nets, thresholds["selector"]),
@@ -149,9 +149,9 @@ def evaluate(
     right = {name: nets.right(name).double() for name in classifiers}
     right |= {name: outcome.right.double() for name, outcome in outcomes.items()}
     right["better_student"] = right[better]
-    right["random"] = sum(right[name] for name in STUDENTS) / 2  # what a fair coin gets on average
+    right["random"] = sum(right[name] for name in STUDENTS) / 2  # expected value of a random choice
     work = nets.work | {name: outcome.macs for name, outcome in outcomes.items()}
-    del work["oracle"]  # nothing that runs
+    del work["oracle"]  # it cannot be run
     work["random"] = sum(work[name] for name in STUDENTS) / 2
     speed = {**speed, "ensemble": 1 / sum(1 / speed[name] for name in STUDENTS)}
     work["better_student"], speed["better_student"] = work[better], speed[better]
@@ -203,7 +203,13 @@ def _where(first: torch.Tensor, one: Answers, other: Answers) -> Answers:
 
 
 def by_context(of: torch.Tensor, right: dict[str, torch.Tensor], choice: torch.Tensor) -> dict:
-    """Accuracies on the images of one kind, `of` bool (N,), and how many of them go to whom."""
+    """Accuracies on the images of one context, and the number sent to each student.
+
+    Args:
+        of: bool (N,), the images of this context.
+        right: for each network and policy, float64 (N,): 1 if it is right on an image, else 0.
+        choice: int64 (N,), 0 or 1: the student that the selector chose.
+    """
     chosen = choice[of]
     return {
         "images": len(chosen),
@@ -213,14 +219,14 @@ def by_context(of: torch.Tensor, right: dict[str, torch.Tensor], choice: torch.T
 
 
 def intervals(accuracy: dict[str, float], images: int) -> dict[str, tuple[float, float]]:
-    """The 95 % interval of each accuracy but that of `random`, an average of two classifiers."""
+    """95 % interval of each accuracy, except `random`, which is an average of two classifiers."""
     return {
         name: wilson_interval(each, images) for name, each in accuracy.items() if name != "random"
     }
 
 
 def print_tables(metrics: dict) -> None:
-    """The metrics as two tables; as three where the images are in several contexts."""
+    """Print the metrics in two tables, or three if the images are from several contexts."""
     print(f"\n{'':<36}{'top-1 %':>8}{'95 %':>13}{'MMACs/image':>13}{'images/s':>10}")
     for name, accuracy in metrics["accuracy"].items():
         work, speed = metrics["macs_per_image"].get(name), metrics["images_per_second"].get(name)

@@ -1,6 +1,6 @@
-"""Chromium without a window, driven over WebDriver's HTTP and JSON (W3C) by its own driver.
+"""Headless Chromium, controlled through chromedriver with the W3C WebDriver protocol.
 
-python tests/browser.py runs/inference/report.html results/report.png    takes a picture of a page
+python tests/browser.py runs/inference/report.html results/report.png    save a picture of a page
 """
 
 import base64
@@ -17,11 +17,11 @@ from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
-KEYS = {"right": "\ue014", "enter": "\ue007", "escape": "\ue00c"}  # as WebDriver writes them
+KEYS = {"right": "\ue014", "enter": "\ue007", "escape": "\ue00c"}  # codes of the WebDriver protocol
 
 
 class Browser:
-    """One session; every command raises where the driver says that it failed."""
+    """A browser session. Commands raise HTTPError if the driver reports a failure."""
 
     def __init__(self, port: int, folder: Path) -> None:
         self.session = f"http://127.0.0.1:{port}/session"
@@ -40,25 +40,25 @@ class Browser:
             return json.load(answer)["value"]
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """What the body of a JavaScript function returns."""
+        """Run the body of a JavaScript function. Returns its result."""
         return self.post("/execute/sync", script=script, args=arguments)
 
     def cdp(self, command: str, **parameters: Any) -> Any:
-        """A command of Chromium's own protocol."""
+        """Run a command of the Chrome DevTools Protocol."""
         return self.post("/goog/cdp/execute", cmd=command, params=parameters)
 
     def click(self, selector: str) -> None:
-        """Press the mouse on the element, which must be seen."""
+        """Click the element, which must be visible."""
         found = self.post("/element", using="css selector", value=selector)
         self.post(f"/element/{next(iter(found.values()))}/click")
 
     def press(self, key: str) -> None:
-        """Press a key where the focus is."""
+        """Press a key; the focused element receives it."""
         strokes = [{"type": each, "value": KEYS[key]} for each in ("keyDown", "keyUp")]
         self.post("/actions", actions=[{"type": "key", "id": "keyboard", "actions": strokes}])
 
     def log(self) -> list[dict[str, Any]]:
-        """What the console was told since the last call."""
+        """Console messages since the last call."""
         return self.post("/se/log", type="browser")
 
     def close(self) -> None:
@@ -67,7 +67,7 @@ class Browser:
 
 @contextlib.contextmanager
 def browser(folder: Path) -> Iterator[Browser]:
-    """A browser whose profile is in `folder`."""
+    """Start a browser with its profile in `folder`."""
     with subprocess.Popen(
         [DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as driver:

@@ -73,10 +73,10 @@ def test_of_many_classes_those_are_drawn_that_tell_most(tmp_path):
     measured = measured_of(names)
     axes = figures.per_class_accuracy(measured).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["all", *names[:20]]
-    assert "20 of 1,000 classes on which the students differ most" in axes.get_title("left")
+    assert "20 of 1,000 classes: those on which the students differ most" in axes.get_title("left")
     assert axes.get_xlim() == (0, 100)  # student 1 is right on none of these
     confused = figures.confusion(measured)
-    assert "20 of 1,000 classes with the most errors" in confused.get_suptitle()
+    assert "20 of 1,000 classes: those with the most errors" in confused.get_suptitle()
     written = figures.draw_all(tmp_path, measured, {})
     assert all(path.stat().st_size > 10_000 for path in written)
 
@@ -109,9 +109,9 @@ def test_samples_are_in_groups_with_both_answers_and_the_choice():
     measured = measured_of(("a", "b", "c", "d"))
     titles, *groups = figures.samples(measured).subfigs
     assert [group.texts[0].get_text() for group in groups] == [
-        "DenseNet-121 alone is right: 0.0 % of the images",
-        "GoogLeNet alone is right: 50.0 % of the images",
-        "neither is right: 0.0 % of the images",
+        "Only DenseNet-121 is right: 0.0 % of the images",
+        "Only GoogLeNet is right: 50.0 % of the images",
+        "Neither student is right: 0.0 % of the images",
     ]
     first = [text.get_text() for text in groups[1].axes[0].texts]
     assert first == ["D b 100 % \N{BALLOT X}", "\N{BLACK RIGHT-POINTING TRIANGLE}", "G a 100 %"]
@@ -154,6 +154,6 @@ def test_a_damaged_history_is_told_before_anything_is_measured(
     out = tmp_path / "out"
     words = ["inference.py", "--checkpoint-dir", tmp_path, "--out", out, "--data-dir", small_npz]
     monkeypatch.setattr(sys, "argv", list(map(str, words)))
-    with pytest.raises(UserError, match="teacher.csv is no history of a training: delete it"):
+    with pytest.raises(UserError, match="teacher.csv is not a valid training history: delete it"):
         inference.main()
     assert not list(out.iterdir())

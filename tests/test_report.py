@@ -1,4 +1,4 @@
-"""report.html: what it says follows from the numbers, and a browser shows what was measured."""
+"""report.html: its text agrees with the numbers, and a browser shows what was measured."""
 
 import base64
 import html
@@ -24,7 +24,7 @@ WORK = {"teacher": 300.0, "densenet121": 200.0, "googlenet": 100.0, "selector": 
 
 
 def logits_of(labels, right, generator):
-    """Logits (N, 10) whose largest is at the label where `right`, else at another class."""
+    """Logits (N, 10): the largest is at the label if `right`, otherwise at another class."""
     shift = torch.randint(1, 10, (len(labels),), generator=generator)
     answer = torch.where(right, labels, (labels + shift) % 10)
     sure = 1 + 4 * torch.rand(len(labels), 1, generator=generator) + 2 * right[:, None]
@@ -33,10 +33,10 @@ def logits_of(labels, right, generator):
 
 
 def measured_of(sample, scores="coin", contexts=("clean",), teacher=True, threshold=0.5, doubt=0.6):
-    """The sample as networks made up classify it.
+    """The results of simulated networks on the sample.
 
-    Student 1 is right on 85 % of all images, student 2 on as many others; `scores` are those of a
-    selector that is a "coin", or "knows", or is "worse" than a coin.
+    Each student is right on 85 % of the images. `scores` describes the selector: "coin" chooses at
+    random, "knows" is better than chance, "worse" is worse than chance.
     """
     generator = torch.Generator().manual_seed(0)
     count, labels = len(sample), sample.labels
@@ -67,19 +67,20 @@ def measured_of(sample, scores="coin", contexts=("clean",), teacher=True, thresh
     return measured
 
 
-# ------------------------------------------------------------------ what it says
+# ------------------------------------------------------------------ the text
 
 
 @pytest.mark.parametrize(
     "scores, doubt, expected",
     [
-        ("coin", 1.01, "is no better than a coin; use the cascade."),
-        ("coin", 0.0, "is no better than a coin. The cascade is as accurate, but for chance."),
-        ("worse", 1.01, "is no better than a coin; use the cascade."),
+        ("coin", 1.01, "is no better than a coin. Use the cascade: it is more accurate."),
+        ("coin", 0.0, "is no better than a coin. The accuracy of the cascade does not differ"),
+        ("worse", 1.01, "is no better than a coin. Use the cascade: it is more accurate."),
         (
             "knows",
             0.0,
-            "works: {gain:.1f} points more than the better student. The cascade is less",
+            "works: it is {gain:.1f} points more accurate than the better student. "
+            "The cascade is less",
         ),
     ],
 )
@@ -91,8 +92,8 @@ def test_the_headline_follows_from_the_numbers(sample, scores, doubt, expected):
 
 
 def test_a_selector_that_tells_and_does_not_gain_is_called_so(sample):
-    measured = measured_of(sample, "knows", threshold=1.01)  # all to student 2
-    assert "the selector beats a coin, but not the better student" in verdict(measured)[0]
+    measured = measured_of(sample, "knows", threshold=1.01)  # sends all images to student 2
+    assert "the selector beats chance, but not the better student" in verdict(measured)[0]
 
 
 def test_the_numbers_of_the_text_are_those_of_the_metrics(sample):
@@ -108,16 +109,16 @@ def test_the_text_names_the_contexts_that_are_told_apart_most(sample):
     measured = measured_of(sample, "knows", ("clean", "noise", "blur"))
     contexts = measured.metrics["per_context"]
     shares = {kind: each["sent"]["densenet121"] / each["images"] for kind, each in contexts.items()}
-    said = verdict(measured)[1]["When a selector is worth it."]
+    said = verdict(measured)[1]["When a selector helps."]
     low, high = (100 * each(shares.values()) for each in (min, max))
     assert "3 contexts" in said and f"{low:.0f} %" in said and f"{high:.0f} %" in said
-    assert "--context mixed" in verdict(measured_of(sample))[1]["When a selector is worth it."]
+    assert "--context mixed" in verdict(measured_of(sample))[1]["When a selector helps."]
 
 
 def test_one_student_that_is_right_wherever_the_other_is_leaves_nothing_to_choose(sample):
     measured = measured_of(sample)
     measured.nets.logits["densenet121"] = measured.nets.logits["googlenet"]
-    assert "There is nothing to choose" in verdict(measured)[1]["How well it chooses here."]
+    assert "There is nothing to choose" in verdict(measured)[1]["How well the selector chooses."]
 
 
 # ------------------------------------------------------------------ the file
@@ -126,13 +127,13 @@ def test_one_student_that_is_right_wherever_the_other_is_leaves_nothing_to_choos
 def test_the_pictures_are_of_every_kind_as_far_as_there_are(sample, monkeypatch):
     measured = measured_of(sample)
     first, second = measured.nets.students_right()
-    assert shown_places(measured).tolist() == list(range(1000))  # PICTURES or fewer: all
+    assert shown_places(measured).tolist() == list(range(1000))  # up to PICTURES: all
     monkeypatch.setattr("evaluation.report.PICTURES", 700)
     places = shown_places(measured)
     assert len(places) == 700 and places.tolist() == sorted(set(places.tolist()))
     apart = first != second
     assert apart.sum() == 300 and (~first & ~second).sum() == 0
-    assert apart[places].sum() == 300  # of these all, and the others have the rest
+    assert apart[places].sum() == 300  # all of this group; the rest is from the other group
 
 
 def test_the_page_is_one_file_with_its_images(sample, tmp_path):
@@ -140,7 +141,7 @@ def test_the_page_is_one_file_with_its_images(sample, tmp_path):
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert len(page) < 4e6 and "{{" not in page.replace("${{", "")
     assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?!x&gt;)\w+:""", page)
-    assert page.count("</script>") == 2  # none of a class's name
+    assert page.count("</script>") == 2  # none from a class name
     assert "&lt;i&gt;mine" in page and "<i>mine" not in page
     for fact in ("cpu, float32", "0123456789ab", "temperature 1.50", "selector 0.50, cascade 0.60"):
         assert html.escape(fact) in page
@@ -167,7 +168,7 @@ def chromium(tmp_path_factory):
 
 @pytest.fixture
 def opened(chromium, tmp_path):
-    """Opens the page of what was measured; at the end the console has nothing to complain of."""
+    """A function that opens the page of given results. At the end, the console must be empty."""
 
     def opened(measured, width=1100):
         write_report(tmp_path / "report.html", measured, "cpu", WEIGHTS)
@@ -185,7 +186,7 @@ def text(page, identifier):
 
 
 def found(page):
-    """How many images the filters let through."""
+    """Number of images that match the filters."""
     told = text(page, "found")
     return 0 if told.startswith("No image") else int(told.split()[0].replace(",", ""))
 
@@ -286,7 +287,7 @@ def test_a_cell_of_the_matrix_shows_its_images(sample, opened):
     page.press("right")
     page.press("enter")
     assert found(page) == ((sample.labels == 2) & (answer == 3)).sum()
-    page.press("enter")  # once more lets all through
+    page.press("enter")  # the second press removes the filter
     assert found(page) == len(sample)
     assert page.run("return document.querySelectorAll('#matrix [tabindex=\"0\"]').length") == 1
 
@@ -309,7 +310,7 @@ def test_an_image_opens_with_all_probabilities_and_the_route(sample, opened, pol
     route = {
         ("selector", True): "at least the threshold of 0.50: DenseNet-121 answers.",
         ("selector", False): "below the threshold of 0.50: GoogLeNet answers.",
-        ("cascade", True): "DenseNet-121 runs too, and the mean of both answers.",
+        ("cascade", True): "DenseNet-121 runs as well, and the mean of both students' logits gives",
         ("cascade", False): "GoogLeNet answers alone.",
     }[policy, bool(first)]
     assert route in text(page, "route")

@@ -704,7 +704,7 @@ def test_without_the_test_set_inference_falls_back_to_the_sample_and_says_so(
     monkeypatch.setenv("PATH", "")  # where npm would be
     flags = ["--subset", 30, "--out", tmp_path / "out"]
     _, err = call("inference.py", pipeline[0], tmp_path / "empty", *flags)
-    assert "cannot be had" in err and "data/sample.npz" in err
+    assert "test set is not available" in err and "data/sample.npz" in err
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["dataset"].startswith("sample") and metrics["images"] == 30
     _, err = call("inference.py", pipeline[0], tmp_path / "emtpy", *flags, status=2)
