@@ -6,8 +6,8 @@
     python -m benchmarks "epoch googlenet" --batch-size 32 128 512 --threads 1 2
     python -m benchmarks data --images 1000 10000 45000
 
-Each subject has two sides, ours and plain, in two processes. After a warm-up they run alternately,
-so that both have the same conditions. A ratio compares two neighboring runs. The table shows the
+Each subject has two sides, ours and plain, in two processes. After a warm-up, they run alternately
+under the same conditions. A ratio compares two consecutive runs. The table shows the
 medians, the smallest and largest ratio, the peak memory of each side and, for training steps, the
 fraction of the machine's matrix multiplication rate that ours reaches.
 

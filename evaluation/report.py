@@ -149,7 +149,8 @@ def _what_it_gives(measured: Measured, better: str) -> str:
         f"With the selector, {right['routed']} of the answers are correct, at {cost['routed']} of "
         f"the cost of {of}, counted in multiply-accumulate operations (MACs). "
         f"With the cascade, {right['cascade']} are correct, at {cost['cascade']} of the cost. "
-        f"The better student, {NAMES[better]}, reaches {right[better]} at {cost[better]} of the cost. "
+        f"The better student, {NAMES[better]}, reaches {right[better]} at {cost[better]} of the "
+        "cost. "
         + (f"The teacher reaches {100 * accuracy['teacher']:.2f} %. " if teacher else "")
         + f"A perfect selector would reach {100 * accuracy['oracle']:.2f} %."
     )

@@ -1,4 +1,4 @@
-"""inference.py checks at the start what it needs at the end."""
+"""The figures of inference.py, and checks before it starts."""
 
 import os
 import subprocess
@@ -41,7 +41,7 @@ def test_figures_are_drawn_whatever_the_environment_says(tmp_path, backend):
 
 
 def measured_of(classes, teacher=True):
-    """Two images a class, of which student 1 gets more right the later the class, student 2 all."""
+    """Two images per class. Student 1 is wrong on the first half of the classes only."""
     labels = torch.arange(len(classes)).repeat(2)
     sure = 9.0 * torch.nn.functional.one_hot(labels, len(classes))
     wrong = sure.roll(1, dims=1)
@@ -74,7 +74,7 @@ def test_of_many_classes_those_are_drawn_that_tell_most(tmp_path):
     axes = figures.per_class_accuracy(measured).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["all", *names[:20]]
     assert "20 of 1,000 classes: those on which the students differ most" in axes.get_title("left")
-    assert axes.get_xlim() == (0, 100)  # student 1 is right on none of these
+    assert axes.get_xlim() == (0, 100)  # student 1 is always wrong on these
     confused = figures.confusion(measured)
     assert "20 of 1,000 classes: those with the most errors" in confused.get_suptitle()
     written = figures.draw_all(tmp_path, measured, {})
@@ -85,7 +85,7 @@ def test_without_a_teacher_the_figures_are_of_the_students(tmp_path):
     measured = measured_of(("a", "b", "c", "d"), teacher=False)
     assert len(figures.confusion(measured).axes) == 1
     axes = figures.per_class_accuracy(measured).axes[0]
-    # By the first that there is, student 1, of which the early classes are the worse.
+    # Sorted by the accuracy of the first network, student 1, which is wrong on a and b.
     assert [label.get_text() for label in axes.get_yticklabels()] == ["all", "c", "d", "a", "b"]
     assert figures.draw_all(tmp_path, measured, {})
 
@@ -94,7 +94,7 @@ def test_the_confusion_matrix_counts_what_was_routed():
     measured = measured_of(("a", "b", "c", "d"))
     routed, less = figures.confusion(measured).axes
     cells = {text.get_position(): text.get_text() for text in routed.texts}
-    # Both images of a and b go to student 1, which names the next class (answer, class).
+    # Images of a and b go to student 1, which predicts the next class. Keys: (answer, class).
     assert cells == {(1, 0): "2", (2, 1): "2", (2, 2): "2", (3, 3): "2"}
     cells = {text.get_position(): text.get_text() for text in less.texts}
     assert cells == {
