@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import gc
 import math
 import os
 import shlex
@@ -333,7 +332,6 @@ def run(main: Callable[[], int | None]) -> None:
     """Run a script's `main`. A UserError becomes one line on stderr and exit status 2."""
     with contextlib.suppress(AttributeError, OSError):  # a notebook's stdout has no reconfigure
         sys.stdout.reconfigure(errors="backslashreplace")  # for names the terminal cannot encode
-    gc.freeze()  # the last collection, at exit, would spend most of a second on imported modules
     try:
         status = main()
         sys.stdout.flush()
