@@ -43,7 +43,13 @@ class Disk:
         self.renames: list[tuple[Path, Path, Path]] = []  # source, target, the target before
         self.open, self.replace = builtins.open, os.replace
         builtins.open, os.fsync, os.replace = self._open, self._fsync, self._replace
-        register_optimizer_step_post_hook(lambda *_: self._moment("step"))
+        register_optimizer_step_post_hook(self._stepped)
+
+    def _stepped(self, optimizer, *_) -> None:
+        """Count a step, but not those with zero gradients that precede the loading of a state."""
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        if any(weight.grad is not None and weight.grad.any() for weight in weights):
+            self._moment("step")
 
     def _open(self, path, *args, **kwargs):
         file = self.open(path, *args, **kwargs)
