@@ -126,7 +126,7 @@ def measure_test_set(args: argparse.Namespace) -> int:
         for name in ("selector", "cascade")
     }
     facts = {arch: each for arch, (_, each) in parts.items()}
-    weights = {arch: fingerprint_of(net) for arch, (net, _) in parts.items()}
+    weights = {arch: systems["selector"].made_of[arch] for arch in parts}
     if not paths["teacher"].exists():
         print(f"no teacher at {shown(paths['teacher'])}: it is not evaluated\n")
     for name, arch in {"teacher": "resnet50", **{f"{arch}_alone": arch for arch in ALONE}}.items():

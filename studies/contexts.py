@@ -35,18 +35,11 @@ from torch import nn
 from tqdm import tqdm
 
 from evaluation import figures_into
+from evaluation.policies import Networks, Outcome, cascade, oracle, routed, selector
+from evaluation.policies import ensemble as mean_of_both
 from evaluation.significance import mcnemar_p
 from models import STUDENTS, MultiStudent, confidence, macs
-from studies.policies import (
-    Networks,
-    Outcome,
-    cascade,
-    measured,
-    measured_policy,
-    oracle,
-    routed,
-    selector,
-)
+from studies.policies import measured, measured_policy
 from studies.selectors import AUGMENTATION, STEP, fit
 from utils import checkpoint, cli
 from utils.answers import predict, top1
@@ -149,20 +142,9 @@ Policy = Callable[[Networks], tuple[Outcome, torch.Tensor | None]]  # scores (N,
 def main() -> None:
     parser = cli.common_parser(__doc__, globals(), quick=True)
     parser.add_argument("--train", action="store_true", help="train the networks that are missing")
-    parser.add_argument(
-        "--epochs",
-        type=cli.flag("EPOCHS", int),
-        default=EPOCHS,
-        metavar="N",
-        help="of student 1 and of the generalists that are trained once (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seeds",
-        type=cli.flag("SEEDS", int),
-        default=SEEDS,
-        metavar="N",
-        help="number of runs per selector of the study (default: %(default)s)",
-    )
+    what = "number of epochs of student 1, and of the generalists that are trained once"
+    cli.add_number(parser, "epochs", EPOCHS, what)
+    cli.add_number(parser, "seeds", SEEDS, "number of runs per selector of the study")
     cli.add_out(parser, OUT, "contexts.json, the figures, and contexts/ with the logits")
     args = parser.parse_args()
     device = pick_device(args.device)
@@ -406,14 +388,14 @@ def routing(threshold: float) -> Policy:
 
 def cascading(val: Networks) -> Policy:
     """Student 2; both if its confidence is below a threshold, which is chosen on `val`."""
-    doubt, together = confidence(val.logits[STUDENTS[1]]), cascade(val, 1.01).right
+    doubt, together = confidence(val.logits[STUDENTS[1]]), mean_of_both(val).right
     threshold = best_threshold(doubt, val.right(STUDENTS[1]), together)
     return lambda nets: (cascade(nets, threshold), -confidence(nets.logits[STUDENTS[1]]))
 
 
 def ensemble(nets: Networks) -> tuple[Outcome, None]:
     """The mean of both students' logits."""
-    return cascade(nets, 1.01), None
+    return mean_of_both(nets), None
 
 
 def more_confident(nets: Networks) -> tuple[Outcome, torch.Tensor]:

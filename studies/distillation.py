@@ -162,13 +162,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = cli.common_parser(__doc__, globals())
-    parser.add_argument(
-        "--epochs",
-        type=cli.flag("EPOCHS", int),
-        default=EPOCHS,
-        metavar="N",
-        help="number of epochs per run (default: %(default)s)",
-    )
+    cli.add_number(parser, "epochs", EPOCHS, "number of epochs per run")
     parser.add_argument(
         "--seeds",
         type=int,

@@ -324,13 +324,7 @@ def print_table(told: dict) -> None:
 
 def main() -> None:
     parser = cli.common_parser(__doc__, globals())
-    parser.add_argument(
-        "--seeds",
-        type=cli.flag("SEEDS", int),
-        default=SEEDS,
-        metavar="N",
-        help="number of runs per selector (default: %(default)s)",
-    )
+    cli.add_number(parser, "seeds", SEEDS, "number of runs per selector")
     parser.add_argument(
         "--out-of-fold",
         type=Path,

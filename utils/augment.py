@@ -114,11 +114,12 @@ class Batches:
             places, *drawn, seeds = (column.tensor_split(parts)[part] for column in batch)
             images = self.images[places]
             degrade = partial(contexts.degrade, context=self.context, seeds=seeds)
-            yield (
-                self.augmentation(images, drawn, degrade),
-                *(each[places] for each in rows),
-                *([self.augmentation(images, drawn)] if clean else []),
-            )
+            seen = self.augmentation(images, drawn, degrade)
+            shown = [seen, *(each[places] for each in rows)]
+            if clean:
+                same = self.context == "clean"
+                shown.append(seen if same else self.augmentation(images, drawn))
+            yield tuple(shown)
 
     def view(self, view: int, places: torch.Tensor) -> torch.Tensor:
         """View number `view` (from 0) of the images at `places`, int64 (B,): normalized, clean."""

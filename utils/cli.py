@@ -99,13 +99,7 @@ def training_parser(doc: str, block: Mapping[str, Any]) -> argparse.ArgumentPars
     """The parser of the three training scripts; `block` is that of `common_parser`."""
     parser = common_parser(doc, block, quick=True)
     training = parser.add_argument_group("training")
-    training.add_argument(
-        "--epochs",
-        type=flag("EPOCHS", int),
-        default=block["EPOCHS"],
-        metavar="N",
-        help="number of epochs (default: %(default)s)",
-    )
+    add_number(training, "epochs", block["EPOCHS"], "number of epochs")
     training.add_argument(
         "--lr",
         type=flag("LEARNING_RATE", float),
@@ -113,13 +107,8 @@ def training_parser(doc: str, block: Mapping[str, Any]) -> argparse.ArgumentPars
         metavar="RATE",
         help="maximum learning rate (default: %(default)s)",
     )
-    training.add_argument(
-        "--seed",
-        type=flag("SEED", int),
-        default=block["SEED"],
-        metavar="N",
-        help="random seed of initial weights, image order and augmentation (default: %(default)s)",
-    )
+    what = "random seed of initial weights, image order and augmentation"
+    add_number(training, "seed", block["SEED"], what)
     training.add_argument(
         "--resume",
         action="store_true",
@@ -159,6 +148,17 @@ def add_indices(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="train only on the images whose indices are in this .npy file; an index listed twice "
         "counts twice",
+    )
+
+
+def add_number(parser: argparse._ActionsContainer, name: str, default: int, what: str) -> None:
+    """Add --`name`, a whole number under the rule of the same name; `what` is its help text."""
+    parser.add_argument(
+        f"--{name}",
+        type=flag(name.replace("-", "_").upper(), int),
+        default=default,
+        metavar="N",
+        help=f"{what} (default: %(default)s)",
     )
 
 
@@ -224,13 +224,7 @@ def common_parser(doc: str, block: Mapping[str, Any], quick: bool = False) -> Pa
     parser = Parser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, quick=quick
     )
-    parser.add_argument(
-        "--batch-size",
-        type=flag("BATCH_SIZE", int),
-        default=block["BATCH_SIZE"],
-        metavar="N",
-        help="images per step (default: %(default)s)",
-    )
+    add_number(parser, "batch-size", block["BATCH_SIZE"], "images per step")
     parser.add_argument(
         "--device",
         default="auto",
