@@ -15,7 +15,6 @@ used.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from evaluation import figures_into
@@ -29,7 +28,7 @@ from utils.checkpoint import ALONE, FILES, check_classes, fingerprint_of, load_n
 from utils.contexts import image_seeds, in_context, kinds
 from utils.data import listed
 from utils.device import for_inference, pick_device, precision
-from utils.files import replacing, shown
+from utils.files import shown, write_json
 
 # ------------------------------------------------------------------ settings
 
@@ -151,8 +150,7 @@ def measure_test_set(args: argparse.Namespace) -> int:
     measured = measure(networks, systems, temperatures, test, seen, args.batch_size)
     measured.metrics = {"dataset": dataset, "context": args.context, **measured.metrics}
     print_tables(measured.metrics)
-    with replacing(args.out / "metrics.json", binary=False) as file:
-        json.dump(measured.metrics, file, indent=2)
+    write_json(args.out / "metrics.json", measured.metrics)
     written = figures.draw_all(args.out, measured, histories)
     report = args.out / "report.html"
     write_report(report, measured, f"{device}, {precision(device)}", weights)

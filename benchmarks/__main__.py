@@ -36,7 +36,7 @@ from benchmarks.subjects import BATCH_SIZE, STEM, SUBJECTS, left_out
 from models import macs, network
 from utils import cli
 from utils.device import has_bf16, pick_device, precision
-from utils.files import UserError, replacing, shown, try_folder
+from utils.files import UserError, shown, try_folder, write_json
 
 ROUNDS = 5  # pairs of runs per subject
 SETTING = ("batch_size", "threads", "images")
@@ -231,12 +231,8 @@ def main() -> None:
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
         }
-        with replacing(args.json, binary=False) as file:
-            json.dump(
-                {"machine": about, "versions": versions, "start": stages, "runs": runs},
-                file,
-                indent=1,
-            )
+        told = {"machine": about, "versions": versions, "start": stages, "runs": runs}
+        write_json(args.json, told)
         print(f"wrote {shown(args.json)}")
 
 

@@ -159,6 +159,10 @@ class Networks:
         """Whether student 1 and student 2 are correct: two bool (N,)."""
         return self.right(STUDENTS[0]), self.right(STUDENTS[1])
 
+    def mean_logits(self) -> torch.Tensor:
+        """The mean of both students' logits: (N, classes)."""
+        return sum(self.logits[arch] for arch in STUDENTS) / 2
+
     def better_student(self) -> str:
         """The student with the higher accuracy."""
         return max(STUDENTS, key=lambda arch: self.right(arch).sum().item())
@@ -200,9 +204,8 @@ def oracle(nets: Networks) -> Outcome:
 
 def cascade(nets: Networks, threshold: float) -> Outcome:
     """Student 2; the mean of both if the confidence of student 2 is below the threshold."""
-    first, second = (nets.logits[arch] for arch in STUDENTS)
-    both = ((first + second) / 2).argmax(dim=1) == nets.labels
-    unsure = confidence(second) < threshold
+    both = nets.mean_logits().argmax(dim=1) == nets.labels
+    unsure = confidence(nets.logits[STUDENTS[1]]) < threshold
     return Outcome(
         torch.where(unsure, both, nets.right(STUDENTS[1])),
         unsure,

@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from evaluation.photos import one_line
-from utils.files import UserError, replacing
+from utils.files import UserError, write_json
 from utils.safe_load import brief
 
 HEADER = b"file,class,probability,student,error\n"
@@ -104,8 +104,7 @@ class Predictions:
         if end := self._read_rows():
             self._compare(made_of)
         else:
-            with replacing(self._facts_path, binary=False) as file:
-                json.dump(made_of, file)
+            write_json(self._facts_path, made_of)
         self._file.truncate(end)
         if not end:
             self._append(HEADER)

@@ -16,7 +16,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from evaluation.significance import auroc, auroc_interval, mcnemar_p
+from evaluation.significance import auroc_apart, mcnemar_p
 from evaluation.testset import LABELS, Measured
 from models import NAMES, STUDENTS
 from utils.files import replacing
@@ -118,16 +118,13 @@ def _what_it_does(teacher: bool) -> str:
 
 def _told_apart(measured: Measured) -> tuple[str, bool]:
     """Text on how well the selector chooses, and whether it is significantly above chance."""
-    first, second = measured.nets.students_right()
-    apart = first != second
-    alone = [each.sum().item() for each in (first & ~second, second & ~first)]
-    if not all(alone):
+    area, interval = auroc_apart(measured.nets.logits["selector"], *measured.nets.students_right())
+    if interval is None:
         return (
             "There is nothing to choose: every image that one of the students classifies "
             "correctly, the other classifies correctly too."
         ), False
-    area = auroc(measured.nets.logits["selector"][apart], first[apart])
-    low, high = auroc_interval(area, *alone)
+    low, high = interval
     one, two = (NAMES[arch] for arch in STUDENTS)
     return (
         f"Take one image that only {one} classifies correctly and one that only {two} classifies "
@@ -211,7 +208,7 @@ def _data(measured: Measured) -> dict[str, Any]:
     kinds = list(measured.metrics["per_context"])
     names = [name for name in ("teacher", *STUDENTS, "ensemble") if name in answers]
     places = shown_places(measured)
-    logits = nets.logits | {"ensemble": sum(nets.logits[arch] for arch in STUDENTS) / 2}
+    logits = nets.logits | {"ensemble": nets.mean_logits()}
     top = {
         name: (logits[name][places] / measured.temperatures[name])
         .softmax(dim=1)

@@ -91,6 +91,24 @@ def auroc_interval(area: float, positives: int, negatives: int) -> tuple[float, 
     return max(0.0, area - half), min(1.0, area + half)
 
 
+def auroc_apart(
+    scores: torch.Tensor, first: torch.Tensor, second: torch.Tensor
+) -> tuple[float, tuple[float, float] | None]:
+    """The `auroc` of a router on the images where exactly one student is correct.
+
+    Args:
+        scores: (N,), high if student 1 is preferred.
+        first, second: whether student 1 and student 2 are correct, bool (N,).
+
+    Returns:
+        The area and its 95 % interval; NaN and None if one of the students is never alone.
+    """
+    apart = first != second
+    area = auroc(scores[apart], first[apart])
+    alone = int((first & ~second).sum()), int((second & ~first).sum())
+    return area, auroc_interval(area, *alone) if all(alone) else None
+
+
 def reliability(
     probabilities: torch.Tensor, right: torch.Tensor, bins: int = 15
 ) -> list[tuple[float, float, int]]:

@@ -141,8 +141,7 @@ def evaluate(
     }
     answers = {name: _answers(nets.logits[name], temperatures[name]) for name in classifiers}
     first, second = (answers[arch] for arch in STUDENTS)
-    both = sum(nets.logits[arch] for arch in STUDENTS) / 2
-    answers["ensemble"] = _answers(both, temperatures["ensemble"])
+    answers["ensemble"] = _answers(nets.mean_logits(), temperatures["ensemble"])
     answers["routed"] = _where(outcomes["routed"].first_ran, first, second)
     answers["cascade"] = _where(outcomes["cascade"].first_ran, answers["ensemble"], second)
 

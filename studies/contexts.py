@@ -22,8 +22,6 @@ import argparse
 import json
 import shlex
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,13 +39,12 @@ from evaluation.significance import mcnemar_p
 from models import STUDENTS, MultiStudent, confidence, macs
 from studies.policies import measured, measured_policy
 from studies.selectors import AUGMENTATION, STEP, fit
-from utils import checkpoint, cli
+from utils import cli
 from utils.answers import predict, top1
 from utils.augment import Batches
 from utils.checkpoint import (
     FILES,
     QUICK,
-    ROOT,
     check_classes,
     check_students,
     fingerprint_of,
@@ -57,7 +54,7 @@ from utils.checkpoint import (
 from utils.contexts import CONTEXTS, DEGRADED, GROUPS, UNSEEN, image_seeds, in_context, kinds
 from utils.data import Split, described, fingerprint, load_splits
 from utils.device import for_inference, pick_device
-from utils.files import UserError, replacing, shown
+from utils.files import UserError, replacing, shown, write_json
 from utils.method import best_threshold, label_weights, selector_labels
 from utils.safe_load import brief, read_arrays
 
@@ -106,11 +103,7 @@ class Network:
             return
         if self.path.exists() and read_checkpoint(self.path)["test_accuracy"] is not None:
             return
-        print(f"\n{self.command}", flush=True)
-        flags += [*checkpoint.typed.flags, "--resume"]
-        status = subprocess.run([sys.executable, ROOT / script, *flags]).returncode
-        if status:
-            raise UserError(f"it ended with status {status}: run the study again to continue")
+        cli.run_script(script, flags)
 
     def read(self) -> tuple[nn.Module, dict[str, Any]]:
         """As `load_network`. Raises UserError if missing or trained in another context."""
@@ -149,7 +142,6 @@ def main() -> None:
     args = parser.parse_args()
     device = pick_device(args.device)
     figures_into(args.out)
-    from studies import context_figures as figures
 
     networks = planned(args)
     if args.train:
@@ -201,9 +193,10 @@ def main() -> None:
     }
     study = report(told, labels, rows, policies)
     print_report(study)
-    with replacing(args.out / "contexts.json", binary=False) as file:
-        json.dump(study, file, indent=1)
-    written = figures.draw_all(args.out, study, system, test)
+    write_json(args.out / "contexts.json", study)
+    from studies import figures  # which needs Matplotlib
+
+    written = figures.draw_contexts(args.out, study, system, test)
     print(f"wrote {', '.join(map(shown, [args.out / 'contexts.json', *written]))}")
 
 

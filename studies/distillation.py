@@ -10,13 +10,9 @@ teacher for each seed.
 """
 
 import json
-import shlex
 import statistics
-import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from evaluation import figures_into
@@ -25,7 +21,7 @@ from models import NAMES
 from utils import checkpoint, cli
 from utils.checkpoint import ALONE, FILES, ROOT, fingerprint_of, load_network, read_checkpoint
 from utils.data import data_facts, load_splits
-from utils.files import UserError, replacing, shown
+from utils.files import UserError, shown, write_json
 
 BATCH_SIZE = 128  # images per step
 EPOCHS = 10
@@ -88,11 +84,7 @@ def train(student: str, loss: str, seed: int, folder: Path, flags: list[str]) ->
     """Run StudentTrain.py (or continue a run that was stopped). Returns the accuracies."""
     model = 1 + list(ALONE).index(student)
     words = ["--model", model, "--distill-loss", loss, "--seed", seed, "--checkpoint-dir", folder]
-    words = [*map(str, words), *flags, "--resume"]
-    print(f"\npython StudentTrain.py {shlex.join(words)}", flush=True)
-    status = subprocess.run([sys.executable, ROOT / "StudentTrain.py", *words]).returncode
-    if status:
-        raise UserError(f"that run ended with status {status}: run this command again to continue")
+    cli.run_script("StudentTrain.py", [*map(str, words), *flags])
     made = read_checkpoint(folder / (ALONE if loss == "none" else FILES)[student])
     return {name: made[name] for name in ("val_accuracy", "test_accuracy")}
 
@@ -123,24 +115,9 @@ def summary(runs: list[Trained]) -> list[dict[str, Any]]:
     return rows
 
 
-def draw(figures: ModuleType, rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw the gains: one dot per seed, mean, and 95 % interval."""
-    rows = [row for row in rows if "gain" in row]
-    size = (8, 1.4 + 0.5 * len(rows))
-    figure, axes = figures.plt.subplots(figsize=size, layout="constrained")
-    for place, row in enumerate(rows):
-        each, (low, high) = row["gain"]["each"], row["gain"]["interval"]
-        axes.hlines(place, 100 * low, 100 * high, color="#bbbbbb", lw=6)
-        axes.plot(100 * statistics.mean(each), place, "|", ms=16, mew=2, color="black")
-        axes.plot([100 * gain for gain in each], [place] * len(each), "o", color="#6a4c93")
-    names = [f"{NAMES[row['student']]}, {LOSSES[row['distill_loss']]}" for row in rows]
-    axes.set_yticks(range(len(rows)), names)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.axvline(0, color="black", lw=1, ls="--")
-    axes.grid(axis="x", alpha=0.3)
-    axes.set_xlabel("gain in test top-1 accuracy over training without the teacher, in points")
-    axes.set_title("Gain from distillation: one dot per seed, mean, 95 % interval", loc="left")
-    figures.save(figure, path)
+def name_of(row: dict[str, Any]) -> str:
+    """Student and loss of a row of `summary`, for people."""
+    return f"{NAMES[row['student']]}, {LOSSES[row['distill_loss']]}"
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
@@ -156,8 +133,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
             low, high = row["gain"]["interval"]
             mean = statistics.mean(row["gain"]["each"])
             gain = f"{100 * mean:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
-        name = f"{NAMES[row['student']]}, {LOSSES[row['distill_loss']]}"
-        print(f"{name:<50}{cells[0]:>14}{cells[1]:>14}{gain:>24}")
+        print(f"{name_of(row):<50}{cells[0]:>14}{cells[1]:>14}{gain:>24}")
 
 
 def main() -> None:
@@ -191,20 +167,20 @@ def main() -> None:
         if (student, loss, seed) not in done
     ]
     print(f"{len(done)} runs are done, {len(todo)} remain", flush=True)
-    flags = [*checkpoint.typed.flags, "--epochs", str(args.epochs)]
-    flags += ["--batch-size", str(args.batch_size)]
-    flags += [] if args.subset is None else ["--subset", str(args.subset)]
+    flags = ["--epochs", str(args.epochs), "--batch-size", str(args.batch_size)]
     folder = RUNS if args.subset is None else checkpoint.QUICK / RUNS.name
     for student, loss, seed in todo:
         taught = [] if loss == "none" else ["--teacher", str(teacher)]
         made = train(student, loss, seed, folder / f"{loss}-{seed}", [*flags, *taught])
         runs.append(Trained(student, loss, seed, **of, **made))
-        with replacing(path, binary=False) as file:
-            json.dump([asdict(run) for run in runs], file, indent=1)
+        write_json(path, [asdict(run) for run in runs])
     rows = summary(runs)
     print_table(rows)
     picture = args.out / "distillation.png"
-    draw(figures, rows, picture)
+    from studies.figures import distillation_gains  # which needs Matplotlib
+
+    gained = [row for row in rows if "gain" in row]
+    figures.save(distillation_gains(gained, [name_of(row) for row in gained]), picture)
     print(f"\nwrote {shown(path)}, {shown(picture)}")
 
 

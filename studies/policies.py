@@ -33,14 +33,14 @@ from evaluation.policies import (
     routed,
     selector,
 )
-from evaluation.significance import auroc, auroc_interval, mcnemar_p, wilson_interval
+from evaluation.significance import auroc_apart, mcnemar_p, wilson_interval
 from models import STUDENTS, confidence, macs
 from utils import cli
 from utils.answers import predict
 from utils.checkpoint import FILES, check_classes, fingerprint_of, load_parts
 from utils.data import described, load_splits
 from utils.device import for_inference, pick_device
-from utils.files import UserError, replacing, shown, try_folder
+from utils.files import UserError, replacing, shown, try_folder, write_json
 from utils.method import share
 from utils.safe_load import brief, read_array, read_arrays
 
@@ -74,12 +74,9 @@ def measured_policy(nets: Networks, outcome: Outcome, scores: torch.Tensor | Non
     if "resnet50" in nets.logits:
         facts["mcnemar_p_teacher"] = mcnemar_p(outcome.right, nets.right("resnet50"))
     if scores is not None:
-        first, second = nets.students_right()
-        apart = first != second
-        facts["auroc"] = auroc(scores[apart], first[apart])
-        alone = int((first & ~second).sum()), int((second & ~first).sum())
-        if all(alone):
-            facts["auroc_interval"] = auroc_interval(facts["auroc"], *alone)
+        facts["auroc"], interval = auroc_apart(scores, *nets.students_right())
+        if interval:
+            facts["auroc_interval"] = interval
     return facts
 
 
@@ -101,7 +98,6 @@ def report(nets: Networks, thresholds: dict[str, float]) -> dict:
             f"share_{STUDENTS[0]}": 0.5,
         },
     }
-    apart = first != second
     return {
         "images": len(nets.labels),
         "teacher": measured(nets.right("resnet50"), nets.work["resnet50"]),
@@ -117,7 +113,7 @@ def report(nets: Networks, thresholds: dict[str, float]) -> dict:
             },
             "auroc": {
                 **{name: policies[name]["auroc"] for name in ("selector", "cascade")},
-                "both confidences": auroc((confidences[0] - confidences[1])[apart], first[apart]),
+                "both confidences": auroc_apart(confidences[0] - confidences[1], first, second)[0],
             },
             "curves": {
                 "selector": curve([selector(nets, each) for each in THRESHOLDS]),
@@ -344,11 +340,10 @@ def main() -> None:
         return
     print_report(routing)
     written = [args.out / name for name in ("routing.json", "routing.png")]
-    with replacing(written[0], binary=False) as file:
-        json.dump(routing, file, indent=1)
-    from studies import routing_figures  # which needs Matplotlib
+    write_json(written[0], routing)
+    from studies.figures import accuracy_against_work  # which needs Matplotlib
 
-    figures.save(routing_figures.accuracy_against_work(routing), written[1])
+    figures.save(accuracy_against_work(routing), written[1])
     print(f"wrote {', '.join(map(shown, written))}")
 
 

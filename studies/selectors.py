@@ -18,7 +18,6 @@ again with the students in a folder, which are trained by
 """
 
 import itertools
-import json
 import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -31,7 +30,7 @@ from torch import nn
 from tqdm import tqdm
 
 from evaluation import figures_into
-from evaluation.significance import auroc, auroc_interval, mcnemar_p, wilson_interval
+from evaluation.significance import auroc_apart, auroc_interval, mcnemar_p, wilson_interval
 from models import STUDENTS, Selector
 from studies.specialize import halves
 from utils import cli
@@ -40,7 +39,7 @@ from utils.augment import Augmentation, Batches, crop_and_flip
 from utils.checkpoint import ALONE, FILES, check_classes, load_network
 from utils.data import Split, data_facts, described, fingerprint, load_splits
 from utils.device import autocast, for_inference, pick_device, seed_everything, to_device
-from utils.files import UserError, replacing, shown
+from utils.files import UserError, replacing, shown, write_json
 from utils.method import best_threshold, label_weights, selector_labels, share
 from utils.optim import one_cycle, optimizers
 from utils.safe_load import read_arrays
@@ -218,11 +217,11 @@ def measure(selector: Selector, choosing: Answers, test: Answers) -> dict[str, f
     scores = predict(selector, test.images).sigmoid()
     first, second = test.right()
     to_first = scores >= threshold
-    right, apart = torch.where(to_first, first, second), first != second
+    right = torch.where(to_first, first, second)
     better = first if first.sum() >= second.sum() else second
     return {
         "accuracy": share(right),
-        "auroc": auroc(scores[apart], first[apart]),
+        "auroc": auroc_apart(scores, first, second)[0],
         f"share_{STUDENTS[0]}": share(to_first),
         "mcnemar_p": mcnemar_p(right, better),
     }
@@ -348,11 +347,10 @@ def main() -> None:
     told = selectors(students, train, val, test, args.seeds, folds, args.batch_size)
     print_table(told)
     written = [args.out / name for name in ("selectors.json", "selectors.png")]
-    with replacing(written[0], binary=False) as file:
-        json.dump(told, file, indent=1)
-    from studies import routing_figures  # which needs Matplotlib
+    write_json(written[0], told)
+    from studies.figures import selectors as drawn  # which needs Matplotlib
 
-    figures.save(routing_figures.selectors(told), written[1])
+    figures.save(drawn(told), written[1])
     print(f"wrote {', '.join(map(shown, written))}")
 
 

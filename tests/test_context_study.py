@@ -219,13 +219,13 @@ def test_missing_networks_are_trained_with_their_commands(study, tmp_path, monke
         started.append((Path(words[1]).name, flags["--context"], flags.get("--epochs"), name))
         return subprocess.CompletedProcess(words, 0)
 
-    monkeypatch.setattr(contexts.subprocess, "run", start)
+    monkeypatch.setattr(subprocess, "run", start)
     study("--train", "--epochs", "3")
     assert started == [
         ("trainSelector.py", "mixed", None, "checkpoints/contexts/selector.pth"),
         ("StudentTrain.py", "mixed", "3", "runs/contexts/once/googlenet.pth"),
     ]
-    monkeypatch.setattr(contexts.subprocess, "run", lambda w: subprocess.CompletedProcess(w, 130))
+    monkeypatch.setattr(subprocess, "run", lambda words: subprocess.CompletedProcess(words, 130))
     interrupted.unlink()
     _, err = study("--train", status=2)
-    assert "it ended with status 130: run the study again to continue" in err
+    assert "StudentTrain.py ended with status 130: run this command again to continue" in err

@@ -1,6 +1,7 @@
 """The distillation study: its numbers, checked by hand, and runs that are stopped and resumed."""
 
 import json
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -72,9 +73,7 @@ def study(monkeypatch, tmp_path, small_npz):
 
     def run_it(*words, stop_after=99, read=True):
         commands.clear()
-        monkeypatch.setattr(
-            distillation.subprocess, "run", lambda words: start(words, stop_after=stop_after)
-        )
+        monkeypatch.setattr(subprocess, "run", lambda words: start(words, stop_after=stop_after))
         flags = f"--data-dir {small_npz} --device cpu --checkpoint-dir {tmp_path} --out {tmp_path}"
         monkeypatch.setattr(sys, "argv", ["distillation.py", *flags.split(), *words])
         with pytest.raises(SystemExit) as end:

@@ -13,7 +13,8 @@ import torch
 from evaluation import figures
 from evaluation.policies import assemble
 from models import Cascade, MultiStudent
-from studies import policies, routing_figures
+from studies import policies
+from studies.figures import accuracy_against_work
 from studies.policies import Networks, best_cut, cascade, curve, oracle, report, selector
 from utils import cli
 from utils.answers import predict
@@ -100,7 +101,7 @@ def test_a_curve_goes_from_one_student_to_the_other(nets):
 
 def test_the_figure_shows_the_chosen_thresholds(nets, tmp_path):
     routing = report(nets, {"selector": 0.5, "cascade": 0.9})
-    figure = routing_figures.accuracy_against_work(routing)
+    figure = accuracy_against_work(routing)
     texts = {text.get_text() for text in figure.axes[0].texts}
     assert {"teacher, ResNet-50", "DenseNet-121", "GoogLeNet", "mean of both"} <= texts
     assert "oracle: 87.50 %, 25.0 points above the better student" in texts

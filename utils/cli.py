@@ -5,8 +5,9 @@ import contextlib
 import math
 import os
 import shlex
+import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,21 @@ def found(args: argparse.Namespace, file: str) -> Path:
     """The path to read `file` from. In a quick test: CHECKPOINTS if it is not in QUICK."""
     path, whole = args.checkpoint_dir / file, checkpoint.CHECKPOINTS / file
     return whole if args.quick and not path.exists() and whole.exists() else path
+
+
+# ------------------------------------------------------------------ other scripts
+
+
+def run_script(script: str, flags: Sequence[str]) -> None:
+    """Run a script of this repository; it continues a run that was stopped.
+
+    Raises UserError if it fails.
+    """
+    words = [script, *flags, *checkpoint.typed.flags, "--resume"]
+    print(f"\n{shlex.join(['python', *words])}", flush=True)
+    status = subprocess.run([sys.executable, ROOT / script, *words[1:]]).returncode
+    if status:
+        raise UserError(f"{script} ended with status {status}: run this command again to continue")
 
 
 # ------------------------------------------------------------------ messages

@@ -2,10 +2,12 @@
 
 import contextlib
 import glob
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -43,6 +45,12 @@ def replacing(path: Path, binary: bool = True) -> Iterator:
     finally:
         with contextlib.suppress(OSError):  # do not hide the original error
             partial.unlink()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as JSON, as `replacing` does."""
+    with replacing(path, binary=False) as file:
+        json.dump(content, file, indent=1)
 
 
 def move(path: Path, to: Path) -> None:

@@ -1,0 +1,265 @@
+"""The figures of the studies, one function per figure."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from evaluation.figures import COLORS, MARKERS, WRONG, save
+from evaluation.testset import LABELS
+from models import NAMES, STUDENTS, MultiStudent
+from utils.answers import predict
+from utils.contexts import DEGRADED, GROUPS, UNSEEN, degrade
+from utils.data import Split
+
+KINDS = ("clean", *DEGRADED, *UNSEEN)
+SEVERITY = 3  # of the example images, 1 to 5
+
+# ------------------------------------------------------------------ policies
+
+
+def accuracy_against_work(routing: dict) -> Figure:
+    """Top-1 accuracy against MACs: curves over thresholds, points for networks and policies."""
+    figure, axes = plt.subplots(figsize=(9, 5.2), layout="constrained")
+    policies, curves = routing["policies"], routing["study"]["curves"]
+    points = {  # facts, label, and offset of the label in points
+        "teacher": (routing["teacher"], LABELS["teacher"], (-8, 8), "right"),
+        STUDENTS[0]: (routing["students"][STUDENTS[0]], NAMES[STUDENTS[0]], (8, -14), "left"),
+        STUDENTS[1]: (routing["students"][STUDENTS[1]], NAMES[STUDENTS[1]], (0, -16), "center"),
+        "ensemble": (policies["ensemble"], "mean of both", (0, -16), "center"),
+        "random": (policies["random"], LABELS["random"], (4, -16), "left"),
+        "routed": (policies["selector"], "selector", (-4, -16), "right"),
+        "cascade": (policies["cascade"], "cascade", (-6, 8), "right"),
+    }
+    frontier = _frontier(
+        [
+            *((facts["macs"], facts["accuracy"]) for facts, *_ in points.values()),
+            *(
+                pair
+                for curve in curves.values()
+                for pair in zip(curve["macs"], curve["accuracy"], strict=True)
+            ),
+        ]
+    )
+    axes.plot(*_point(*zip(*frontier, strict=True)), color="#d0d0d0", lw=7, drawstyle="steps-post")
+    for name, curve in (("routed", curves["selector"]), ("cascade", curves["cascade"])):
+        axes.plot(
+            *_point(curve["macs"], curve["accuracy"]),
+            color=COLORS[name],
+            lw=1.5,
+            ls="--" if name == "routed" else "-",
+        )
+    for name, (facts, label, offset, side) in points.items():
+        place, color = _point(facts["macs"], facts["accuracy"]), COLORS.get(name, "#555555")
+        axes.plot(*place, MARKERS.get(name, "P"), ms=7, color=color)
+        axes.annotate(label, place, offset, textcoords="offset points", ha=side, color=color)
+    axes.margins(x=0.08, y=0.14)
+    low, high = axes.get_ylim()
+    oracle = policies["oracle"]
+    work, best = _point(oracle["macs"], oracle["accuracy"])
+    gap = 100 * (oracle["accuracy"] - routing["better_student"]["accuracy"])
+    top = high + 0.15 * (high - low)
+    axes.set_ylim(low, top)
+    axes.annotate("", (work, top), (work, high), arrowprops={"arrowstyle": "->", "color": "black"})
+    told = f"oracle: {best:.2f} %, {gap:.1f} points above the better student"
+    axes.annotate(told, (work, (top + high) / 2), (8, 0), textcoords="offset points", va="center")
+    axes.set_xlabel("mean multiply-accumulates per image, in millions")
+    axes.set_ylabel("top-1 accuracy, %")
+    axes.set_title(
+        "Policies for two students at all thresholds; markers show the threshold chosen on "
+        "validation.\nGray: the frontier; nothing is as accurate with fewer MACs",
+        fontsize=10,
+    )
+    return figure
+
+
+def _frontier(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that are more accurate than all points of equal or lower cost, by cost."""
+    kept: list[tuple[float, float]] = []
+    for macs, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not kept or accuracy > kept[-1][1]:
+            kept.append((macs, accuracy))
+    return kept
+
+
+def _point(macs, accuracy):
+    return np.asarray(macs) / 1e6, 100 * np.asarray(accuracy)
+
+
+# ------------------------------------------------------------------ selectors and distillation
+
+
+def selectors(result: dict) -> Figure:
+    """The AUROC of every trained selector, one row per variant, with mean and 95 % interval."""
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    names = []
+    for place, row in enumerate(result["variants"]):
+        norm = "" if row["batch_norm"] else ", no batch norm"
+        weighted = ", weighted" if row["weighted"] else ""
+        names.append(f"{row['labels']}{weighted}, depth {row['depth']}{norm}")
+        area, runs = row["auroc"], row["runs"]
+        _dots(axes, place, [run["auroc"] for run in runs], area["mean"], area["interval"])
+    _rows(axes, names)
+    axes.axvline(0.5, color="black", lw=1, ls="--")
+    axes.text(0.5, -0.8, "chance", ha="center", fontsize=9)
+    axes.set_xlabel(
+        "AUROC on the test images where exactly one student is correct:\n"
+        "one dot per seed, mean, and 95 % interval"
+    )
+    return figure
+
+
+def distillation_gains(rows: list[dict[str, Any]], names: list[str]) -> Figure:
+    """The gain in accuracy from distillation, one row per student and loss.
+
+    Args:
+        rows: of `studies.distillation.summary`, with a gain.
+        names: of the rows.
+    """
+    figure, axes = plt.subplots(figsize=(8, 1.4 + 0.5 * len(rows)), layout="constrained")
+    for place, row in enumerate(rows):
+        each, interval = (100 * np.array(row["gain"][key]) for key in ("each", "interval"))
+        _dots(axes, place, each, statistics.mean(each), interval)
+    _rows(axes, names)
+    axes.axvline(0, color="black", lw=1, ls="--")
+    axes.set_xlabel("gain in test top-1 accuracy over training without the teacher, in points")
+    axes.set_title("Gain from distillation: one dot per seed, mean, 95 % interval")
+    return figure
+
+
+def _dots(axes: Axes, place: int, values: Sequence[float], mean: float, ends: Sequence[float]):
+    """One row: the values, their mean, and an interval."""
+    axes.hlines(place, *ends, color="#cccccc", lw=6)
+    axes.plot(values, [place] * len(values), "o", color=COLORS["routed"], alpha=0.6)
+    axes.plot(mean, place, "|", ms=16, mew=2, color="black")
+
+
+def _rows(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="x", alpha=0.3)
+
+
+# ------------------------------------------------------------------ contexts
+
+
+def draw_contexts(out: Path, study: dict, system: MultiStudent, test: Split) -> list[Path]:
+    """Draw the figures of the context study into the folder `out`. Returns their paths."""
+    figures = {
+        "contexts_accuracy.png": contexts_accuracy(study),
+        "contexts_share.png": contexts_shares(study),
+        "contexts_pictures.png": contexts_pictures(system, test),
+    }
+    for name, figure in figures.items():
+        save(figure, out / name)
+    return [out / name for name in figures]
+
+
+def contexts_accuracy(study: dict) -> Figure:
+    """A grid of accuracies: one row per network or policy, one column per context."""
+    columns = [*GROUPS, *(kind for kind in KINDS if kind != "clean")]
+    rows = {
+        LABELS["teacher"]: study["teacher"],
+        **{
+            f"{NAMES[arch]}, {facts['trained']['context']}": facts
+            for arch, facts in study["students"].items()
+        },
+        **{
+            f"{NAMES[name.partition(',')[0]]}, mixed {name.partition(', ')[2]}": facts
+            for name, facts in study["generalists"].items()
+        },
+        **study["policies"],
+    }
+    grid = np.array(
+        [[100 * facts["accuracy"].get(name, np.nan) for name in columns] for facts in rows.values()]
+    )
+    figure, axes = plt.subplots(figsize=(11, 0.36 * len(rows) + 1.2), layout="constrained")
+    axes.imshow(grid, cmap="cividis", vmin=20, vmax=100, aspect="auto")
+    for (row, column), value in np.ndenumerate(grid):
+        if np.isfinite(value):
+            color = "white" if value < 60 else "black"
+            axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=color, size=9)
+    axes.axvline(len(GROUPS) - 0.5, color="white", lw=4)
+    axes.axhline(2.5, color="white", lw=4)
+    axes.axhline(len(rows) - len(study["policies"]) - 0.5, color="white", lw=4)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.set_title(f"Top-1 accuracy in %, {study['images']:,} test images", loc="left")
+    return figure
+
+
+def contexts_shares(study: dict) -> Figure:
+    """For each context, the share of images that the selector sends to each student."""
+    facts = study["policies"]["selector"][f"share_{STUDENTS[0]}"]
+    names = [kind for kind in KINDS if kind in facts]
+    first = 100 * np.array([facts[kind] for kind in names])
+    figure, axes = plt.subplots(figsize=(8, 3.8), layout="constrained")
+    for arch, widths, left in zip(STUDENTS, (first, 100 - first), (0, first), strict=True):
+        context = study["students"][arch]["trained"]["context"]
+        label = f"{NAMES[arch]}, trained on {context} images"
+        axes.barh(names, widths, left=left, color=COLORS[arch], label=label)
+    for place, value in enumerate(first):
+        axes.text(1, place, f"{value:.0f} %", va="center", size=9, color="white")
+    axes.grid(False)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("images that the selector sends to each student, %")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
+    return figure
+
+
+def contexts_pictures(system: MultiStudent, test: Split, count: int = 3) -> Figure:
+    """Images of `count` classes in every context, with predicted class and chosen student."""
+    firsts = dict.fromkeys(test.labels.tolist())
+    places = [test.labels.tolist().index(label) for label in list(firsts)[:count]]
+    images = test.images[places]
+    seeds = (SEVERITY - 1 << 32) + torch.arange(len(places))
+    shown = torch.stack([degrade(images, kind, seeds) for kind in KINDS])
+    logits, choice = predict(system, shown.flatten(0, 1))
+    answers = logits.argmax(dim=1).view(len(KINDS), -1).T.tolist()
+    students = choice.view(len(KINDS), -1).T.tolist()
+    figure, grid = plt.subplots(
+        len(places),
+        len(KINDS),
+        figsize=(1.3 * len(KINDS), 1.75 * len(places)),
+        squeeze=False,
+        layout="constrained",
+    )
+    figure.get_layout_engine().set(h_pad=0.12)  # for the text below the last row
+    for row, place in enumerate(places):
+        for column, kind in enumerate(KINDS):
+            axes = grid[row, column]
+            axes.axis("off")
+            axes.imshow(shown[column, row].cpu().numpy())
+            answer, arch = answers[row][column], STUDENTS[students[row][column]]
+            right = answer == test.labels[place].item()
+            axes.set_title(kind if row == 0 else "", fontsize=10)
+            for height, text, color in (
+                (
+                    -0.04,
+                    test.classes[answer] + ("" if right else " (wrong)"),
+                    "black" if right else WRONG,
+                ),
+                (-0.2, NAMES[arch], COLORS[arch]),
+            ):
+                axes.text(
+                    0.5,
+                    height,
+                    text,
+                    transform=axes.transAxes,
+                    ha="center",
+                    va="top",
+                    fontsize=9,
+                    color=color,
+                )
+    figure.suptitle(f"Predicted class and chosen student in every context, severity {SEVERITY}")
+    return figure
