@@ -103,10 +103,12 @@ def auroc_apart(
     Returns:
         The area and its 95 % interval; NaN and None if one of the students is never alone.
     """
+    alone = (first & ~second).sum().item(), (second & ~first).sum().item()
+    if not all(alone):
+        return math.nan, None
     apart = first != second
     area = auroc(scores[apart], first[apart])
-    alone = int((first & ~second).sum()), int((second & ~first).sum())
-    return area, auroc_interval(area, *alone) if all(alone) else None
+    return area, auroc_interval(area, *alone)
 
 
 def reliability(
