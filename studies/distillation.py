@@ -168,6 +168,7 @@ def main() -> None:
     ]
     print(f"{len(done)} runs are done, {len(todo)} remain", flush=True)
     flags = ["--epochs", str(args.epochs), "--batch-size", str(args.batch_size)]
+    flags += [] if args.subset is None else ["--subset", str(args.subset)]
     folder = RUNS if args.subset is None else checkpoint.QUICK / RUNS.name
     for student, loss, seed in todo:
         taught = [] if loss == "none" else ["--teacher", str(teacher)]

@@ -103,6 +103,14 @@ def test_runs_that_are_done_are_not_done_again(study, tmp_path, capsys):
     assert "number of epochs than these" in capsys.readouterr().err
 
 
+def test_a_quick_test_trains_every_student_on_its_subset(study):
+    status, commands, runs = study(
+        "--epochs", "1", "--seeds", "2", "--batch-size", "50", "--subset", "60"
+    )
+    assert not status and len(commands) == len(runs) == 2 * len(PAIRS)
+    assert {words[words.index("--subset") + 1] for words in commands} == {"60"}
+
+
 @pytest.mark.parametrize("content", ["{}", "[1]", '[{"student": 1}]', "\0"])
 def test_a_damaged_list_of_runs_is_refused_and_kept(content, study, tmp_path, capsys):
     path = tmp_path / "distillation.json"
