@@ -95,7 +95,7 @@ def _point(macs, accuracy):
 # ------------------------------------------------------------------ selectors and distillation
 
 
-def selectors(result: dict) -> Figure:
+def selector_aurocs(result: dict) -> Figure:
     """The AUROC of every trained selector, one row per variant, with mean and 95 % interval."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     names = []
@@ -133,7 +133,9 @@ def distillation_gains(rows: list[dict[str, Any]], names: list[str]) -> Figure:
     return figure
 
 
-def _dots(axes: Axes, place: int, values: Sequence[float], mean: float, ends: Sequence[float]):
+def _dots(
+    axes: Axes, place: int, values: Sequence[float], mean: float, ends: Sequence[float]
+) -> None:
     """One row: the values, their mean, and an interval."""
     axes.hlines(place, *ends, color="#cccccc", lw=6)
     axes.plot(values, [place] * len(values), "o", color=COLORS["routed"], alpha=0.6)

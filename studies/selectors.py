@@ -348,9 +348,9 @@ def main() -> None:
     print_table(told)
     written = [args.out / name for name in ("selectors.json", "selectors.png")]
     write_json(written[0], told)
-    from studies.figures import selectors as drawn  # which needs Matplotlib
+    from studies.figures import selector_aurocs  # which needs Matplotlib
 
-    figures.save(drawn(told), written[1])
+    figures.save(selector_aurocs(told), written[1])
     print(f"wrote {', '.join(map(shown, written))}")
 
 
