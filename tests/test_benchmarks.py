@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks import __main__ as bench
 from benchmarks import plain, reproduce
 from benchmarks.subjects import SUBJECTS, Place
 from models import network
@@ -114,12 +115,25 @@ def test_the_numbers_are_saved_with_the_machine(small_npz, tmp_path):
         timeout=250,
     )
     saved = json.loads(path.read_text())
-    assert saved["machine"]["bf16_gflops"] > 0 and saved["versions"]["torch"] == torch.__version__
+    assert saved["machine"]["fp32_gflops"] > 0 and saved["versions"]["torch"] == torch.__version__
     assert [run["images"] for run in saved["runs"]] == [20, 40]
     for run in saved["runs"]:
         assert run["subject"] == "data" and run["unit"] == "images/s" and run["device"] == "cpu"
         assert 0 < run["ratio_min"] <= run["ratio"] <= run["ratio_max"]
         assert run["ours"] > 0 and run["plain"] > 0 and run["ours_peak_mb"] > 50
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_the_bf16_rate_is_measured_only_where_training_uses_bf16(bf16, monkeypatch):
+    """A CPU without bf16 emulates it, at a hundredth of the float32 rate."""
+    used = []
+    monkeypatch.setattr(bench, "has_bf16", lambda device: bf16)
+    monkeypatch.setattr(
+        torch, "randn", lambda *shape, device, dtype: used.append(dtype) or torch.ones(2, 2)
+    )
+    rates = bench.limits(torch.device("cpu"))
+    assert used == [torch.float32, torch.bfloat16][: 1 + bf16]
+    assert ("bf16_gflops" in rates) == bf16 and rates["fp32_gflops"] > 0
 
 
 def test_an_unknown_subject_is_named():
