@@ -133,10 +133,11 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     wide = wide / (wide.norm() + 1e-7)
     a, b, c = COEFFICIENTS
     gram = wide @ wide.T
-    product = identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    for _ in range(ITERATIONS):
-        step = torch.addmm(gram, gram, gram, beta=b, alpha=c) + a * identity
-        product = step @ product
-        gram = step @ gram @ step
+    for k in range(ITERATIONS):
+        step = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        step.diagonal().add_(a)
+        product = step @ product if k else step
+        if k < ITERATIONS - 1:
+            gram = step @ gram @ step
     wide = product @ wide
     return (wide.T if len(matrix) > matrix.shape[1] else wide).to(matrix.dtype)
