@@ -132,12 +132,17 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
         wide = wide.T
     wide = wide / (wide.norm() + 1e-7)
     a, b, c = COEFFICIENTS
+
+    def factor(gram: torch.Tensor) -> torch.Tensor:
+        result = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        result.diagonal().add_(a)
+        return result
+
     gram = wide @ wide.T
-    for k in range(ITERATIONS):
-        step = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        step.diagonal().add_(a)
-        product = step @ product if k else step
-        if k < ITERATIONS - 1:
-            gram = step @ gram @ step
+    product = step = factor(gram)
+    for _ in range(ITERATIONS - 1):
+        gram = step @ gram @ step
+        step = factor(gram)
+        product = step @ product
     wide = product @ wide
     return (wide.T if len(matrix) > matrix.shape[1] else wide).to(matrix.dtype)
