@@ -116,10 +116,10 @@ class Disk:
 
 
 def run(script: str, *flags: str) -> None:
-    """Run a script of the repository as `python script flags...` does."""
+    """Run a script as `python script flags...` does in the folder of the repository."""
     sys.path.insert(0, str(ROOT))
     sys.argv = [script, *flags]
-    runpy.run_path(str(ROOT / script), run_name="__main__")
+    runpy.run_path(script, run_name="__main__")
 
 
 def strike(at: int, mode: str, script: str, *flags: str) -> None:

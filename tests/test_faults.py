@@ -7,7 +7,6 @@ already, which saves seconds a run. `fault_driver.py` says at which moments they
 
 import csv
 import hashlib
-import multiprocessing
 import os
 import re
 import resource
@@ -15,7 +14,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +21,7 @@ import fault_driver
 import numpy as np
 import pytest
 import torch
+from programs import Done, Run
 
 from models import STUDENTS, network
 from utils.checkpoint import FILES, read_checkpoint, save_checkpoint
@@ -38,43 +37,6 @@ SCRIPTS = {
     "teacher": ["teacherTrain.py"],
 }
 MOMENTS = {"step", "opened", "half", "written", "synced", "renamed", "durable"}
-
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch", "torchvision", "numpy", "tqdm"])
-
-
-@dataclass
-class Done:
-    status: int
-    stdout: str
-    stderr: str
-
-
-class Run:
-    """A script in a separate process; `limits` are called there before the script starts."""
-
-    def __init__(self, function, *args, limits=()):
-        pipes = [FORKS.Pipe(duplex=False) for _ in ("stdout", "stderr")]
-        self.printed = [reader for reader, _ in pipes]
-        writers = [writer for _, writer in pipes]
-        self.process = FORKS.Process(
-            target=fault_driver.child, args=(writers, limits, function, *args)
-        )
-        self.process.start()
-        for writer in writers:
-            writer.close()
-
-    def wait(self):
-        self.process.join(240)
-        if self.process.exitcode is None:
-            self.process.kill()
-            self.process.join()
-        texts = []
-        for reader in self.printed:
-            with open(os.dup(reader.fileno())) as file:
-                texts.append(file.read())
-            reader.close()
-        return Done(self.process.exitcode, *texts)
 
 
 @pytest.fixture(scope="session")

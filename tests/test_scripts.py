@@ -7,14 +7,15 @@ import math
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+import fault_driver
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from programs import Run
 
 import inference
 import StudentTrain
@@ -38,21 +39,17 @@ SCRIPTS = {
     "inference": inference,
 }
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = ["--subset", "200", "--batch-size", "50"]
-QUICK = ["--epochs", "2", "--subset", "60", "--batch-size", "20"]
+TESTED = 80  # images; all classes are among them
+ONE = 1.01 / TESTED  # an image that rounds differently in another batch
+SMALL = ["--subset", str(TESTED), "--batch-size", "50"]
+QUICK = ["--epochs", "2", "--subset", "40", "--batch-size", "20"]
 
 
-def command(script, folder, data, *flags):
+def run(script, folder, data, *flags):
+    """Run a script as a program of its own. Returns its output."""
     where = ["--data-dir", str(data), "--checkpoint-dir", str(folder), "--device", "cpu"]
-    return [sys.executable, script, *where, *flags]
-
-
-def run(*args, status=0, **kwargs):
-    done = subprocess.run(
-        command(*args), cwd=ROOT, capture_output=True, text=True, timeout=280, **kwargs
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
+    done = Run(fault_driver.run, script, *where, *flags).wait()
+    assert done.status == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
     return done
 
 
@@ -64,7 +61,7 @@ def drop_claims():
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """`run` in this process, where PyTorch is imported already. Returns stdout and stderr."""
+    """`run` in this process, which tests can patch. Returns stdout and stderr."""
 
     def call(script, folder, data, *flags, status=0):
         places = ["--data-dir", str(data), "--checkpoint-dir", str(folder), "--device", "cpu"]
@@ -77,6 +74,12 @@ def call(monkeypatch, capsys):
         return out, err
 
     return call
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Leave out what takes most of the time of inference.py with few images."""
+    monkeypatch.setattr("evaluation.figures.draw_all", lambda *_: [])
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +108,10 @@ def test_each_script_says_what_it_does_shows_progress_and_names_the_next(pipelin
         "alone": "next: python trainSelector.py",  # not made yet
         "selector": "next: python inference.py",
     }
-    places = f" --data-dir {small_npz} --device cpu --subset 60 --checkpoint-dir {folder}"
+    places = f" --data-dir {small_npz} --device cpu --subset 40 --checkpoint-dir {folder}"
     for name, next_command in follow.items():
         out, err = printed[name].stdout, printed[name].stderr
-        for fact in ("cpu, ", "60 for training, ", " M\n", str(folder)):
+        for fact in ("cpu, ", "40 for training, ", " M\n", str(folder)):
             assert fact in out, (name, fact)
         assert re.search(r"\nhyperparameters: epochs=2, batch_size=20, optimizer=\w+, lr=0", out), (
             name
@@ -144,7 +147,7 @@ def test_the_next_command_can_use_what_there_is(
 
 def test_every_checkpoint_is_in_half_precision_and_knows_what_was_measured(pipeline, small_npz):
     folder, _ = pipeline
-    val = load_splits(small_npz, 60)[1]
+    val = load_splits(small_npz, 40)[1]
     for arch, name in FILES.items():
         checkpoint = torch.load(folder / name, weights_only=True)
         assert checkpoint["arch"] == arch and 1 <= checkpoint["epoch"] <= 2
@@ -189,18 +192,18 @@ def test_the_selector_learns_for_each_image_which_student_errs_less(
     flags = [*QUICK, "--context", context, *weighted]
     call("trainSelector.py", folder, small_npz, *flags, status=2)
     run, targets, weights = seen
-    train = in_context(load_splits(small_npz, 60)[0], context)
+    train = in_context(load_splits(small_npz, 40)[0], context)
     assert torch.equal(run.data.images, train.images) and run.data.context == "clean"
     one, two = (
         predict(load_network(folder / FILES[arch])[0], train.images).softmax(dim=1)[
-            torch.arange(60), train.labels
+            torch.arange(40), train.labels
         ]
         for arch in STUDENTS
     )
     apart = (one - two).abs() > 0.01  # by more than bf16 rounds
-    assert apart.sum() > 20
+    assert apart.sum() > 15
     assert torch.equal(targets[apart], (one > two)[apart].float())  # the wrong classes err as much
-    lost = (one - two).abs() if weighted else torch.ones(60)
+    lost = (one - two).abs() if weighted else torch.ones(40)
     assert (weights - lost / lost.mean()).abs().max() < 0.2  # of up to 4: bf16 rounds
 
 
@@ -342,7 +345,7 @@ def test_weights_that_cannot_be_started_from_are_refused(
 def test_the_metrics_are_those_of_the_networks_in_the_checkpoints(pipeline, small_npz):
     folder, printed = pipeline
     metrics = json.loads((folder / "out" / "metrics.json").read_text())
-    test = load_splits(small_npz, 200)[2]
+    test = load_splits(small_npz, TESTED)[2]
     nets = {arch: load_network(folder / FILES[arch])[0] for arch in STUDENTS}
     selector, checkpoint = load_network(folder / FILES["selector"])
     system = MultiStudent(list(nets.values()), selector, checkpoint["threshold"])
@@ -350,12 +353,12 @@ def test_the_metrics_are_those_of_the_networks_in_the_checkpoints(pipeline, smal
 
     assert metrics["images"] == len(test)
     accuracy = metrics["accuracy"]
-    assert accuracy["routed"] == pytest.approx(top1(logits, test.labels), abs=0.006)
+    assert accuracy["routed"] == pytest.approx(top1(logits, test.labels), abs=ONE)
     share = (choice == 0).double().mean().item()
-    assert metrics["route_share"]["densenet121"] == pytest.approx(share, abs=0.006)
+    assert metrics["route_share"]["densenet121"] == pytest.approx(share, abs=ONE)
     right = [predict(net, test.images).argmax(1) == test.labels for net in nets.values()]
     either = (right[0] | right[1]).double().mean().item()
-    assert accuracy["oracle"] == pytest.approx(either, abs=0.006)
+    assert accuracy["oracle"] == pytest.approx(either, abs=ONE)
     students = [accuracy[arch] for arch in STUDENTS]
     assert accuracy["better_student"] == max(students)
     assert accuracy["random"] == pytest.approx(sum(students) / 2)
@@ -383,10 +386,10 @@ def test_a_student_without_the_teacher_is_kept_apart_and_measured_too(
     assert "distillation  none" in printed["alone"].stdout
     distilled = load_network(folder / "googlenet.pth")[1]["hyperparameters"]
     assert distilled["distill_loss"] == "mse" and distilled["teacher"]
-    test = load_splits(small_npz, 200)[2]
+    test = load_splits(small_npz, TESTED)[2]
     accuracy = json.loads((folder / "out" / "metrics.json").read_text())["accuracy"]
     expected = top1(predict(alone, test.images), test.labels)
-    assert accuracy["googlenet_alone"] == pytest.approx(expected, abs=0.006)
+    assert accuracy["googlenet_alone"] == pytest.approx(expected, abs=ONE)
     assert "densenet121_alone" not in accuracy
     flags = ["--model", 2, "--distill-loss", "none", "--epochs", 1, *QUICK[2:]]
     call("StudentTrain.py", tmp_path, small_npz, *flags)  # no teacher is needed
@@ -417,7 +420,9 @@ def test_the_report_is_written_and_named_last(pipeline):
         assert fingerprint_of(load_network(folder / file)[0]) in page
 
 
-def test_inference_asks_the_selector_in_the_checkpoint(pipeline, small_npz, tmp_path, call):
+def test_inference_asks_the_selector_in_the_checkpoint(
+    pipeline, small_npz, tmp_path, call, no_figures
+):
     """The published inference never loaded the selector."""
     folder, _ = pipeline
     for name in FILES.values():
@@ -460,14 +465,14 @@ def test_a_policy_needs_no_more_than_the_networks_that_it_runs(pipeline, small_n
 
 
 def test_the_threshold_moves_the_cascade_from_one_student_to_the_mean_of_both(
-    pipeline, small_npz, tmp_path, call
+    pipeline, small_npz, tmp_path, call, no_figures
 ):
     for threshold, same_as in ((0, "googlenet"), (1.01, "ensemble")):
         flags = ["--policy", "cascade", "--threshold", threshold, "--out", tmp_path, *SMALL]
         call("inference.py", pipeline[0], small_npz, *flags)
         metrics = json.loads((tmp_path / "metrics.json").read_text())
         assert metrics["accuracy"]["cascade"] == pytest.approx(
-            metrics["accuracy"][same_as], abs=0.006
+            metrics["accuracy"][same_as], abs=ONE
         )
         assert metrics["macs_per_image"]["cascade"] == metrics["macs_per_image"][same_as]
 
@@ -650,15 +655,17 @@ def test_no_hyperparameter_is_without_a_rule():
         assert names - known <= set(cli.RULES) & set(CONSTANTS), script
 
 
-def test_a_system_is_trained_and_measured_in_a_context(pipeline, small_npz, tmp_path, call):
+def test_a_system_is_trained_and_measured_in_a_context(
+    pipeline, small_npz, tmp_path, call, no_figures
+):
     folder = copy_of(pipeline[0], tmp_path)
     call("StudentTrain.py", folder, small_npz, "--model", 2, "--context", "degraded", *QUICK)
     flags = ["--context", "mixed", "--label-weight", "difference", *QUICK]
     out, _ = call("trainSelector.py", folder, small_npz, *flags)
     assert f"next: python inference.py --context mixed --data-dir {small_npz} --device" in out
-    test, printed = load_splits(small_npz, 90)[2], {}
+    test, printed = load_splits(small_npz, 60)[2], {}
     for context in ("clean", "mixed"):
-        flags = ["--context", context, "--subset", 90, "--out", tmp_path / context]
+        flags = ["--context", context, "--subset", 60, "--out", tmp_path / context]
         printed[context], _ = call("inference.py", folder, small_npz, *flags)
         metrics = json.loads((tmp_path / context / "metrics.json").read_text())
         seen, images = kinds(context, image_seeds(test)), in_context(test, context).images
@@ -675,7 +682,7 @@ def test_a_system_is_trained_and_measured_in_a_context(pipeline, small_npz, tmp_
         for name, accuracy in metrics["accuracy"].items():
             parts = metrics["per_context"].values()
             total = sum(part["images"] * part["accuracy"][name] for part in parts)
-            assert total == pytest.approx(90 * accuracy)
+            assert total == pytest.approx(60 * accuracy)
     assert "by context" in printed["mixed"] and "by context" not in printed["clean"]
     for path, context in (("googlenet", "degraded"), ("selector", "mixed")):
         facts = torch.load(folder / f"{path}.pth", weights_only=True)["hyperparameters"]
@@ -696,7 +703,7 @@ def test_classes_without_an_image_are_left_out(pipeline, small_npz, tmp_path, ca
 
 
 def test_without_the_test_set_inference_falls_back_to_the_sample_and_says_so(
-    pipeline, tmp_path, call, monkeypatch
+    pipeline, tmp_path, call, monkeypatch, no_figures
 ):
     monkeypatch.setattr("utils.data.FOLDER", tmp_path / "empty")  # the only one that may be so
     for name in ("http_proxy", "https_proxy"):
@@ -748,7 +755,7 @@ def test_the_next_commands_typed_as_printed_lead_to_answers_in_the_classes_of_th
             classes=names,
         )
     monkeypatch.chdir(tmp_path)  # from elsewhere
-    command = f"python {shlex.quote(str(ROOT))}/teacherTrain.py --device cpu --subset 40"
+    command = f"python {shlex.quote(str(ROOT))}/teacherTrain.py --device cpu --subset 20"
     command += " --data-dir 'my data.NPZ' --checkpoint-dir 'my networks'"
     scripts = []
     while not scripts or scripts[-1] != "inference.py":
@@ -810,7 +817,7 @@ def test_networks_for_other_classes_than_the_datas_are_refused(
 
 
 def test_a_quick_try_leaves_what_a_whole_run_made_as_it_is(
-    pipeline, small_npz, tmp_path, typed, monkeypatch
+    pipeline, small_npz, tmp_path, typed, monkeypatch, no_figures
 ):
     whole, quick = tmp_path / "checkpoints", tmp_path / "runs" / "quick"
     whole.mkdir()
@@ -819,7 +826,7 @@ def test_a_quick_try_leaves_what_a_whole_run_made_as_it_is(
     monkeypatch.setattr("utils.checkpoint.CHECKPOINTS", whole)
     monkeypatch.setattr("utils.checkpoint.QUICK", quick)
     monkeypatch.chdir(tmp_path)
-    places = f"--subset 60 --data-dir {small_npz} --device cpu"
+    places = f"--subset 40 --data-dir {small_npz} --device cpu"
 
     def left():
         return sorted(path.relative_to(quick).parts[0] for path in quick.rglob("*.pth"))
@@ -835,7 +842,7 @@ def test_a_quick_try_leaves_what_a_whole_run_made_as_it_is(
     assert "teacher       checkpoints/teacher.pth\n" in out
     assert (quick / "teacher.answers").exists()
     assert out.endswith(
-        f"next: python trainSelector.py --data-dir {small_npz} --device cpu --subset 60\n"
+        f"next: python trainSelector.py --data-dir {small_npz} --device cpu --subset 40\n"
     )
     out = typed(out.splitlines()[-1].removeprefix("next: ") + " --epochs 1")
     assert "students      checkpoints/densenet121.pth, runs/quick/googlenet.pth\n" in out
