@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import torch
 
 from utils import checkpoint
 from utils.data import CLASSES, load_sample
+
+ROOT = Path(__file__).resolve().parent.parent
 
 # Two test processes share the machine; more threads would wait for each other.
 torch.set_num_threads(1)
@@ -51,3 +54,14 @@ def small_npz(tmp_path_factory, sample):
         classes=CLASSES,
     )
     return path
+
+
+@pytest.fixture(scope="session")
+def small_clone(tmp_path_factory, sample):
+    """A folder like a clone, with the checkpoints and the first 300 images of the sample."""
+    folder = tmp_path_factory.mktemp("clone")
+    (folder / "checkpoints").symlink_to(ROOT / "checkpoints")
+    (folder / "data").mkdir()
+    some = {"images": sample.images[:300].numpy(), "labels": sample.labels[:300].numpy()}
+    np.savez(folder / "data" / "sample.npz", **some)
+    return folder

@@ -35,16 +35,13 @@ def command(monkeypatch, capsys):
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory):
-    """A folder like a clone after running python -m evaluation.export."""
-    folder = tmp_path_factory.mktemp("clone")
-    for name in ("data", "checkpoints"):
-        (folder / name).symlink_to(ROOT / name)
+def clone(small_clone):
+    """The folder `small_clone` after running python -m evaluation.export."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+        patch.chdir(small_clone)
         patch.setattr(sys, "argv", ["export.py"])
         export.main()
-    return folder
+    return small_clone
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +57,7 @@ def shipped(arch):
 def test_the_script_of_the_page_chooses_and_answers_as_the_project_does(
     clone, scripts, sample, monkeypatch
 ):
+    sample = sample.take(slice(300))  # those in the clone
     monkeypatch.chdir(clone)
     monkeypatch.setattr("utils.device.has_bf16", lambda device: False)
     there = {}
@@ -70,7 +68,7 @@ def test_the_script_of_the_page_chooses_and_answers_as_the_project_does(
     }
     system = MultiStudent([networks[arch] for arch in STUDENTS], networks["selector"]).eval()
     chances = predict(networks["selector"], sample.images).sigmoid().sort().values
-    middle = (chances[499] + chances[500]).item() / 2  # each student gets half of the images
+    middle = chances[149:151].mean().item()  # each student gets half of the images
     for threshold in (shipped("selector")[1]["threshold"], middle):
         system.threshold = there["routing"]["threshold"] = threshold
         logits, choice = predict(system, sample.images)
@@ -78,7 +76,7 @@ def test_the_script_of_the_page_chooses_and_answers_as_the_project_does(
             there["logits"], there["choice"] = there["route"](sample.images.numpy())
         assert (there["choice"] == choice.numpy()).mean() >= 0.999
         assert (there["logits"].argmax(axis=1) == logits.argmax(dim=1).numpy()).mean() >= 0.999
-    assert there["choice"].mean() == pytest.approx(0.5, abs=0.001)
+    assert there["choice"].mean() == pytest.approx(0.5, abs=0.004)
 
 
 def test_any_number_of_images_is_answered(clone, scripts, sample, monkeypatch):
