@@ -107,7 +107,7 @@ def test_the_plain_loop_learns(sample):
 
 def test_the_numbers_are_saved_with_the_machine(small_npz, tmp_path):
     path = tmp_path / "benchmarks.json"
-    words = ["data", "--images", "20", "40", "--rounds", "3", "--json", path, "--device", "cpu"]
+    words = ["data", "--images", "20", "40", "--rounds", "2", "--json", path, "--device", "cpu"]
     subprocess.run(
         [sys.executable, "-m", "benchmarks", *words, "--data-dir", small_npz, "--threads", "1"],
         cwd=ROOT,

@@ -18,6 +18,7 @@ from utils.answers import predict, top1
 from utils.checkpoint import load_network
 from utils.contexts import GROUPS, in_context
 from utils.data import load_splits
+from utils.files import UserError
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 CAT, DOG, HARDLY = [4.0, 0.0], [0.0, 5.0], [0.5, 0.0]  # 0.98 for 0, 0.99 for 1, 0.62 for 0
@@ -219,8 +220,12 @@ def test_missing_networks_are_trained_with_their_commands(study, tmp_path, monke
         started.append((Path(words[1]).name, flags["--context"], flags.get("--epochs"), name))
         return subprocess.CompletedProcess(words, 0)
 
+    def stop(*_):
+        raise UserError("all are trained")
+
     monkeypatch.setattr(subprocess, "run", start)
-    study("--train", "--epochs", "3")
+    monkeypatch.setattr(contexts, "assembled", stop)
+    study("--train", "--epochs", "3", status=2)
     assert started == [
         ("trainSelector.py", "mixed", None, "checkpoints/contexts/selector.pth"),
         ("StudentTrain.py", "mixed", "3", "runs/contexts/once/googlenet.pth"),

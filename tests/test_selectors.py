@@ -40,7 +40,7 @@ def images():
 def test_a_student_that_is_right_in_the_dark_is_found_by_the_image(variant, images):
     dark = torch.arange(len(images)) % 2 == 0
     data = told(images, dark)
-    (row,) = study((variant,), {variant.labels: data}, data, data, seeds=2, steps=60)
+    (row,) = study((variant,), {variant.labels: data}, data, data, seeds=2, steps=30)
     assert row["auroc"]["mean"] > 0.95 and row["accuracy"]["mean"] > 0.9
     assert [run["seed"] for run in row["runs"]] == [0, 1]
     for measured in (row["auroc"], row["accuracy"]):
@@ -63,7 +63,7 @@ def test_an_image_on_which_both_err_alike_counts_nothing_where_weighted(images):
     # The published labels give these ties to student 2, dark or not: they would drown the others.
     data.logits[0][20:], data.logits[1][20:] = torch.zeros(2), torch.zeros(2)
     plain, weighted = (
-        predict(train_selector(Variant("train", each), data, seed=0, steps=60), images[dark])
+        predict(train_selector(Variant("train", each), data, seed=0, steps=30), images[dark])
         for each in (False, True)
     )
     assert plain.mean() < 0 < weighted.mean()
@@ -155,19 +155,19 @@ def test_too_few_images_to_tell_the_students_apart_are_refused(command, tmp_path
 
 
 def test_answers_out_of_fold_that_lie_there_are_learned_from(command, small_npz, tmp_path):
-    train = load_splits(small_npz, 400)[0]
-    logits = torch.randn(2, 200, 10, generator=torch.Generator().manual_seed(0)).half().numpy()
+    train = load_splits(small_npz, 200)[0]
+    logits = torch.randn(2, 100, 10, generator=torch.Generator().manual_seed(0)).half().numpy()
     of = fingerprint([train.images, train.labels])
     np.savez(tmp_path / "out_of_fold.npz", of=of, logits=logits)
-    status, told = command("400")
+    status, told = command("200")
     assert status == 0 and "no out-of-fold logits" not in told.out
     trained = json.loads((tmp_path / "selectors.json").read_text())
     assert [row["labels"] for row in trained["variants"]] == ["train", "out of fold", "held out"]
-    assert trained["told"]["out of fold"]["images"] == 200
+    assert trained["told"]["out of fold"]["images"] == 100
 
 
 def test_the_command_writes_numbers_and_a_figure(command, tmp_path):
-    status, told = command("400")
+    status, told = command("200")
     assert status == 0 and "no out-of-fold logits" in told.out
     trained = json.loads((tmp_path / "selectors.json").read_text())
     assert [row["labels"] for row in trained["variants"]] == ["train", "held out"]
