@@ -58,7 +58,8 @@ def accuracy_against_work(routing: dict) -> Figure:
     for name, (facts, label, offset, side) in points.items():
         place, color = _point(facts["macs"], facts["accuracy"]), COLORS.get(name, "#555555")
         axes.plot(*place, MARKERS.get(name, "P"), ms=7, color=color)
-        axes.annotate(label, place, offset, textcoords="offset points", ha=side, color=color)
+        told = axes.annotate(label, place, offset, textcoords="offset points", ha=side, color=color)
+        told.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5})
     axes.margins(x=0.08, y=0.14)
     low, high = axes.get_ylim()
     oracle = policies["oracle"]

@@ -104,7 +104,7 @@ def test_the_facts_stand_beside_the_networks(clone):
     chosen = shipped("selector")[1]
     assert routing["policy"] == "selector" and routing["students"] == list(STUDENTS)
     assert routing["threshold"] == chosen["threshold"] and routing["classes"] == chosen["classes"]
-    assert routing["temperature"] == dict.fromkeys(STUDENTS, 1.0)
+    assert routing["temperature"] == {arch: shipped(arch)[1]["temperature"] for arch in STUDENTS}
     for arch, weights in routing["weights"].items():
         assert weights == fingerprint(shipped(arch)[0].state_dict().values())
         content = (clone / "runs" / "onnx" / f"{arch}.onnx").read_bytes()
