@@ -15,7 +15,8 @@ images.
 The system is in checkpoints/contexts/, the generalists are in runs/contexts/. After Ctrl-C, --train
 continues. The study itself trains only selectors, in seconds each. The logits of each network are
 stored in results/contexts/, so a study that was stopped continues with the next network. For the
-teacher and the generalists, the stored logits are enough: their checkpoints may be missing.
+teacher and the generalists, the stored logits are enough: their checkpoints may be missing, and
+--train does not train them again.
 """
 
 import argparse
@@ -145,8 +146,8 @@ def main() -> None:
 
     networks = planned(args)
     if args.train:
-        for network in networks.values():
-            network.make()
+        for name in (*STUDENTS, "selector"):
+            networks[name].make()
     system = assembled(networks, device)
     train, val, test = load_splits(args.data_dir, args.subset, device)
     for path in [each.path for each in networks.values() if each.path.exists()]:
@@ -154,7 +155,7 @@ def main() -> None:
     print(f"computing logits for {described(train, val, test)}", flush=True)
     train = train.take(slice(IMAGES))
     images, rows = image_sets(train, val, test), rows_by_context(test)
-    told = ask(networks, images, args.out / "contexts", args.batch_size)
+    told = ask(networks, images, args.out / "contexts", args.batch_size, args.train)
     labels = {
         "train": train.labels.cpu(),
         "val": val.labels.cpu(),
@@ -287,45 +288,69 @@ def rows_by_context(test: Split) -> dict[str, torch.Tensor]:
 
 
 def ask(
-    networks: Mapping[str, Network], images: dict[str, torch.Tensor], folder: Path, batch_size: int
+    networks: Mapping[str, Network],
+    images: dict[str, torch.Tensor],
+    folder: Path,
+    batch_size: int,
+    train: bool,
 ) -> dict[str, Told]:
     """The logits of each network, stored in `folder` in half precision.
 
-    Raises UserError, before any computation, if for a network both checkpoint and logits are
-    missing.
+    With `train`, networks are trained if both checkpoint and logits are missing, one by one: the
+    logits of each are stored before the next is trained. Otherwise raises UserError, before any
+    computation.
     """
-    key, told, nets = fingerprint(images.values()), {}, {}
-    sets, paths = {}, {name: folder / f"{name.replace(', ', '-')}.npz" for name in networks}
+    key, sets, told = fingerprint(images.values()), {}, {}
+    paths = {name: folder / f"{name.replace(', ', '-')}.npz" for name in networks}
     for name, network in networks.items():
         sets[name] = {k: v for k, v in images.items() if k != "train" or network.paired}
         told[name] = kept(paths[name], key, sets[name])
-        if network.path.exists() or told[name] is None:
+        if told[name] is None and not train:
+            network.read()
+    for name, network in networks.items():
+        if told[name] is None and train:
+            network.make()
+        if told[name] is None or network.path.exists():
             net, facts = network.read()
             weights = fingerprint_of(net)
             if told[name] is None or told[name].facts["weights"] != weights:
-                nets[name] = net, facts["hyperparameters"], weights
-    for name, (net, made, weights) in nets.items():
-        facts = {
-            "images": key,
-            "weights": weights,
-            "macs": round(1e6 * macs(net)),
-            "context": networks[name].context,
-            **{fact: made.get(fact) for fact in MADE},
-        }
-        net = for_inference(net, images["test"].device)
-        logits = {
-            split: predict(net, each, f"{name}, {split}", batch_size).half().cpu()
-            for split, each in sets[name].items()
-        }
-        if not all(each.isfinite().all() for each in logits.values()):
-            raise UserError(
-                f"{shown(networks[name].path)}: its logits are not finite in half precision; train "
-                "it again"
-            )
-        with replacing(paths[name]) as file:
-            np.savez(file, facts=json.dumps(facts), **{k: v.numpy() for k, v in logits.items()})
-        told[name] = Told({split: each.float() for split, each in logits.items()}, facts)
+                made = facts["hyperparameters"]
+                facts = {
+                    "images": key,
+                    "weights": weights,
+                    "macs": round(1e6 * macs(net)),
+                    "context": network.context,
+                    **{fact: made.get(fact) for fact in MADE},
+                }
+                told[name] = Told(logits_of(name, net, network.path, sets[name], batch_size), facts)
+                keep(paths[name], told[name])
     return told
+
+
+def logits_of(
+    name: str, net: nn.Module, path: Path, images: Mapping[str, torch.Tensor], batch_size: int
+) -> dict[str, torch.Tensor]:
+    """The logits of `net` by set of images, as stored: rounded to half precision.
+
+    Raises UserError, which names the checkpoint `path`, if they are not finite.
+    """
+    net = for_inference(net, images["test"].device)
+    logits = {
+        split: predict(net, each, f"{name}, {split}", batch_size).half().cpu()
+        for split, each in images.items()
+    }
+    if not all(each.isfinite().all() for each in logits.values()):
+        raise UserError(
+            f"{shown(path)}: its logits are not finite in half precision; train it again"
+        )
+    return {split: each.float() for split, each in logits.items()}
+
+
+def keep(path: Path, told: Told) -> None:
+    """Store logits and facts at `path`, for `kept`."""
+    logits = {split: each.half().numpy() for split, each in told.logits.items()}
+    with replacing(path) as file:
+        np.savez(file, facts=json.dumps(told.facts), **logits)
 
 
 def kept(path: Path, key: str, images: Mapping[str, torch.Tensor]) -> Told | None:

@@ -199,7 +199,10 @@ def test_what_is_missing_or_was_trained_on_other_images_is_named_with_its_comman
 
 
 def test_missing_networks_are_trained_with_their_commands(study, tmp_path, monkeypatch):
-    """A checkpoint without a test accuracy is of a training that was interrupted."""
+    """A checkpoint without a test accuracy is of a training that was interrupted.
+
+    The logits of each network are stored before the next is trained, and then they are enough.
+    """
     done = {}
     for path in tmp_path.rglob("*.pth"):
         done[str(path.relative_to(tmp_path))] = path.read_bytes()
@@ -220,17 +223,28 @@ def test_missing_networks_are_trained_with_their_commands(study, tmp_path, monke
         started.append((Path(words[1]).name, flags["--context"], flags.get("--epochs"), name))
         return subprocess.CompletedProcess(words, 0)
 
+    def logits_of(name, net, path, images, batch_size):
+        started.append(name)
+        return {split: torch.zeros(len(each), 10) for split, each in images.items()}
+
     def stop(*_):
         raise UserError("all are trained")
 
     monkeypatch.setattr(subprocess, "run", start)
-    monkeypatch.setattr(contexts, "assembled", stop)
+    monkeypatch.setattr(contexts, "logits_of", logits_of)
+    monkeypatch.setattr(contexts, "pair", stop)
     study("--train", "--epochs", "3", status=2)
     assert started == [
         ("trainSelector.py", "mixed", None, "checkpoints/contexts/selector.pth"),
+        *("teacher", *STUDENTS, "densenet121, once"),
         ("StudentTrain.py", "mixed", "3", "runs/contexts/once/googlenet.pth"),
+        *("googlenet, once", "densenet121, twice", "googlenet, twice"),
     ]
+    started.clear()
+    shutil.rmtree(tmp_path / "runs")
+    study("--train", "--epochs", "3", status=2)
+    assert started == []
     monkeypatch.setattr(subprocess, "run", lambda words: subprocess.CompletedProcess(words, 130))
-    interrupted.unlink()
+    (tmp_path / "results/contexts/googlenet-once.npz").unlink()
     _, err = study("--train", status=2)
     assert "StudentTrain.py ended with status 130: run this command again to continue" in err
