@@ -14,6 +14,7 @@ from models import NAMES, STUDENTS, parameters
 from studies.compression import PUBLISHED, all_costs
 from utils import cli
 from utils.checkpoint import COMMANDS, FILES, load_network, read_checkpoint
+from utils.contexts import GROUPS
 from utils.files import UserError, replacing, shown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,6 +51,36 @@ CHOSEN = {  # chosen on the validation images: name in the table, key in the che
     "temperature of the probabilities": "temperature",
 }
 SHORT = ("teacher", *STUDENTS, "routed", "cascade", "oracle")  # keys of LABELS for the README
+IN_CONTEXTS = {  # rows of contexts.json: name there, label
+    "teacher": "teacher, ResNet-50, trained on clean images",
+    "densenet121": "student 1, DenseNet-121, trained on degraded images",
+    "googlenet": "student 2, GoogLeNet, trained on clean images",
+    "densenet121, once": "DenseNet-121 trained on both",
+    "densenet121, twice": "DenseNet-121 trained on both, twice as long",
+    "googlenet, once": "GoogLeNet trained on both",
+    "googlenet, twice": "GoogLeNet trained on both, twice as long",
+    "selector": "**routed by the shipped selector**",
+    "selector, published labels": "selector: published labels",
+    "selector, weighted labels": "selector: weighted labels",
+    "selector, taught the context": "selector: labels from the true context",
+    "true context": "routed by the true context",
+    "more confident": "both students, the more confident one answers",
+    "cascade": "cascade: both if student 2 is unsure",
+    "ensemble": "mean of both students' logits",
+    "generalists, selector": "both trained on both, with a selector",
+    "generalists, cascade": "both trained on both, as a cascade",
+    "generalists, ensemble": "both trained on both, mean of their logits",
+    "oracle": "oracle: right if either student is",
+}
+SHORT_IN_CONTEXTS = (
+    *STUDENTS,
+    "densenet121, once",
+    "densenet121, twice",
+    "selector",
+    "true context",
+    "more confident",
+    "cascade",
+)
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -140,6 +171,26 @@ def selectors(study: dict) -> str:
         "p",
     ]
     return markdown(heads, rows)
+
+
+def contexts(study: dict, names: Sequence[str] = tuple(IN_CONTEXTS)) -> str:
+    """Table of contexts.json, written by studies.contexts; `names` are keys of IN_CONTEXTS."""
+    alone = {"teacher": study["teacher"], **study["students"], **study["generalists"]}
+    rows = []
+    for name in names:
+        facts = alone.get(name) or study["policies"][name]
+        area, p = facts.get("auroc"), facts.get("mcnemar_p")
+        rows.append(
+            [
+                IN_CONTEXTS[name],
+                *(f"{100 * facts['accuracy'][group]:.2f}" for group in GROUPS),
+                f"{100 * facts['macs'] / study['teacher']['macs']:.0f} %",
+                "" if area is None else f"{area:.2f}",
+                "" if p is None else f"{p:.1g}",
+            ]
+        )
+    groups = [f"{group}, %" for group in GROUPS]
+    return markdown(["top-1", *groups, "MACs of the teacher's", "AUROC", "p"], rows)
 
 
 def sweep(benchmarks: dict) -> str:
@@ -320,6 +371,10 @@ def texts() -> dict[Path, str]:
         },
         folder / "README.md": {"checkpoints": checkpoints(paths)},
     }
+    if (several := ROOT / "results" / "contexts.json").exists():
+        several = json.loads(several.read_text(encoding="utf-8"))
+        tables[ROOT / "README.md"]["contexts"] = contexts(several, SHORT_IN_CONTEXTS)
+        tables[ROOT / "docs" / "results.md"]["contexts"] = contexts(several)
     return {path: fill(path, those) for path, those in tables.items()}
 
 

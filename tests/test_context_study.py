@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from models import STUDENTS, MultiStudent
-from studies import contexts
+from studies import contexts, tables
 from studies.contexts import cascading, ensemble, more_confident, part, true_context
 from studies.policies import Networks
 from utils import cli
@@ -159,6 +159,19 @@ def test_the_study_runs_from_its_files_and_then_from_what_was_answered(
     assert told["policies"]["more confident"]["macs"] == sum(work)
     assert len(told["policies"]["selector, weighted labels"]["runs"]) == 2
     assert told["generalists"]["googlenet, once"]["trained"]["context"] == "mixed"
+    rows = [
+        [cell.strip() for cell in line.split("|")][1:-1]
+        for line in tables.contexts(told).splitlines()[2:]
+    ]
+    assert len(rows) == 7 + len(told["policies"])
+    (row,) = (row for row in rows if row[0] == "selector: weighted labels")
+    facts = told["policies"]["selector, weighted labels"]
+    assert row[1:5] == [f"{100 * facts['accuracy'][group]:.2f}" for group in GROUPS]
+    assert row[5:] == [
+        f"{100 * facts['macs'] / told['teacher']['macs']:.0f} %",
+        f"{facts['auroc']:.2f}" if "auroc" in facts else "",  # so few images may have none
+        f"{facts['mcnemar_p']:.1g}",
+    ]
 
     shutil.rmtree(tmp_path / "runs")
     (tmp_path / "checkpoints" / "teacher.pth").unlink()
