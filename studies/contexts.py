@@ -66,7 +66,7 @@ SEEDS = 5  # runs per selector trained here
 IMAGES = 10_000  # number of training images for these selectors, from the first on
 SELECTOR_EPOCHS = 6  # of these selectors
 OUT = Path("results")  # for contexts.json, the figures, and contexts/ with the answers
-EPOCHS = 12  # of student 1 and of the generalists that are trained once
+EPOCHS = 2  # of student 1 and of the generalists that are trained once
 LEARNING_RATE = 2.5e-3  # of these trainings
 GENERALISTS = Path("runs/contexts")  # contains once/ and twice/
 STAGES = {"once": 1, "twice": 2}  # epochs of a generalist, relative to student 1
@@ -80,6 +80,7 @@ class Network:
 
     words: of the command, from the name of the script on; of a copy, the checkpoint to copy.
     paired: whether it is one of a pair of students, whose logits for training images are needed.
+    epochs: number of epochs of its training; None: any.
     """
 
     path: Path
@@ -87,6 +88,7 @@ class Network:
     context: str
     words: tuple[str, ...]
     paired: bool = False
+    epochs: int | None = None
 
     @property
     def command(self) -> str:
@@ -107,7 +109,7 @@ class Network:
         cli.run_script(script, flags)
 
     def read(self) -> tuple[nn.Module, dict[str, Any]]:
-        """As `load_network`. Raises UserError if missing or trained in another context."""
+        """As `load_network`. Raises UserError if missing or trained in another way."""
         if not self.path.exists():
             raise UserError(f"{shown(self.path)} is missing; make it with: {self.command}")
         net, facts = load_network(self.path, self.arch)
@@ -115,6 +117,11 @@ class Network:
             raise UserError(
                 f"{shown(self.path)} was trained in the context {brief(found)}, not in "
                 f"{self.context!r}; make it with: {self.command}"
+            )
+        if self.epochs and (done := facts["hyperparameters"].get("epochs")) != self.epochs:
+            raise UserError(
+                f"{shown(self.path)} was trained for {brief(done)} epochs, not {self.epochs}: use "
+                "another --epochs, or move it away"
             )
         return net, facts
 
@@ -222,7 +229,12 @@ def planned(args: argparse.Namespace) -> dict[str, Network]:
         }
         words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
         return Network(
-            folder / FILES[arch], arch, context, ("StudentTrain.py", *words), paired=times == 1
+            folder / FILES[arch],
+            arch,
+            context,
+            ("StudentTrain.py", *words),
+            paired=times == 1,
+            epochs=times * args.epochs,
         )
 
     path = Path(shipped["resnet50"])

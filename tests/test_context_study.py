@@ -89,7 +89,8 @@ def study(tmp_path, small_npz, monkeypatch, capsys):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         checkpoint = torch.load(CHECKPOINTS / path.name, weights_only=True)
-        checkpoint["hyperparameters"]["context"] = context
+        epochs = contexts.EPOCHS * (2 if "twice" in name else 1)
+        checkpoint["hyperparameters"] |= {"context": context, "epochs": epochs}
         torch.save(checkpoint, path)
     shutil.copy(CHECKPOINTS / "teacher.pth", tmp_path / "checkpoints")
 
@@ -206,6 +207,8 @@ def test_what_is_missing_or_was_trained_on_other_images_is_named_with_its_comman
         "--checkpoint-dir runs/contexts/twice"
     )
     assert not (tmp_path / "results" / "contexts").exists()
+    _, err = study("--epochs", "9", status=2)
+    assert f"densenet121.pth was trained for {contexts.EPOCHS} epochs, not 9: use" in err
     shutil.copy(CHECKPOINTS / "densenet121.pth", tmp_path / "checkpoints" / "contexts")
     _, err = study(status=2)
     assert "densenet121.pth was trained in the context 'clean', not in 'degraded'; make it" in err
@@ -246,16 +249,16 @@ def test_missing_networks_are_trained_with_their_commands(study, tmp_path, monke
     monkeypatch.setattr(subprocess, "run", start)
     monkeypatch.setattr(contexts, "logits_of", logits_of)
     monkeypatch.setattr(contexts, "pair", stop)
-    study("--train", "--epochs", "3", status=2)
+    study("--train", status=2)
     assert started == [
         ("trainSelector.py", "mixed", None, "checkpoints/contexts/selector.pth"),
         *("teacher", *STUDENTS, "densenet121, once"),
-        ("StudentTrain.py", "mixed", "3", "runs/contexts/once/googlenet.pth"),
+        ("StudentTrain.py", "mixed", str(contexts.EPOCHS), "runs/contexts/once/googlenet.pth"),
         *("googlenet, once", "densenet121, twice", "googlenet, twice"),
     ]
     started.clear()
     shutil.rmtree(tmp_path / "runs")
-    study("--train", "--epochs", "3", status=2)
+    study("--train", status=2)
     assert started == []
     monkeypatch.setattr(subprocess, "run", lambda words: subprocess.CompletedProcess(words, 130))
     (tmp_path / "results/contexts/googlenet-once.npz").unlink()
