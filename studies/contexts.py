@@ -312,30 +312,34 @@ def ask(
     logits of each are stored before the next is trained. Otherwise raises UserError, before any
     computation.
     """
-    key, sets, told = fingerprint(images.values()), {}, {}
+    key, sets, told, nets = fingerprint(images.values()), {}, {}, {}
     paths = {name: folder / f"{name.replace(', ', '-')}.npz" for name in networks}
     for name, network in networks.items():
         sets[name] = {k: v for k, v in images.items() if k != "train" or network.paired}
         told[name] = kept(paths[name], key, sets[name])
-        if told[name] is None and not train:
-            network.read()
+        if told[name] is None and train:
+            continue  # trained and read below
+        if told[name] is None or network.path.exists():
+            nets[name] = network.read()
     for name, network in networks.items():
         if told[name] is None and train:
             network.make()
-        if told[name] is None or network.path.exists():
-            net, facts = network.read()
-            weights = fingerprint_of(net)
-            if told[name] is None or told[name].facts["weights"] != weights:
-                made = facts["hyperparameters"]
-                facts = {
-                    "images": key,
-                    "weights": weights,
-                    "macs": round(1e6 * macs(net)),
-                    "context": network.context,
-                    **{fact: made.get(fact) for fact in MADE},
-                }
-                told[name] = Told(logits_of(name, net, network.path, sets[name], batch_size), facts)
-                keep(paths[name], told[name])
+            nets[name] = network.read()
+        if name not in nets:
+            continue
+        net, facts = nets[name]
+        weights = fingerprint_of(net)
+        if told[name] is None or told[name].facts["weights"] != weights:
+            made = facts["hyperparameters"]
+            facts = {
+                "images": key,
+                "weights": weights,
+                "macs": round(1e6 * macs(net)),
+                "context": network.context,
+                **{fact: made.get(fact) for fact in MADE},
+            }
+            told[name] = Told(logits_of(name, net, network.path, sets[name], batch_size), facts)
+            keep(paths[name], told[name])
     return told
 
 

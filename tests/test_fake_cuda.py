@@ -75,7 +75,6 @@ def cuda(monkeypatch):
         checkpoint, "check_students", lambda *_: None
     )  # fingerprints are of numbers
     monkeypatch.setattr(run, "save_checkpoint", lambda *_: None)
-    monkeypatch.setattr("evaluation.figures.draw_all", lambda *_: [])  # it has no GPU code
     monkeypatch.setattr(run.Run, "_save_state", lambda self: None)
     monkeypatch.setattr(run.Run, "step", step)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **_: True)
