@@ -34,7 +34,7 @@ from utils.checkpoint import (
 )
 from utils.contexts import in_context
 from utils.data import load_splits, named_images
-from utils.device import autocast, for_inference, pick_device, seed_everything, to_device
+from utils.device import autocast, for_inference, pick_device, to_device
 from utils.distributed import join_group
 from utils.files import UserError, claim, shown
 from utils.method import LOSSES, distillation_loss
@@ -115,7 +115,7 @@ def main() -> None:
     if args.indices:
         train = named_images(train, args.indices)
     val = in_context(val, args.context)
-    seed_everything(args.seed)
+    torch.manual_seed(args.seed)
     student, init = starting_network(arch, STEM, args.init, path, train.classes)
     student = to_device(student, device)
     cli.announce(

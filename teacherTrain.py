@@ -9,6 +9,7 @@ Writes checkpoints/teacher.pth (the epoch with the best validation accuracy) and
 row per epoch). StudentTrain.py then distills the teacher into the students.
 """
 
+import torch
 import torch.nn.functional as F
 
 from utils import cli
@@ -16,7 +17,7 @@ from utils.answers import report_accuracy, score
 from utils.augment import Augmentation
 from utils.checkpoint import FILES, starting_network
 from utils.data import load_splits
-from utils.device import autocast, pick_device, seed_everything, to_device
+from utils.device import autocast, pick_device, to_device
 from utils.distributed import join_group
 from utils.files import claim
 from utils.run import Run
@@ -52,7 +53,7 @@ def main() -> None:
     path = args.checkpoint_dir / FILES[ARCH]
     claim(path)
     train, val, test = load_splits(args.data_dir, args.subset, device)
-    seed_everything(args.seed)
+    torch.manual_seed(args.seed)
     teacher, init = starting_network(ARCH, STEM, args.init, path, train.classes)
     teacher = to_device(teacher, device)
     cli.announce(

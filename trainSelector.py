@@ -21,7 +21,7 @@ from utils.augment import Augmentation
 from utils.checkpoint import FILES, amend_checkpoint, check_classes, fingerprint_of, load_network
 from utils.contexts import in_context
 from utils.data import load_splits
-from utils.device import autocast, for_inference, pick_device, seed_everything, to_device
+from utils.device import autocast, for_inference, pick_device, to_device
 from utils.distributed import join_group
 from utils.files import claim, shown
 from utils.method import best_threshold, label_weights, routed_accuracy, selector_labels, share
@@ -73,7 +73,7 @@ def main() -> None:
         check_classes(student_path, facts, splits[0].classes, splits[0].name)
     # The context of an image is the same in every epoch, because its label depends on it.
     train, val, test = (in_context(split, args.context) for split in splits)
-    seed_everything(args.seed)
+    torch.manual_seed(args.seed)
     selector = to_device(Selector(DEPTH, BATCH_NORM), device)
     cli.announce(
         f"Training the selector, {DEPTH} blocks, between {' and '.join(STUDENTS)}",

@@ -6,7 +6,8 @@
 Needs checkpoints/teacher.pth and CIFAR-10. Runs StudentTrain.py for each student, loss and seed, in
 runs/distillation/. Each finished run is added to results/distillation.json; after Ctrl-C, the same
 command continues. Finally, distillation.png shows the paired differences with and without the
-teacher for each seed.
+teacher for each seed. The seed determines the initial weights and the order of the images. The
+crops depend on it only without the teacher (StudentTrain.TEACHER_VIEWS).
 """
 
 import json
@@ -22,6 +23,7 @@ from utils import checkpoint, cli
 from utils.checkpoint import ALONE, FILES, ROOT, fingerprint_of, load_network, read_checkpoint
 from utils.data import data_facts, load_splits
 from utils.files import UserError, shown, write_json
+from utils.safe_load import brief
 
 BATCH_SIZE = 128  # images per step
 EPOCHS = 10
@@ -51,16 +53,17 @@ class Trained:
     distill_loss: str
     seed: int
     epochs: int
+    batch_size: int
     teacher: str
     data: str
     val_accuracy: float
     test_accuracy: float
 
 
-def read(path: Path, epochs: int, teacher: str, data: str) -> list[Trained]:
+def read(path: Path, of: dict[str, Any]) -> list[Trained]:
     """Read the finished runs. Without a file, the list is empty.
 
-    Raises UserError if the file is damaged, or for another number of epochs, teacher or data set.
+    Raises UserError if the file is damaged, or has runs with other facts than `of`.
     """
     if not path.exists():
         return []
@@ -69,14 +72,14 @@ def read(path: Path, epochs: int, teacher: str, data: str) -> list[Trained]:
         if not isinstance(told, list):
             raise ValueError("no list")
         runs = [Trained(**run) for run in told]
-        of = {(run.epochs, run.teacher, run.data) for run in runs}
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} is not a list of runs: move it away or repair it") from error
-    if of - {(epochs, teacher, data)}:
-        raise UserError(
-            f"{path} has runs with another teacher, data set or number of epochs than these "
-            f"({teacher}, {data}, {epochs}): move it away, or use another --out"
-        )
+    for name, fact in of.items():
+        if others := [found for run in runs if (found := getattr(run, name)) != fact]:
+            raise UserError(
+                f"{path} has runs with {name} {brief(others[0])}, not {brief(fact)}: move it away, "
+                "or use another --out"
+            )
     return runs
 
 
@@ -154,11 +157,12 @@ def main() -> None:
     images = load_splits(args.data_dir, args.subset)[0]
     of = {
         "epochs": args.epochs,
+        "batch_size": args.batch_size,
         "teacher": fingerprint_of(load_network(teacher, "resnet50")[0]),
         "data": data_facts(images.images, images.labels),
     }
     path = args.out / "distillation.json"
-    runs = read(path, **of)
+    runs = read(path, of)
     done = {(run.student, run.distill_loss, run.seed) for run in runs}
     todo = [
         (student, loss, seed)
@@ -170,6 +174,8 @@ def main() -> None:
     flags = ["--epochs", str(args.epochs), "--batch-size", str(args.batch_size)]
     flags += [] if args.subset is None else ["--subset", str(args.subset)]
     folder = RUNS if args.subset is None else checkpoint.QUICK / RUNS.name
+    # A run that was stopped is continued only by the same study.
+    folder /= "-".join(map(str, (args.epochs, args.batch_size, of["teacher"], of["data"][-12:])))
     for student, loss, seed in todo:
         taught = [] if loss == "none" else ["--teacher", str(teacher)]
         made = train(student, loss, seed, folder / f"{loss}-{seed}", [*flags, *taught])

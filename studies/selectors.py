@@ -38,7 +38,7 @@ from utils.answers import predict
 from utils.augment import Augmentation, Batches, crop_and_flip
 from utils.checkpoint import ALONE, FILES, check_classes, load_network
 from utils.data import Split, data_facts, described, fingerprint, load_splits
-from utils.device import autocast, for_inference, pick_device, seed_everything, to_device
+from utils.device import autocast, for_inference, pick_device, to_device
 from utils.files import UserError, replacing, shown, write_json
 from utils.method import best_threshold, label_weights, selector_labels, share
 from utils.optim import one_cycle, optimizers
@@ -195,7 +195,7 @@ def fit(
         depth, batch_norm: of the `Selector`.
     """
     device = batches.images.device
-    seed_everything(batches.seed)
+    torch.manual_seed(batches.seed)
     selector = to_device(Selector(depth, batch_norm), device).train()
     (optimizer,) = optimizers(selector, "sgd", LEARNING_RATE, 0.9, 5e-4)
     schedule = one_cycle(optimizer, LEARNING_RATE, 0.25, epochs * batches.steps)

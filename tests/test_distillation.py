@@ -24,7 +24,7 @@ def test_the_interval_of_a_mean_is_students():
 
 
 def run(student, loss, seed, val, test):
-    return Trained(student, loss, seed, 10, "teacher", "data", val, test)
+    return Trained(student, loss, seed, 10, 128, "teacher", "data", val, test)
 
 
 def test_the_gain_is_that_of_the_same_seed():
@@ -65,15 +65,15 @@ def study(monkeypatch, tmp_path, small_npz):
     def start(words, stop_after=99):
         commands.append(words[2:])
         if len(commands) > stop_after:
-            return SimpleNamespace(returncode=130)
+            return SimpleNamespace(wait=lambda: 130)
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", list(map(str, words[1:])))
             StudentTrain.main()
-        return SimpleNamespace(returncode=0)
+        return SimpleNamespace(wait=lambda: 0)
 
     def run_it(*words, stop_after=99, read=True):
         commands.clear()
-        monkeypatch.setattr(subprocess, "run", lambda words: start(words, stop_after=stop_after))
+        monkeypatch.setattr(subprocess, "Popen", lambda words: start(words, stop_after=stop_after))
         flags = f"--data-dir {small_npz} --device cpu --checkpoint-dir {tmp_path} --out {tmp_path}"
         monkeypatch.setattr(sys, "argv", ["distillation.py", *flags.split(), *words])
         with pytest.raises(SystemExit) as end:
@@ -98,9 +98,22 @@ def test_runs_that_are_done_are_not_done_again(study, tmp_path, capsys):
     assert (tmp_path / "distillation.png").stat().st_size > 1000
     assert "GoogLeNet, alone" in capsys.readouterr().out
     assert study(*words)[1] == []
-    status, commands, _ = study("--epochs", "2", "--seeds", "2")
-    assert status == 2 and not commands
-    assert "number of epochs than these" in capsys.readouterr().err
+    for flag, message in (
+        ("--epochs", "epochs 1, not 2"),
+        ("--batch-size", "batch_size 50, not 2"),
+    ):
+        status, commands, _ = study(*words, flag, "2")
+        assert status == 2 and not commands
+        assert f"has runs with {message}: move it away" in capsys.readouterr().err
+
+
+def test_a_run_that_was_stopped_is_not_continued_by_another_study(study, tmp_path):
+    folders = []
+    for more in ([], ["--epochs", "2"], ["--batch-size", "60"]):
+        words = ["--epochs", "1", "--batch-size", "50", "--seeds", "2", *more]
+        _, (command,), _ = study(*words, stop_after=0, read=False)
+        folders.append(command[command.index("--checkpoint-dir") + 1])
+    assert len(set(folders)) == 3
 
 
 def test_a_quick_test_trains_every_student_on_its_subset(study):

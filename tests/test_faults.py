@@ -12,6 +12,7 @@ import re
 import resource
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -284,6 +285,39 @@ def test_a_run_stopped_inside_a_write_finishes_the_write(
     at = moments.index(f"{moment} selector.{file}") + 1
     stopped_and_continued("selector", folder, small_npz, at, mode, status)
     assert_ends_like("selector", folder, reference)
+
+
+SAVES = """
+import pathlib, signal, sys, time
+def save(number, frame):
+    time.sleep(1)  # a step
+    pathlib.Path(sys.argv[1]).touch()
+    sys.exit(128 + number)
+signal.signal(signal.SIGINT, save), signal.signal(signal.SIGTERM, save)
+print("ready", flush=True)
+time.sleep(60)
+"""
+STARTS = """
+import sys
+from utils import cli
+cli.run(lambda: cli.run_script(sys.argv[1], sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("number, send", [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)])
+def test_a_study_that_is_stopped_waits_until_its_training_has_saved(tmp_path, number, send):
+    script, state = tmp_path / "script.py", tmp_path / "state"
+    script.write_text(SAVES)
+    words = [sys.executable, "-c", STARTS, str(script), str(state)]
+    with subprocess.Popen(
+        words, cwd=ROOT, text=True, stdout=-1, stderr=-1, start_new_session=True
+    ) as study:
+        while "ready" not in study.stdout.readline():
+            assert study.poll() is None
+        send(study.pid, number)
+        _, err = study.communicate(timeout=30)
+    assert state.exists() and study.returncode == 2
+    assert f"ended with status {128 + number}: run this command again to continue" in err
 
 
 # ------------------------------------------------------------------ full disks, no permission

@@ -240,6 +240,14 @@ def test_a_run_is_not_resumed_with_another_teacher(pipeline, small_npz, tmp_path
     assert re.search("same hyperparameters only: teacher was '[0-9a-f]{12}', is '", err)
 
 
+def test_a_run_whose_best_weights_are_gone_is_not_resumed(pipeline, small_npz, tmp_path, call):
+    folder = copy_of(pipeline[0], tmp_path)
+    (folder / "googlenet.pth").unlink()
+    flags = ["--model", 2, *QUICK, "--epochs", 3, "--resume"]
+    _, err = call("StudentTrain.py", folder, small_npz, *flags, status=2)
+    assert "googlenet.pth is missing" in err and "googlenet.state.pth: delete it, or leave" in err
+
+
 def test_a_run_is_not_resumed_with_other_students(pipeline, small_npz, tmp_path, call):
     folder = copy_of(pipeline[0], tmp_path, "googlenet.pth")
     _, err = call("trainSelector.py", folder, small_npz, *QUICK, "--resume", status=2)
@@ -325,6 +333,8 @@ def test_a_run_starts_from_weights_from_elsewhere(pipeline, small_npz, tmp_path,
     ("name", "stem", "message"),
     [
         ("teacher.pth", "cifar-pool", "teacher.pth would be overwritten by this run: copy it"),
+        ("teacher.previous.pth", "cifar-pool", "would be overwritten by this run: copy it"),
+        ("teacher.state.pth", "cifar-pool", "would be overwritten by this run: copy it"),
         ("googlenet.pth", "cifar-pool", "googlenet.pth holds 'googlenet', expected 'resnet50'"),
         ("other.pth", "cifar", "other.pth has the cifar-pool stem, but STEM in the script is"),
         ("none.pth", "cifar-pool", "none.pth"),
@@ -334,7 +344,8 @@ def test_weights_that_cannot_be_started_from_are_refused(
     name, stem, message, pipeline, small_npz, tmp_path, call, monkeypatch
 ):
     folder = copy_of(pipeline[0], tmp_path)
-    shutil.copy(folder / "teacher.pth", folder / "other.pth")
+    for copy in ("other.pth", "teacher.previous.pth"):
+        shutil.copy(folder / "teacher.pth", folder / copy)
     before = (folder / "teacher.pth").read_bytes()
     monkeypatch.setattr(teacherTrain, "STEM", stem)
     _, err = call("teacherTrain.py", folder, small_npz, *QUICK, "--init", folder / name, status=2)

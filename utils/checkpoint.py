@@ -35,19 +35,6 @@ COMMANDS = {
     "selector": "python trainSelector.py",
 }
 WRAPPERS = ("state_dict", "net", "model", "model_state_dict")  # keys of weights in other projects
-KEYS = (
-    "arch",
-    "stem",
-    "state_dict",
-    "classes",
-    "mean",
-    "std",
-    "val_accuracy",
-    "test_accuracy",
-    "hyperparameters",
-    "epoch",
-    "torch_version",
-)
 
 
 @dataclass
@@ -221,6 +208,8 @@ FACTS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # what a value must be,
     "temperature": ("a number from 0.01 to 100", _within(0.01, 100)),  # divides the logits
     "cascade_threshold": ("a number from 0 to 1.01", _within(0, 1.01)),  # 1.01: always both
 }
+LATER = ("threshold", "temperature", "cascade_threshold")  # added after the training
+KEYS = tuple(key for key in FACTS if key not in LATER)
 
 
 def _check_facts(path: Path, checkpoint: dict[str, Any]) -> None:
@@ -366,7 +355,8 @@ def starting_network(
     """
     if init is None:
         return network(arch, stem, len(classes)), None
-    if init.resolve() == path.resolve():
+    ends = (".pth", ".state.pth", ".previous.pth", ".previous.state.pth")
+    if init.resolve() in [path.with_suffix(end).resolve() for end in ends]:
         raise UserError(f"--init {init} would be overwritten by this run: copy it to another file")
     net, checkpoint = load_network(init, arch, stem)
     if checkpoint["val_accuracy"] is None:

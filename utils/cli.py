@@ -5,6 +5,7 @@ import contextlib
 import math
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from utils.checkpoint import FILES, ROOT
 from utils.contexts import CONTEXTS
 from utils.data import FOLDER, Split, listed
 from utils.device import precision
-from utils.distributed import rank, ranks
+from utils.distributed import by_first, rank, ranks
 from utils.files import UserError, shown
 from utils.method import LOSSES
 from utils.optim import OPTIMIZERS
@@ -269,13 +270,26 @@ def found(args: argparse.Namespace, file: str) -> Path:
 def run_script(script: str, flags: Sequence[str]) -> None:
     """Run a script of this repository; it continues a run that was stopped.
 
-    Raises UserError if it fails.
+    Ctrl-C in a terminal reaches the script too, and SIGTERM is passed on. In both cases, this
+    waits until the script has saved its state. Raises UserError if the script fails or is stopped.
     """
     words = [script, *flags, *checkpoint.typed.flags, "--resume"]
     print(f"\n{shlex.join(['python', *words])}", flush=True)
-    status = subprocess.run([sys.executable, ROOT / script, *words[1:]]).returncode
+    process = subprocess.Popen([sys.executable, ROOT / script, *words[1:]])
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    status, interrupted = None, False
+    try:
+        while status is None:
+            try:
+                status = process.wait()
+            except KeyboardInterrupt:
+                interrupted = True
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if status:
         raise UserError(f"{script} ended with status {status}: run this command again to continue")
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 # ------------------------------------------------------------------ messages
@@ -289,6 +303,7 @@ def announce(title: str, **facts: object) -> None:
     print(flush=True)
 
 
+@by_first
 def next_command(args: argparse.Namespace, taught_by: str | None = None) -> str:
     """The next command to run: the first step that is missing or used networks since replaced.
 

@@ -1,13 +1,12 @@
-"""Device, precision, memory and random seed."""
+"""Device, precision and memory."""
 
 import contextlib
 import ctypes
+import functools
 import os
-import random
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 from torch.fx.experimental.optimization import fuse
@@ -30,6 +29,8 @@ def pick_device(name: str) -> torch.device:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # random state and capabilities are the current device's
         torch.empty(1, device=device).cpu()
         torch.autocast(device.type, torch.bfloat16, enabled=False)
     # For a device that this build of PyTorch lacks, errors of many types are possible.
@@ -60,10 +61,13 @@ def has_bf16(device: torch.device) -> bool:
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
-        return False
+    return device.type == "cpu" and _cpu_has_bf16(CPUINFO)
+
+
+@functools.lru_cache  # Muon asks for every weight in every step
+def _cpu_has_bf16(cpuinfo: Path) -> bool:
     try:
-        processor = CPUINFO.read_text()
+        processor = cpuinfo.read_text()
     except OSError:
         return False
     return "amx_bf16" in processor or ("avx512_bf16" in processor and "AuthenticAMD" in processor)
@@ -122,10 +126,3 @@ def for_inference(net: nn.Module, device: torch.device) -> nn.Module:
 
         type(copy).forward = in_parts
     return copy.requires_grad_(False)
-
-
-def seed_everything(seed: int) -> None:
-    """Seed the generators of Python, NumPy and PyTorch."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)

@@ -37,8 +37,6 @@ def join_group(device: torch.device) -> None:
     """Join the processes started by torchrun. All but the first one stop printing to stdout."""
     if not dist.is_torchelastic_launched():
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     # gloo in addition to NCCL: the stop flag, exchanged at every step, must not block the GPU.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     atexit.register(_leave_group)

@@ -92,7 +92,7 @@ _claims: list[FileLock] = []  # held for as long as the process lives
 
 @by_first
 def claim(path: Path) -> None:
-    """Lock `path`, so that no other run writes it or its siblings NAME.* and NAME_*.
+    """Lock `path`, so that no other run writes it or its siblings NAME.*.
 
     The lock file is NAME.lock. The system releases the lock when the process ends, also if it is
     killed. Temporary files of a killed run are deleted. Raises UserError if another process holds
@@ -102,7 +102,7 @@ def claim(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
-        for partial in path.parent.glob(f"{glob.escape(path.stem)}[._]*.part"):
+        for partial in path.parent.glob(f"{glob.escape(path.stem)}.*.part"):
             partial.unlink(missing_ok=True)
     except Timeout as error:
         raise UserError(

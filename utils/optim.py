@@ -1,6 +1,6 @@
 """Optimizers, the one-cycle learning rate schedule, and Muon for convolution weights."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -92,11 +92,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self) -> None:
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is None:
@@ -113,7 +109,6 @@ class Muon(torch.optim.Optimizer):
                 scale = 0.2 * max(update.shape) ** 0.5
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
                 weight.add_(update.view(rows.shape).movedim(-1, 1), alpha=-group["lr"] * scale)
-        return loss
 
 
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:

@@ -208,12 +208,12 @@ class Run:
 
     def _continue(self) -> bool:
         """Load the state of the previous run. Returns whether there is one."""
-        state = self._read_state()
-        if state is None:
+        found = self._read_state()
+        if found is None:
             print(f"nothing to resume, no {shown(self.state_path)}: starting with epoch 1")
             return False
-        saved = datetime.fromtimestamp(self._saved_at())
-        saved = f"{saved:%Y-%m-%d %H:%M}"
+        state, time_saved = found
+        saved = f"{datetime.fromtimestamp(time_saved):%Y-%m-%d %H:%M}"
         try:
             self._load_state(state)
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
@@ -421,12 +421,11 @@ class Run:
             write_dict(self.state_path, state)
 
     @by_first
-    def _saved_at(self) -> float:
-        return self.state_path.stat().st_mtime
+    def _read_state(self) -> tuple[dict[str, Any], float] | None:
+        """Read the state, and when it was saved; None if there is none.
 
-    @by_first
-    def _read_state(self) -> dict[str, Any] | None:
-        """Read the state; None if there is none. UserError if it is of a different run."""
+        Raises UserError if it is damaged or of a different run.
+        """
         if not self.state_path.exists():
             return None
         try:
@@ -434,6 +433,7 @@ class Run:
             before, now = dict(state["identity"]), self._identity
             progress = Progress(**state["progress"])
             done = progress.epoch + (progress.step > 0)
+            lost = bool(progress.history) and not self.path.exists()
             changed = [
                 f"{name if name in now else brief(name)} was {brief(before.get(name))}, "
                 f"is {brief(now.get(name))}"
@@ -451,9 +451,14 @@ class Run:
         if changed:
             raise UserError(
                 f"--resume continues {shown(self.state_path)} with the same hyperparameters only: "
-                + "; ".join(changed[:20])
+                f"{'; '.join(changed[:20])}; {START_ANEW}"
             )
-        return state
+        if lost:
+            raise UserError(
+                f"cannot resume: {shown(self.path)} is missing, which has the best weights so far; "
+                f"restore it. To start anew: {shown(self.state_path)}: {START_ANEW}"
+            )
+        return state, self.state_path.stat().st_mtime
 
     def _load_state(self, state: dict[str, Any]) -> None:
         """Continue from a state. Raises ValueError, TypeError or LookupError if it does not fit.
