@@ -20,7 +20,7 @@ from utils.answers import predict, top1
 from utils.augment import Augmentation
 from utils.checkpoint import FILES, amend_checkpoint, check_classes, fingerprint_of, load_network
 from utils.contexts import in_context
-from utils.data import load_splits
+from utils.data import data_facts, load_splits
 from utils.device import autocast, for_inference, pick_device, to_device
 from utils.distributed import join_group
 from utils.files import claim, shown
@@ -73,6 +73,7 @@ def main() -> None:
         check_classes(student_path, facts, splits[0].classes, splits[0].name)
     # The context of an image is the same in every epoch, because its label depends on it.
     train, val, test = (in_context(split, args.context) for split in splits)
+    data = data_facts(splits[0].images, splits[0].labels)  # degraded pixels vary with the processor
     torch.manual_seed(args.seed)
     selector = to_device(Selector(DEPTH, BATCH_NORM), device)
     cli.announce(
@@ -107,6 +108,7 @@ def main() -> None:
             "label_weight": args.label_weight,
             "context": args.context,
             "students": trained,
+            "data": data,
         },
         resume=args.resume,
     )

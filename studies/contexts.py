@@ -12,7 +12,9 @@ test images: clean, degraded in six ways, mixed (half of each), and degraded in 
 not used for training (unseen). Thresholds and the best generalist are chosen on mixed validation
 images.
 
-The system is in checkpoints/contexts/, the generalists are in runs/contexts/. After Ctrl-C, --train
+The system is in checkpoints/contexts/, the generalists are in runs/contexts/. Networks that were
+trained from other weights, on other data or for another number of epochs are not used; --train
+trains them again, and keeps the earlier files as NAME.previous.pth. After Ctrl-C, --train
 continues. The study itself trains only selectors, in seconds each. The logits of each network are
 stored in results/contexts/, so a study that was stopped continues with the next network. For the
 teacher and the generalists, the stored logits are enough: their checkpoints may be missing, and
@@ -52,10 +54,19 @@ from utils.checkpoint import (
     load_network,
     read_checkpoint,
 )
-from utils.contexts import CONTEXTS, DEGRADED, GROUPS, UNSEEN, image_seeds, in_context, kinds
-from utils.data import Split, described, fingerprint, load_splits
+from utils.contexts import (
+    CONTEXTS,
+    DEGRADED,
+    GROUPS,
+    KINDS,
+    UNSEEN,
+    image_seeds,
+    in_context,
+    kinds,
+)
+from utils.data import Split, data_facts, described, fingerprint, load_splits
 from utils.device import for_inference, pick_device
-from utils.files import UserError, replacing, shown, write_json
+from utils.files import UserError, move, replacing, shown, write_json
 from utils.method import best_threshold, label_weights, selector_labels
 from utils.safe_load import brief, read_arrays
 
@@ -68,7 +79,7 @@ SELECTOR_EPOCHS = 6  # of these selectors
 OUT = Path("results")  # for contexts.json, the figures, and contexts/ with the answers
 EPOCHS = 2  # of student 1 and of the generalists that are trained once
 LEARNING_RATE = 2.5e-3  # of these trainings
-GENERALISTS = Path("runs/contexts")  # contains once/ and twice/
+GENERALISTS = Path("runs/contexts")  # contains a folder for each number of epochs
 STAGES = {"once": 1, "twice": 2}  # epochs of a generalist, relative to student 1
 MADE = ("epochs", "data", "init")  # hyperparameters in contexts.json, besides the context
 TESTED = ("clean", "degraded", "unseen")  # mixed images are from the first two
@@ -79,16 +90,15 @@ class Network:
     """A checkpoint of the study: its path, expected content, and the script that trains it.
 
     words: of the command, from the name of the script on; of a copy, the checkpoint to copy.
+    made: the hyperparameters that it must have, as far as they matter here.
     paired: whether it is one of a pair of students, whose logits for training images are needed.
-    epochs: number of epochs of its training; None: any.
     """
 
     path: Path
     arch: str
-    context: str
     words: tuple[str, ...]
+    made: dict[str, Any]
     paired: bool = False
-    epochs: int | None = None
 
     @property
     def command(self) -> str:
@@ -97,31 +107,48 @@ class Network:
             return shlex.join(["python", *self.words])
         return shlex.join(["cp", *self.words, shown(self.path)])
 
+    def differs(self, made: Mapping[str, Any]) -> str | None:
+        """The first difference between hyperparameters and those in `self.made`, in words."""
+        for name, wanted in self.made.items():
+            if (found := made.get(name, "clean" if name == "context" else None)) != wanted:
+                return f"its {name} was {brief(found)}, not {brief(wanted)}"
+        return None
+
     def make(self) -> None:
-        """Run the command, unless the checkpoint is complete. Raises UserError if it fails."""
+        """Run the command, unless the checkpoint is complete. Raises UserError if it fails.
+
+        The files of another training are kept as NAME.previous.pth and NAME.previous.state.pth.
+        """
         script, *flags = self.words
         if not script.endswith(".py"):
+            content = Path(script).read_bytes()
+            if self.path.exists() and self.path.read_bytes() != content:
+                self._set_aside()
             with replacing(self.path) as file:
-                file.write(Path(script).read_bytes())
+                file.write(content)
             return
-        if self.path.exists() and read_checkpoint(self.path)["test_accuracy"] is not None:
-            return
+        if self.path.exists():
+            facts = read_checkpoint(self.path)
+            if facts["test_accuracy"] is not None:
+                if not self.differs(facts["hyperparameters"]):
+                    return
+                self._set_aside()
         cli.run_script(script, flags)
+
+    def _set_aside(self) -> None:
+        for end in (".pth", ".state.pth"):
+            if (file := self.path.with_suffix(end)).exists():
+                move(file, self.path.with_suffix(f".previous{end}"))
 
     def read(self) -> tuple[nn.Module, dict[str, Any]]:
         """As `load_network`. Raises UserError if missing or trained in another way."""
         if not self.path.exists():
             raise UserError(f"{shown(self.path)} is missing; make it with: {self.command}")
         net, facts = load_network(self.path, self.arch)
-        if (found := facts["hyperparameters"].get("context", "clean")) != self.context:
+        if difference := self.differs(facts["hyperparameters"]):
             raise UserError(
-                f"{shown(self.path)} was trained in the context {brief(found)}, not in "
-                f"{self.context!r}; make it with: {self.command}"
-            )
-        if self.epochs and (done := facts["hyperparameters"].get("epochs")) != self.epochs:
-            raise UserError(
-                f"{shown(self.path)} was trained for {brief(done)} epochs, not {self.epochs}: use "
-                "another --epochs, or move it away"
+                f"{shown(self.path)} was trained in another way, {difference}; make it with: "
+                f"{self.command}"
             )
         return net, facts
 
@@ -151,18 +178,22 @@ def main() -> None:
     device = pick_device(args.device)
     figures_into(args.out)
 
-    networks = planned(args)
-    if args.train:
-        for name in (*STUDENTS, "selector"):
-            networks[name].make()
-    system = assembled(networks, device)
     train, val, test = load_splits(args.data_dir, args.subset, device)
+    networks = planned(args, data_facts(train.images, train.labels))
+    if args.train:
+        for arch in STUDENTS:
+            networks[arch].make()
+        weights = [fingerprint_of(networks[arch].read()[0]) for arch in STUDENTS]
+        networks["selector"].made["students"] = weights
+        networks["selector"].make()
+    system = assembled(networks, device)
     for path in [each.path for each in networks.values() if each.path.exists()]:
         check_classes(path, read_checkpoint(path), test.classes, test.name)
     print(f"computing logits for {described(train, val, test)}", flush=True)
     train = train.take(slice(IMAGES))
     images, rows = image_sets(train, val, test), rows_by_context(test)
-    told = ask(networks, images, args.out / "contexts", args.batch_size, args.train)
+    key = key_of(train, val, test)
+    told = ask(networks, images, key, args.out / "contexts", args.batch_size, args.train)
     labels = {
         "train": train.labels.cpu(),
         "val": val.labels.cpu(),
@@ -211,55 +242,50 @@ def main() -> None:
 # ------------------------------------------------------------------ networks and their logits
 
 
-def planned(args: argparse.Namespace) -> dict[str, Network]:
-    """All networks of the study, in the order in which they are trained."""
+def planned(args: argparse.Namespace, data: str) -> dict[str, Network]:
+    """All networks of the study on this data, in the order in which they are trained."""
     shipped = {arch: shown(cli.found(args, file)) for arch, file in FILES.items()}
     system = args.checkpoint_dir / "contexts"
-    generalists = QUICK / "generalists" if args.quick else GENERALISTS
+    generalists = GENERALISTS if args.subset is None else QUICK / "generalists"
 
     def student(arch: str, context: str, folder: Path, times: int) -> Network:
+        made = {"context": context, "epochs": times * args.epochs, "data": data}
+        if Path(shipped[arch]).exists():
+            made["init"] = fingerprint_of(load_network(shipped[arch], arch)[0])
         flags = {
             "model": 1 + STUDENTS.index(arch),
             "context": context,
             "init": shipped[arch],
             "teacher": shipped["resnet50"],
-            "epochs": times * args.epochs,
+            "epochs": made["epochs"],
             "lr": LEARNING_RATE,
             "checkpoint-dir": shown(folder),
         }
         words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-        return Network(
-            folder / FILES[arch],
-            arch,
-            context,
-            ("StudentTrain.py", *words),
-            paired=times == 1,
-            epochs=times * args.epochs,
-        )
+        words = ("StudentTrain.py", *words)
+        return Network(folder / FILES[arch], arch, words, made, paired=times == 1)
 
-    path = Path(shipped["resnet50"])
-    return {
-        "teacher": Network(path, "resnet50", "clean", ("teacherTrain.py",)),
+    path, clean = Path(shipped["resnet50"]), {"context": "clean"}
+    words = ("teacherTrain.py", "--checkpoint-dir", shown(path.parent))
+    networks = {
+        "teacher": Network(path, "resnet50", words, clean),
         "densenet121": student("densenet121", "degraded", system, 1),
         "googlenet": Network(
-            system / FILES["googlenet"], "googlenet", "clean", (shipped["googlenet"],), paired=True
+            system / FILES["googlenet"], "googlenet", (shipped["googlenet"],), clean, paired=True
         ),
-        "selector": Network(
-            system / FILES["selector"],
-            "selector",
-            "mixed",
-            (
-                "trainSelector.py",
-                *("--context", "mixed", "--label-weight", "difference"),
-                *("--checkpoint-dir", shown(system)),
-            ),
-        ),
-        **{
-            f"{arch}, {stage}": student(arch, "mixed", generalists / stage, times)
-            for stage, times in STAGES.items()
-            for arch in STUDENTS
-        },
     }
+    words = ("trainSelector.py", "--context", "mixed", "--label-weight", "difference")
+    networks["selector"] = Network(
+        system / FILES["selector"],
+        "selector",
+        (*words, "--checkpoint-dir", shown(system)),
+        {"context": "mixed", "label_weight": "difference"},
+    )
+    for stage, times in STAGES.items():
+        for arch in STUDENTS:
+            folder = generalists / f"{times * args.epochs}-epochs"
+            networks[f"{arch}, {stage}"] = student(arch, "mixed", folder, times)
+    return networks
 
 
 def assembled(networks: dict[str, Network], device: torch.device) -> MultiStudent:
@@ -285,6 +311,16 @@ def image_sets(train: Split, val: Split, test: Split) -> dict[str, torch.Tensor]
     }
 
 
+def key_of(*splits: Split) -> str:
+    """Identifies the images of `image_sets`: by the clean ones and the definition of the contexts.
+
+    Not by the degraded pixels themselves, which are rounded differently on other processors.
+    """
+    definition = repr((CONTEXTS, {kind: strengths for kind, (_, strengths) in KINDS.items()}))
+    text = torch.tensor(list(definition.encode()))
+    return fingerprint([*(split.images for split in splits), text])
+
+
 def rows_by_context(test: Split) -> dict[str, torch.Tensor]:
     """For each group and kind of context, the indices of its images among the "test" images."""
     places, seeds, rows = torch.arange(len(test)), image_seeds(test), {}
@@ -302,21 +338,25 @@ def rows_by_context(test: Split) -> dict[str, torch.Tensor]:
 def ask(
     networks: Mapping[str, Network],
     images: dict[str, torch.Tensor],
+    key: str,
     folder: Path,
     batch_size: int,
     train: bool,
 ) -> dict[str, Told]:
-    """The logits of each network, stored in `folder` in half precision.
+    """The logits of each network for the images with this key, stored in half precision.
 
     With `train`, networks are trained if both checkpoint and logits are missing, one by one: the
     logits of each are stored before the next is trained. Otherwise raises UserError, before any
     computation.
     """
-    key, sets, told, nets = fingerprint(images.values()), {}, {}, {}
+    sets, told, nets = {}, {}, {}
     paths = {name: folder / f"{name.replace(', ', '-')}.npz" for name in networks}
     for name, network in networks.items():
         sets[name] = {k: v for k, v in images.items() if k != "train" or network.paired}
         told[name] = kept(paths[name], key, sets[name])
+        if told[name] and (difference := network.differs(told[name].facts)):
+            print(f"{shown(paths[name])} is of another network, {difference}: not used")
+            told[name] = None
         if told[name] is None and train:
             continue  # trained and read below
         if told[name] is None or network.path.exists():
@@ -335,7 +375,7 @@ def ask(
                 "images": key,
                 "weights": weights,
                 "macs": round(1e6 * macs(net)),
-                "context": network.context,
+                "context": made.get("context", "clean"),
                 **{fact: made.get(fact) for fact in MADE},
             }
             told[name] = Told(logits_of(name, net, network.path, sets[name], batch_size), facts)

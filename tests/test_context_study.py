@@ -1,10 +1,13 @@
 """The context study: its policies on six images, checked by hand, and a run on 40 images."""
 
+import io
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,12 +18,13 @@ from studies.contexts import cascading, ensemble, more_confident, part, true_con
 from studies.policies import Networks
 from utils import cli
 from utils.answers import predict, top1
-from utils.checkpoint import load_network
+from utils.checkpoint import fingerprint_of, load_network
 from utils.contexts import GROUPS, in_context
-from utils.data import load_splits
+from utils.data import data_facts, load_splits
 from utils.files import UserError
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
+ONCE, TWICE = (f"runs/generalists/{k * contexts.EPOCHS}-epochs" for k in (1, 2))
 CAT, DOG, HARDLY = [4.0, 0.0], [0.0, 5.0], [0.5, 0.0]  # 0.98 for 0, 0.99 for 1, 0.62 for 0
 
 
@@ -74,23 +78,25 @@ def study(tmp_path, small_npz, monkeypatch, capsys):
     """Run the study on 40 images of each split; the weights are those in checkpoints/."""
     monkeypatch.setattr(contexts, "SELECTOR_EPOCHS", 1)
     monkeypatch.setattr(contexts, "IMAGES", 30)
+    monkeypatch.setattr(contexts, "QUICK", tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
+    train = load_splits(small_npz, 40)[0]
+    data = data_facts(train.images, train.labels)
     trained_on = {
         "checkpoints/contexts/densenet121.pth": "degraded",
         "checkpoints/contexts/googlenet.pth": "clean",
         "checkpoints/contexts/selector.pth": "mixed",
-        **{
-            f"runs/contexts/{stage}/{arch}.pth": "mixed"
-            for stage in ("once", "twice")
-            for arch in STUDENTS
-        },
+        **{f"{folder}/{arch}.pth": "mixed" for folder in (ONCE, TWICE) for arch in STUDENTS},
     }
     for name, context in trained_on.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         checkpoint = torch.load(CHECKPOINTS / path.name, weights_only=True)
-        epochs = contexts.EPOCHS * (2 if "twice" in name else 1)
-        checkpoint["hyperparameters"] |= {"context": context, "epochs": epochs}
+        epochs = contexts.EPOCHS * (2 if TWICE in name else 1)
+        made = {"context": context, "epochs": epochs, "data": data, "label_weight": "difference"}
+        if context in ("degraded", "mixed") and path.stem in STUDENTS:
+            made["init"] = fingerprint_of(load_network(CHECKPOINTS / path.name)[0])
+        checkpoint["hyperparameters"] |= made
         torch.save(checkpoint, path)
     shutil.copy(CHECKPOINTS / "teacher.pth", tmp_path / "checkpoints")
 
@@ -197,21 +203,88 @@ class Spy:
 
 
 def test_what_is_missing_or_was_trained_on_other_images_is_named_with_its_command(study, tmp_path):
-    (tmp_path / "runs/contexts/twice/googlenet.pth").unlink()
+    (tmp_path / TWICE / "googlenet.pth").unlink()
     _, err = study(status=2)
     last = err.splitlines()[-1]
     assert last.endswith(
-        "runs/contexts/twice/googlenet.pth is missing; make it with: python StudentTrain.py "
+        f"{TWICE}/googlenet.pth is missing; make it with: python StudentTrain.py "
         "--model 2 --context mixed --init checkpoints/googlenet.pth --teacher "
         f"checkpoints/teacher.pth --epochs {2 * contexts.EPOCHS} --lr {contexts.LEARNING_RATE} "
-        "--checkpoint-dir runs/contexts/twice"
+        f"--checkpoint-dir {TWICE}"
     )
     assert not (tmp_path / "results" / "contexts").exists()
     _, err = study("--epochs", "9", status=2)
-    assert f"densenet121.pth was trained for {contexts.EPOCHS} epochs, not 9: use" in err
+    assert f"in another way, its epochs was {contexts.EPOCHS}, not 9; make it with: python" in err
     shutil.copy(CHECKPOINTS / "densenet121.pth", tmp_path / "checkpoints" / "contexts")
     _, err = study(status=2)
-    assert "densenet121.pth was trained in the context 'clean', not in 'degraded'; make it" in err
+    assert "densenet121.pth was trained in another way, its context was 'clean', not 'deg" in err
+
+
+def test_after_new_training_of_the_first_networks_the_old_system_is_not_used(
+    study, tmp_path, monkeypatch
+):
+    """It is trained again, and the earlier files are kept."""
+    system, started = tmp_path / "checkpoints/contexts", []
+    before = {arch: (system / f"{arch}.pth").read_bytes() for arch in STUDENTS}
+    for arch, last in zip(STUDENTS, ("classifier", "fc"), strict=True):
+        new = torch.load(CHECKPOINTS / f"{arch}.pth", weights_only=True)
+        new["state_dict"][f"{last}.bias"] += 1
+        torch.save(new, tmp_path / f"checkpoints/{arch}.pth")
+    init = fingerprint_of(load_network(tmp_path / "checkpoints/densenet121.pth")[0])
+
+    def start(script, flags):
+        """DenseNet-121 is trained, then the study is stopped."""
+        started.append((script, flags[flags.index("--context") + 1]))
+        if script == "trainSelector.py":
+            raise UserError("stopped")
+        facts = torch.load(io.BytesIO(before["densenet121"]), weights_only=True)
+        facts["hyperparameters"]["init"] = init
+        torch.save(facts, system / "densenet121.pth")
+
+    monkeypatch.setattr(cli, "run_script", start)
+    _, err = study(status=2)
+    assert "contexts/densenet121.pth was trained in another way, its init was '" in err
+    study("--train", status=2)
+    assert started == [("StudentTrain.py", "degraded"), ("trainSelector.py", "mixed")]
+    for arch in STUDENTS:
+        assert (system / f"{arch}.previous.pth").read_bytes() == before[arch]
+    new = (tmp_path / "checkpoints/googlenet.pth").read_bytes()
+    assert (system / "googlenet.pth").read_bytes() == new
+    assert (system / "selector.previous.pth").exists()
+
+
+def test_stored_logits_of_another_training_are_not_used(study, tmp_path):
+    study()
+    shutil.rmtree(tmp_path / "runs")
+    for arch in STUDENTS:  # the same weights with other facts
+        path = tmp_path / f"checkpoints/contexts/{arch}.pth"
+        facts = torch.load(path, weights_only=True)
+        facts["hyperparameters"]["epochs"] = 9
+        torch.save(facts, path)
+    out, err = study("--epochs", "9", status=2)
+    assert "densenet121-once.npz is of another network, its epochs was 2, not 9: not used" in out
+    assert "9-epochs/densenet121.pth is missing; make it with: python" in err
+
+
+def test_the_command_for_a_missing_teacher_names_its_folder(study, tmp_path):
+    (tmp_path / "checkpoints/teacher.pth").unlink()
+    _, err = study(status=2)
+    assert err.endswith("make it with: python teacherTrain.py --checkpoint-dir checkpoints\n")
+
+
+def test_images_in_contexts_are_recognized_on_every_processor():
+    """Other vector instructions round degraded pixels differently."""
+    code = "from utils.data import load_sample; from studies.contexts import key_of; "
+    code += "print(key_of(load_sample(50)))"
+    keys = {
+        subprocess.check_output(
+            [sys.executable, "-c", code],
+            cwd=CHECKPOINTS.parent,
+            env={**os.environ, "ATEN_CPU_CAPABILITY": capability},
+        )
+        for capability in ("default", "avx2")
+    }
+    assert len(keys) == 1
 
 
 def test_missing_networks_are_trained_with_their_commands(study, tmp_path, monkeypatch):
@@ -222,7 +295,7 @@ def test_missing_networks_are_trained_with_their_commands(study, tmp_path, monke
     done = {}
     for path in tmp_path.rglob("*.pth"):
         done[str(path.relative_to(tmp_path))] = path.read_bytes()
-    interrupted = tmp_path / "runs/contexts/once/googlenet.pth"
+    interrupted = tmp_path / ONCE / "googlenet.pth"
     facts = torch.load(interrupted, weights_only=True) | {"test_accuracy": None}
     torch.save(facts, interrupted)
     (tmp_path / "checkpoints/contexts/selector.pth").unlink()
@@ -237,7 +310,7 @@ def test_missing_networks_are_trained_with_their_commands(study, tmp_path, monke
         name = f"{flags['--checkpoint-dir']}/{arch}.pth"
         (tmp_path / name).write_bytes(done[name])
         started.append((Path(words[1]).name, flags["--context"], flags.get("--epochs"), name))
-        return subprocess.CompletedProcess(words, 0)
+        return SimpleNamespace(wait=lambda: 0)
 
     def logits_of(name, net, path, images, batch_size):
         started.append(name)
@@ -246,21 +319,21 @@ def test_missing_networks_are_trained_with_their_commands(study, tmp_path, monke
     def stop(*_):
         raise UserError("all are trained")
 
-    monkeypatch.setattr(subprocess, "run", start)
+    monkeypatch.setattr(subprocess, "Popen", start)
     monkeypatch.setattr(contexts, "logits_of", logits_of)
     monkeypatch.setattr(contexts, "pair", stop)
     study("--train", status=2)
     assert started == [
         ("trainSelector.py", "mixed", None, "checkpoints/contexts/selector.pth"),
         *("teacher", *STUDENTS, "densenet121, once"),
-        ("StudentTrain.py", "mixed", str(contexts.EPOCHS), "runs/contexts/once/googlenet.pth"),
+        ("StudentTrain.py", "mixed", str(contexts.EPOCHS), f"{ONCE}/googlenet.pth"),
         *("googlenet, once", "densenet121, twice", "googlenet, twice"),
     ]
     started.clear()
     shutil.rmtree(tmp_path / "runs")
     study("--train", status=2)
     assert started == []
-    monkeypatch.setattr(subprocess, "run", lambda words: subprocess.CompletedProcess(words, 130))
+    monkeypatch.setattr(subprocess, "Popen", lambda words: SimpleNamespace(wait=lambda: 130))
     (tmp_path / "results/contexts/googlenet-once.npz").unlink()
     _, err = study("--train", status=2)
     assert "StudentTrain.py ended with status 130: run this command again to continue" in err
