@@ -16,6 +16,7 @@ densenet121_alone.pth and googlenet_alone.pth; inference.py evaluates these as w
 After both students are trained, run trainSelector.py.
 """
 
+import os
 from pathlib import Path
 
 import torch
@@ -154,7 +155,9 @@ def main() -> None:
     )
     answers = None
     if teacher and TEACHER_VIEWS:
-        beside = path if args.quick else teacher_path
+        beside = teacher_path
+        if args.subset is not None or not os.access(teacher_path.parent, os.W_OK):
+            beside = path
         folder = beside.with_name(f"{teacher_path.stem}.answers")
         answers = TeacherAnswers(teacher, taught_by, run.data, folder)
 

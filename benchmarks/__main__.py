@@ -56,7 +56,12 @@ class Side:
 
     def piece(self) -> float:
         """Run one piece of work. Returns images per second."""
-        done = self._ask("go\n")
+        try:
+            self.process.stdin.write("go\n")
+            self.process.stdin.flush()
+            done = json.loads(self.process.stdout.readline())
+        except (BrokenPipeError, json.JSONDecodeError) as error:
+            raise UserError("a benchmark process failed: see its error above") from error
         return done["images"] / done["seconds"]
 
     def end(self) -> int:
@@ -65,14 +70,6 @@ class Side:
         answer = json.loads(self.process.stdout.readline())
         self.process.wait()
         return answer["peak_mb"]
-
-    def _ask(self, line: str) -> dict:
-        try:
-            self.process.stdin.write(line)
-            self.process.stdin.flush()
-            return json.loads(self.process.stdout.readline())
-        except (BrokenPipeError, json.JSONDecodeError) as error:
-            raise UserError("a benchmark process failed: see its error above") from error
 
 
 def compare(
@@ -179,7 +176,7 @@ def main() -> None:
     )
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=", ".join(SUBJECTS))
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the results to this file")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="default: %(default)s")
+    cli.add_number(parser, "rounds", ROUNDS, "pairs of runs per subject")
     parser.add_argument("--device", default="auto", help="default: %(default)s")
     for flag, default, what in (
         ("--batch-size", BATCH_SIZE, "images per step (default: %(default)s)"),
@@ -203,6 +200,8 @@ def main() -> None:
         parser.error(f"no subject {unknown[0]!r}: choose from {', '.join(SUBJECTS)}")
     device = pick_device(args.device)
     if args.json:
+        if not args.json.name or args.json.is_dir():
+            parser.error(f"--json {args.json} must name a file, not a folder")
         try_folder(args.json.parent)
     args.device = str(device)
     about = machine(device)

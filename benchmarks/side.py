@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.subjects import SUBJECTS, Place
+from utils import cli
 from utils.device import pick_device
 
 
@@ -46,4 +47,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -39,8 +39,8 @@ def write_report(path: Path, measured: Measured, device: str, weights: dict[str,
     """
     headline, paragraphs = verdict(measured)
     parts = {
-        "title": f"Routing report: {measured.metrics['dataset']}",
-        "headline": headline,
+        "title": html.escape(f"Routing report: {measured.metrics['dataset']}"),
+        "headline": html.escape(headline),
         "paragraphs": "".join(
             f"<p><strong>{html.escape(lead)}</strong> {_with_code(text)}</p>"
             for lead, text in paragraphs.items()
@@ -53,11 +53,10 @@ def write_report(path: Path, measured: Measured, device: str, weights: dict[str,
         "data": json.dumps(_data(measured), separators=(",", ":")).replace("<", "\\u003c"),
         "script": (FOLDER / "report.js").read_text(encoding="utf-8"),
     }
-    for name in ("title", "headline"):
-        parts[name] = html.escape(parts[name])
     template = (FOLDER / "report.html").read_text(encoding="utf-8")
     with replacing(path, binary=False) as file:
-        file.write(re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], template))
+        page = re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], template)
+        file.write(page.encode(errors="backslashreplace").decode())  # names may not be UTF-8
 
 
 def _with_code(text: str) -> str:

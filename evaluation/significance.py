@@ -81,14 +81,27 @@ def auroc(scores: torch.Tensor, positive: torch.Tensor) -> float:
 def auroc_interval(area: float, positives: int, negatives: int) -> tuple[float, float]:
     """The 95 % confidence interval of an `auroc` from these numbers of positives and negatives.
 
-    By the standard error of Hanley and McNeil (1982, equations 1 and 2).
+    Contains each true area whose distance to `area` is at most Z standard errors. The standard
+    error is that of the true area (Hanley and McNeil 1982, equations 1 and 2), as in Wilson's
+    interval: R. G. Newcombe, Statistics in Medicine 25 (2006), 559-573. So it contains 0.5 exactly
+    if the area is not significantly different from chance, also for few images.
     """
-    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
-    variance = (
-        area * (1 - area) + (positives - 1) * (q1 - area**2) + (negatives - 1) * (q2 - area**2)
-    ) / (positives * negatives)
-    half = Z * math.sqrt(variance)
-    return max(0.0, area - half), min(1.0, area + half)
+
+    def compatible(true: float) -> bool:
+        q1, q2 = true / (2 - true), 2 * true**2 / (1 + true)
+        variance = (
+            true * (1 - true) + (positives - 1) * (q1 - true**2) + (negatives - 1) * (q2 - true**2)
+        ) / (positives * negatives)
+        return abs(area - true) <= Z * math.sqrt(max(0.0, variance))
+
+    ends = []
+    for outside in (0.0, 1.0):
+        inside = area
+        for _ in range(50):
+            middle = (inside + outside) / 2
+            inside, outside = (middle, outside) if compatible(middle) else (inside, middle)
+        ends.append(inside)
+    return ends[0], ends[1]
 
 
 def auroc_apart(

@@ -558,7 +558,7 @@ def report(
         facts = by_context(found, rows, *names)
         mixed = dict(zip(rows, found, strict=True))["mixed"]
         facts["macs_by_context"], facts["macs"] = facts["macs"], mixed["macs"]
-        if "auroc_interval" in mixed:
+        if "auroc" in mixed:
             facts |= {name: mixed[name] for name in ("auroc", "auroc_interval")}
         outcome, _ = policy(part(nets, rows["mixed"]))
         p = {name: mcnemar_p(outcome.right, rival) for name, rival in rivals.items()}

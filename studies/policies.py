@@ -64,7 +64,7 @@ def measured_policy(nets: Networks, outcome: Outcome, scores: torch.Tensor | Non
     """Facts for routing.json about a policy, with McNemar's p against better student and teacher.
 
     `scores`, (N,), are high if student 1 is preferred. The AUROC is over the images on which
-    exactly one student is correct; NaN if one of the two groups is empty.
+    exactly one student is correct; there is none if one of the two groups is empty.
     """
     facts = {
         **measured(outcome.right, outcome.macs),
@@ -74,9 +74,9 @@ def measured_policy(nets: Networks, outcome: Outcome, scores: torch.Tensor | Non
     if "resnet50" in nets.logits:
         facts["mcnemar_p_teacher"] = mcnemar_p(outcome.right, nets.right("resnet50"))
     if scores is not None:
-        facts["auroc"], interval = auroc_apart(scores, *nets.students_right())
+        area, interval = auroc_apart(scores, *nets.students_right())
         if interval:
-            facts["auroc_interval"] = interval
+            facts |= {"auroc": area, "auroc_interval": interval}
     return facts
 
 
@@ -85,6 +85,8 @@ def report(nets: Networks, thresholds: dict[str, float]) -> dict:
     first, second = nets.students_right()
     better = nets.better_student()
     confidences = [confidence(nets.logits[arch]) for arch in STUDENTS]
+    both, interval = auroc_apart(confidences[0] - confidences[1], first, second)
+    areas = {"both confidences": both} if interval else {}
     policies = {
         "selector": measured_policy(
             nets, selector(nets, thresholds["selector"]), nets.logits["selector"]
@@ -112,8 +114,8 @@ def report(nets: Networks, thresholds: dict[str, float]) -> dict:
                 "neither": share(~first & ~second),
             },
             "auroc": {
-                **{name: policies[name]["auroc"] for name in ("selector", "cascade")},
-                "both confidences": auroc_apart(confidences[0] - confidences[1], first, second)[0],
+                **{name: facts["auroc"] for name, facts in policies.items() if "auroc" in facts},
+                **areas,
             },
             "curves": {
                 "selector": curve([selector(nets, each) for each in THRESHOLDS]),
@@ -184,9 +186,11 @@ def own_router(
     cut = best_cut(of_val, *val.students_right())
     facts = measured_policy(test, routed(test, of_test >= cut, 1e6 * (router_macs or 0)), of_test)
     low, high = (100 * end for end in facts["interval"])
-    area = f"AUROC {facts['auroc']:.3f}"
-    if "auroc_interval" in facts:
-        area += " (95 % interval {:.3f} to {:.3f})".format(*facts["auroc_interval"])
+    area = "no AUROC"
+    if "auroc" in facts:
+        area = "AUROC {:.3f} (95 % interval {:.3f} to {:.3f})".format(
+            facts["auroc"], *facts["auroc_interval"]
+        )
     answers = "never answers" if cut == math.inf else f"answers if the score is at least {cut:.6g}"
     first, second = test.students_right()
     told = [
@@ -214,8 +218,8 @@ def _read_scores(path: Path, val: int, test: int) -> torch.Tensor:
         raise UserError(f"--scores {path} must contain numbers: {wanted}")
     if scores.shape != (val + test,):
         raise UserError(f"--scores {path} has shape {scores.shape}: {wanted}")
-    if wrong := np.isnan(scores).sum():
-        raise UserError(f"--scores {path}: {wrong} of its scores are NaN: {wanted}")
+    if wrong := (~np.isfinite(scores)).sum():
+        raise UserError(f"--scores {path}: {wrong} of its scores are NaN or infinite: {wanted}")
     return torch.from_numpy(scores.astype(np.float64))
 
 

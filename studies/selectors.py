@@ -336,13 +336,13 @@ def main() -> None:
     device = pick_device(args.device)
     figures = figures_into(args.out)
     train, val, test = load_splits(args.data_dir, args.subset, device)
-    folds = out_of_fold(args.out_of_fold, args.out / "out_of_fold.npz", train)
     students = []
     for arch in STUDENTS:
         path = args.checkpoint_dir / FILES[arch]
         student, facts = load_network(path, arch)
         check_classes(path, facts, train.classes, train.name)
         students.append(for_inference(student, device))
+    folds = out_of_fold(args.out_of_fold, args.out / "out_of_fold.npz", train)
     print(f"training selectors on {described(train, val, test)}", flush=True)
     told = selectors(students, train, val, test, args.seeds, folds, args.batch_size)
     print_table(told)

@@ -26,6 +26,15 @@ OTHERS_TOP1 = {  # results of others with the same architecture
     "densenet121": f"[94.06]({HUYVNPHAN}), [95.04]({KUANGLIU})",
     "googlenet": f"[92.85]({HUYVNPHAN})",
 }
+RESULTS = (  # names of the files in results/
+    "metrics",
+    "eight_epochs",
+    "routing",
+    "selectors",
+    "benchmarks",
+    "sweep_batches",
+    "sweep_images",
+)
 POLICIES = ("better_student", "selector", "cascade", "ensemble", "random", "oracle")
 SUBJECTS = {
     "data": "data: crop, flip, cutout, normalize",
@@ -334,20 +343,20 @@ def fill(path: Path, tables: dict[str, str]) -> str:
     return text
 
 
+def read(name: str) -> dict:
+    """The content of results/NAME.json. Raises UserError if it cannot be read."""
+    path = ROOT / "results" / f"{name}.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{shown(path)} is missing or damaged; restore it with: git checkout {shown(path)}"
+        ) from error
+
+
 def texts() -> dict[Path, str]:
     """The files to write, and their new texts."""
-    metrics, eight_epochs, study, trained, benchmarks, batches, images = (
-        json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
-        for name in (
-            "metrics",
-            "eight_epochs",
-            "routing",
-            "selectors",
-            "benchmarks",
-            "sweep_batches",
-            "sweep_images",
-        )
-    )
+    metrics, eight_epochs, study, trained, benchmarks, batches, images = map(read, RESULTS)
     folder = ROOT / "checkpoints"
     stem = read_checkpoint(folder / FILES["densenet121"])["stem"]
     # Only the checkpoints that are in the repository, according to .gitignore.
@@ -371,8 +380,8 @@ def texts() -> dict[Path, str]:
         },
         folder / "README.md": {"checkpoints": checkpoints(paths)},
     }
-    if (several := ROOT / "results" / "contexts.json").exists():
-        several = json.loads(several.read_text(encoding="utf-8"))
+    if (ROOT / "results" / "contexts.json").exists():
+        several = read("contexts")
         tables[ROOT / "README.md"]["contexts"] = contexts(several, SHORT_IN_CONTEXTS)
         tables[ROOT / "docs" / "results.md"]["contexts"] = contexts(several)
     return {path: fill(path, those) for path, those in tables.items()}

@@ -123,6 +123,23 @@ def test_the_numbers_are_saved_with_the_machine(small_npz, tmp_path):
         assert run["ours"] > 0 and run["plain"] > 0 and run["ours_peak_mb"] > 50
 
 
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--json", "."], "--json . must name a file"),
+        (["--json", "tests"], "--json tests must name a file"),
+        (["--rounds", "0"], "'0' is not a positive integer"),
+    ],
+)
+def test_bad_flags_are_refused_before_the_first_measurement(words, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *words])
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit, match="2"):
+        bench.main()
+    out, err = capsys.readouterr()
+    assert message in err and not out
+
+
 @pytest.mark.parametrize("bf16", [True, False])
 def test_the_bf16_rate_is_measured_only_where_training_uses_bf16(bf16, monkeypatch):
     """A CPU without bf16 emulates it, at a hundredth of the float32 rate."""

@@ -65,6 +65,13 @@ def test_the_oracle_runs_the_first_only_where_it_alone_is_right(nets):
     assert outcome.right.sum() == 7 and outcome.macs == pytest.approx((3 * 500 + 5 * 200) / 8)
 
 
+def test_students_that_are_right_together_give_a_report_without_an_area(nets):
+    nets.logits["densenet121"] = nets.logits["googlenet"]
+    routing = report(nets, {"selector": 0.5, "cascade": 0.9})
+    assert routing["study"]["auroc"] == {} and "auroc" not in routing["policies"]["selector"]
+    json.dumps(routing, allow_nan=False)
+
+
 def test_the_report_by_hand(nets):
     routing = report(nets, {"selector": 0.5, "cascade": 0.9})
     assert routing["images"] == 8
@@ -301,7 +308,8 @@ def test_the_page_on_routers_runs_as_printed(collected, command, monkeypatch):
             r"has shape \(80, 1\): 80 scores are needed, one for each of the 40",
         ),
         (np.array(["a"] * 80), "must contain numbers"),
-        (np.full(80, np.nan), "80 of its scores are NaN"),
+        (np.full(80, np.nan), "80 of its scores are NaN or infinite"),
+        (np.full(80, -np.inf), "80 of its scores are NaN or infinite"),
     ],
 )
 def test_scores_that_cannot_be_used_are_refused(collected, command, tmp_path, content, told):

@@ -198,6 +198,8 @@ def test_the_file_is_no_row_of_its_own(folder, run, monkeypatch):
         (["--csv", "table.csv"], "--csv needs images"),
         (["--resume"], "--resume needs --csv"),
         (["photo.jpg", "--resume"], "--resume needs --csv"),
+        (["photo.jpg", "--csv", "."], "--csv . must name a file"),
+        (["photo.jpg", "--csv", ""], "--csv . must name a file"),
     ],
 )
 def test_flags_that_go_together_are_asked_for(run, capsys, flags, told):

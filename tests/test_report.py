@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -68,6 +69,12 @@ def measured_of(sample, scores="coin", contexts=("clean",), teacher=True, thresh
 
 
 # ------------------------------------------------------------------ the text
+
+
+def test_a_command_with_a_name_that_is_not_utf_8_is_shown(sample, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["inference.py", "--out", "o\udcff"])
+    write_report(tmp_path / "report.html", measured_of(sample), "cpu", WEIGHTS)
+    assert r"o\udcff" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

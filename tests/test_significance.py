@@ -113,8 +113,18 @@ def test_auroc_needs_both_kinds(positive):
 def test_the_interval_of_an_area_by_hand():
     # A = 0.5: Q1 = 1/3, Q2 = 1/3; (0.25 + 2 (1/3 - 1/4) 9) / 100 = 0.0175, its root 0.132288.
     half = 1.959964 * 0.132288
-    assert auroc_interval(0.5, 10, 10) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
-    assert auroc_interval(1.0, 10, 10) == (1.0, 1.0)
+    assert auroc_interval(0.5 + half, 10, 10)[0] == pytest.approx(0.5, abs=1e-6)
+    assert auroc_interval(0.5 - half, 10, 10)[1] == pytest.approx(0.5, abs=1e-6)
+    # A = 0.2, one of each: (0.2 * 0.8) / 1, its root 0.4.
+    assert auroc_interval(0.2 + 1.959964 * 0.4, 1, 1)[0] == pytest.approx(0.2, abs=1e-6)
+
+
+def test_a_few_images_do_not_show_that_a_router_beats_chance():
+    for images in (1, 2):
+        low, high = auroc_interval(1.0, images, images)
+        assert low < 0.5 and high == 1.0
+        low, high = auroc_interval(0.0, images, images)
+        assert low == 0.0 and high > 0.5
 
 
 def test_the_interval_of_an_area_holds_the_true_one_of_most_draws():

@@ -43,6 +43,17 @@ def test_the_tables_are_those_of_the_files():
         assert path.read_text() == text, f"{path} is out of date: run python -m studies.tables"
 
 
+@pytest.mark.parametrize("content", [None, "{"])
+def test_a_file_of_results_that_cannot_be_read_is_named(content, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    path = tmp_path / "results" / "metrics.json"
+    path.parent.mkdir()
+    if content:
+        path.write_text(content)
+    with pytest.raises(UserError, match="metrics.json is missing or damaged; restore it with"):
+        tables.texts()
+
+
 @pytest.mark.parametrize(
     "title, table, file",
     [

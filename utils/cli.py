@@ -55,6 +55,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "FLIP": (lambda value: type(value) is bool, "True or False"),
     "CUTOUT": (_whole(0, 64), "an integer from 0 to 64"),
     "SEEDS": (_whole(1), "a positive integer"),
+    "ROUNDS": (_whole(1), "a positive integer"),
     "SEED": (_whole(0, 2**31 - 1), "an integer from 0 to 2147483647"),
     "STEM": (lambda value: value in STEMS, " or ".join(map(repr, STEMS))),
     "DISTILL_LOSS": (lambda value: value in LOSSES, " or ".join(map(repr, LOSSES))),
