@@ -1,6 +1,6 @@
 # make demo        install, then evaluate the weights in checkpoints/ on the test set
 # make test        lint, then the test suite
-# make test-long   all tests, including the slow ones and 50,000 mutated files
+# make test-long   all tests, including the slow ones, 50,000 mutated checkpoints and pictures
 # make reproduce   train everything; EPOCHS=1 SUBSET=2000 for a quick test, RESUME=1 to continue;
 #                  with SUBSET, writes to runs/quick/
 # make reproduce-contexts   train the system and its baselines on several contexts, and compare them
