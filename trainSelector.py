@@ -3,7 +3,7 @@
     python trainSelector.py
     python trainSelector.py --epochs 1 --subset 2000   quick test, writes to runs/quick/
     python trainSelector.py --resume                   continue a run that was stopped
-    python trainSelector.py --context mixed --checkpoint-dir checkpoints/contexts
+    python trainSelector.py --context mixed --label-weight difference --checkpoint-dir PATH
     torchrun --standalone --nproc_per_node=2 trainSelector.py     use two GPUs
 
 Needs checkpoints/densenet121.pth and googlenet.pth, written by StudentTrain.py. Writes
@@ -45,7 +45,7 @@ OPTIMIZER = "sgd"  # or "muon" or "adamw", with a much lower learning rate
 MOMENTUM = 0.9  # Nesterov momentum of SGD and Muon, beta1 of AdamW
 WEIGHT_DECAY = 5e-4  # not applied to biases and normalization layers
 WARMUP = 0.25  # fraction of all steps; then cosine decay to 0
-CROP = 4  # reflection padding before the random crop, in pixels
+CROP = 0  # reflection padding before the random crop, in pixels; the labels are of the whole image
 FLIP = True  # random horizontal flip
 CUTOUT = 0  # side of the cutout square, in pixels
 

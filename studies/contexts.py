@@ -41,10 +41,10 @@ from evaluation.policies import ensemble as mean_of_both
 from evaluation.significance import mcnemar_p
 from models import STUDENTS, MultiStudent, confidence, macs
 from studies.policies import measured, measured_policy
-from studies.selectors import AUGMENTATION, STEP, fit
+from studies.selectors import STEP, fit
 from utils import cli
 from utils.answers import predict, top1
-from utils.augment import Batches
+from utils.augment import Augmentation, Batches
 from utils.checkpoint import (
     FILES,
     QUICK,
@@ -75,7 +75,8 @@ from utils.safe_load import brief, read_arrays
 BATCH_SIZE = 500  # images per step
 SEEDS = 5  # runs per selector trained here
 IMAGES = 10_000  # number of training images for these selectors, from the first on
-SELECTOR_EPOCHS = 6  # of these selectors
+SELECTOR_EPOCHS = 12  # of these selectors
+AUGMENTATION = Augmentation(crop=0, flip=True)  # their labels are of the whole image
 OUT = Path("results")  # for contexts.json, the figures, and contexts/ with the answers
 EPOCHS = 2  # of student 1 and of the generalists that are trained once
 LEARNING_RATE = 2.5e-3  # of these trainings
@@ -199,7 +200,7 @@ def main() -> None:
         "val": val.labels.cpu(),
         "test": test.labels.cpu().repeat(len(TESTED)),
     }
-    work = round(1e6 * macs(system.selector))
+    work = macs(system.selector)
     specialists, generalists = (
         pair({arch: told[f"{arch}{stage}"] for arch in STUDENTS}, labels, work)
         for stage in ("", ", once")
@@ -374,7 +375,7 @@ def ask(
             facts = {
                 "images": key,
                 "weights": weights,
-                "macs": round(1e6 * macs(net)),
+                "macs": macs(net),
                 "context": made.get("context", "clean"),
                 **{fact: made.get(fact) for fact in MADE},
             }
