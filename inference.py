@@ -4,7 +4,8 @@
     python inference.py photo.jpg more/    classify your own images and folders of images
     python inference.py more/ --csv predictions.csv    write a CSV file, one row per image
     python inference.py more/ --policy cascade         choose between the students differently
-    python inference.py --context mixed    evaluate with half of the test images degraded
+    python inference.py --context mixed --checkpoint-dir checkpoints/contexts    evaluate the system
+                                           for several contexts; half of the images are degraded
     python inference.py --out results      write the results to another folder
     python inference.py --subset 500       quick test: networks from runs/quick/ if present there
 
@@ -111,10 +112,8 @@ def measure_test_set(args: argparse.Namespace) -> int:
     """Evaluate all networks and policies on the test images: tables, figures, report."""
     device = pick_device(args.device)
     figures = figures_into(args.out)
-    files = {"teacher": FILES["resnet50"], **FILES}
-    files |= {f"{arch}_alone": file for arch, file in ALONE.items()}
-    del files["resnet50"]
-    paths = {name: cli.found(args, file) for name, file in files.items()}
+    files = (*FILES.values(), *ALONE.values())
+    paths = {Path(file).stem: cli.found(args, file) for file in files}
     histories = figures.read_histories({name: paths[name] for name in paths if name != "selector"})
     parts = load_parts(lambda file: cli.found(args, file))
     dataset, test = test_images(args.data_dir, args.subset, device)

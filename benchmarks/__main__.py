@@ -99,7 +99,7 @@ def compare(
             "plain_peak_mb": plain.end(),
         }
         if subject.startswith("step "):  # backward costs twice forward; a MAC is two operations
-            work = 3 * 2e6 * macs(network(subject.removeprefix("step "), STEM))
+            work = 3 * 2 * macs(network(subject.removeprefix("step "), STEM))
             row["share_of_matrix_rate"] = round(1e-9 * work * row["ours"] / gflops, 3)
         return row
     finally:

@@ -6,6 +6,7 @@ returns its number of images.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -151,13 +152,13 @@ def plain_step(place: Place, arch: str) -> Piece:
 # ------------------------------------------------------------------ inference
 
 
-def routed(place: Place, count: int) -> Piece:
+def routed(place: Place, count: int | None = None) -> Piece:
     *trained, selector, threshold = _parts(place)
     *students, selector = (for_inference(net, place.device) for net, _ in (*trained, selector))
     return _predicting([MultiStudent(students, selector, threshold).eval()], place, count)
 
 
-def onnx_routed(place: Place, count: int) -> Piece:
+def onnx_routed(place: Place, count: int | None = None) -> Piece:
     """`routed` with ONNX Runtime, as in docs/export.md, with the same number of threads."""
     import onnxruntime
 
@@ -190,18 +191,18 @@ def _parts(place: Place) -> tuple:
     return *trained, selector, selector[1]["threshold"]
 
 
-def teacher(place: Place, count: int) -> Piece:
+def teacher(place: Place, count: int | None = None) -> Piece:
     return _predicting([place.load("resnet50")], place, count)
 
 
-def everything(place: Place, count: int) -> Piece:
+def everything(place: Place, count: int | None = None) -> Piece:
     """The published inference: the selector and both students run on every image."""
     names = ("selector", *STUDENTS)
     nets = [place.load(arch) for arch in names]
     return _predicting(nets, place, count)
 
 
-def _predicting(nets: list[torch.nn.Module], place: Place, count: int) -> Piece:
+def _predicting(nets: list[torch.nn.Module], place: Place, count: int | None) -> Piece:
     questions = _questions(place, count)
 
     def piece() -> int:
@@ -213,52 +214,31 @@ def _predicting(nets: list[torch.nn.Module], place: Place, count: int) -> Piece:
     return piece
 
 
-def _questions(place: Place, count: int) -> list[torch.Tensor]:
+def _questions(place: Place, count: int | None) -> list[torch.Tensor]:
     """Test images in batches of `count`. For single images, several, as students may differ."""
+    count = count or place.images or 2000
     return list(place.split(2, SINGLE if count == 1 else count).images.split(count))
 
 
 # ------------------------------------------------------------------ all of them
 
-SUBJECTS: dict[str, tuple[Callable[[Place], Piece], Callable[[Place], Piece]]] = {
-    "data": (our_data, plain_data)
-}
-for _arch in ("resnet50", *STUDENTS):
-    SUBJECTS[f"step {_arch}"] = (
-        lambda place, arch=_arch: our_step(place, arch),
-        lambda place, arch=_arch: plain_step(place, arch),
-    )
-for _arch in ("resnet50", *STUDENTS):
-    SUBJECTS[f"epoch {_arch}"] = (
-        lambda place, arch=_arch: our_epoch(place, arch),
-        lambda place, arch=_arch: plain_epoch(place, arch),
-    )
+Side = Callable[[Place], Piece]
+SUBJECTS: dict[str, tuple[Side, Side]] = {"data": (our_data, plain_data)}
+for _name, *_sides in (("step", our_step, plain_step), ("epoch", our_epoch, plain_epoch)):
+    for _arch in ("resnet50", *STUDENTS):
+        SUBJECTS[f"{_name} {_arch}"] = tuple(partial(side, arch=_arch) for side in _sides)
 for _arch in STUDENTS:
-    SUBJECTS[f"distillation, training {_arch}"] = (
-        lambda place, arch=_arch: our_epoch(place, arch, distilled=True),
-        lambda place, arch=_arch: our_epoch(place, arch),
-    )
-    SUBJECTS[f"distillation {_arch}"] = (
-        lambda place, arch=_arch: our_epoch(place, arch, distilled=True),
-        lambda place, arch=_arch: plain_epoch(place, arch, distilled=True),
-    )
+    _ours = partial(our_epoch, arch=_arch, distilled=True)
+    SUBJECTS[f"distillation, training {_arch}"] = _ours, partial(our_epoch, arch=_arch)
+    SUBJECTS[f"distillation {_arch}"] = _ours, partial(plain_epoch, arch=_arch, distilled=True)
 SUBJECTS |= {
-    "routed, teacher": (
-        lambda place: routed(place, place.images or 2000),
-        lambda place: teacher(place, place.images or 2000),
-    ),
-    "routed, all": (
-        lambda place: routed(place, place.images or 2000),
-        lambda place: everything(place, place.images or 2000),
-    ),
-    "one image": (lambda place: routed(place, 1), lambda place: teacher(place, 1)),
+    "routed, teacher": (routed, teacher),
+    "routed, all": (routed, everything),
+    "one image": (partial(routed, count=1), partial(teacher, count=1)),
 }
 ONNX = {
-    f"ONNX Runtime, {words}": (
-        lambda place, count=count: onnx_routed(place, count),
-        lambda place, count=count: routed(place, count),
-    )
-    for count, words in ((1, "one image"), (128, "128 images"))
+    f"ONNX Runtime, {words}": (partial(onnx_routed, count=count), partial(routed, count=count))
+    for words, count in (("one image", 1), ("128 images", 128))
 }
 SUBJECTS |= ONNX
 

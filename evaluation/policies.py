@@ -142,7 +142,7 @@ class Networks:
     """Logits of the networks for N images, and their costs.
 
     Args:
-        logits: (N, classes) of "resnet50" and both students, (N,) of "selector".
+        logits: (N, classes) of both students and other classifiers, (N,) of "selector".
         work: MACs per image of each network.
         labels: int64 (N,).
     """

@@ -219,7 +219,7 @@ def _data(measured: Measured) -> dict[str, Any]:
         "kinds": kinds,
         "names": {"teacher": NAMES["resnet50"], **NAMES, "ensemble": LABELS["ensemble"]},
         "students": STUDENTS,
-        "macs": {name: 1e6 * work for name, work in nets.work.items()},
+        "macs": nets.work,
         "thresholds": measured.thresholds,
         "labels": _column(nets.labels),
         "answers": {name: _column(answers[name].labels) for name in names},

@@ -185,7 +185,7 @@ def evaluate(
             for name in names
             if name in answers
         },
-        "macs_per_image": {name: round(work[name] * 1e6) for name in names if name in work},
+        "macs_per_image": {name: round(work[name]) for name in names if name in work},
         "images_per_second": {name: round(speed[name], 1) for name in names if name in speed},
     }
     return Measured(metrics, test, seen, nets, temperatures, thresholds, outcomes, answers)

@@ -37,7 +37,7 @@ def megabytes(*nets: nn.Module) -> float:
 
 def costs(*nets: nn.Module) -> tuple[float, float, float]:
     """Parameters in millions, size on disk in MB, and MMACs per image if all `nets` run."""
-    return sum(map(parameters, nets)), megabytes(*nets), sum(map(macs, nets))
+    return sum(map(parameters, nets)), megabytes(*nets), sum(map(macs, nets)) / 1e6
 
 
 def all_costs(stem: str) -> dict[str, tuple[float, float, float]]:

@@ -245,7 +245,7 @@ def collect(args: argparse.Namespace) -> None:
     about = {
         "classes": facts[STUDENTS[0]]["classes"],
         "weights": {ARRAYS[arch]: fingerprint_of(net) for arch, net in nets.items()},
-        "macs": {ARRAYS[arch]: round(1e6 * macs(net)) for arch, net in nets.items()},
+        "macs": {ARRAYS[arch]: macs(net) for arch, net in nets.items()},
         "thresholds": {
             name: facts["selector"].get(*POLICIES[name].threshold)
             for name in ("selector", "cascade")

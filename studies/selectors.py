@@ -30,8 +30,10 @@ from torch import nn
 from tqdm import tqdm
 
 from evaluation import figures_into
-from evaluation.significance import auroc_apart, auroc_interval, mcnemar_p, wilson_interval
+from evaluation.policies import Networks, routed
+from evaluation.significance import auroc_interval, wilson_interval
 from models import STUDENTS, Selector
+from studies.policies import measured_policy
 from studies.specialize import halves
 from utils import cli
 from utils.answers import predict
@@ -47,10 +49,10 @@ from utils.safe_load import read_arrays
 BATCH_SIZE = 500  # images per step, for the students' logits
 SEEDS = 5  # runs per selector
 OUT = Path("results")  # for selectors.json and selectors.png
-STEPS = 240  # training steps per selector, for any number of images
+STEPS = 240  # training steps per selector, rounded up to whole epochs
 STEP = 128  # images per training step of a selector
 IMAGES = 10_000  # number of training images, from the first on
-LEARNING_RATE = 0.05  # as in trainSelector.py, like the other hyperparameters
+LEARNING_RATE = 0.05  # as in trainSelector.py, like the other hyperparameters except the crop
 AUGMENTATION = Augmentation(crop=4, flip=True)
 
 LABELS = {  # kinds of training images for a selector
@@ -215,15 +217,11 @@ def measure(selector: Selector, choosing: Answers, test: Answers) -> dict[str, f
     """Evaluate routing by `selector` on `test`, with the threshold chosen on `choosing`."""
     threshold = best_threshold(predict(selector, choosing.images).sigmoid(), *choosing.right())
     scores = predict(selector, test.images).sigmoid()
-    first, second = test.right()
-    to_first = scores >= threshold
-    right = torch.where(to_first, first, second)
-    better = first if first.sum() >= second.sum() else second
+    logits, no_work = dict(zip(STUDENTS, test.logits, strict=True)), dict.fromkeys(STUDENTS, 0)
+    nets = Networks(logits, no_work, test.labels)
+    facts = measured_policy(nets, routed(nets, scores >= threshold, 0), scores)
     return {
-        "accuracy": share(right),
-        "auroc": auroc_apart(scores, first, second)[0],
-        f"share_{STUDENTS[0]}": share(to_first),
-        "mcnemar_p": mcnemar_p(right, better),
+        name: facts[name] for name in ("accuracy", "auroc", f"share_{STUDENTS[0]}", "mcnemar_p")
     }
 
 

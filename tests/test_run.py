@@ -249,28 +249,6 @@ def test_what_an_earlier_run_left_is_kept(tmp_path, sample, capsys):
     assert capsys.readouterr().out.count("kept from an earlier run: ") == 2
 
 
-def test_the_weights_of_an_earlier_run_outlive_a_kill_in_the_first_epoch(
-    tmp_path, sample, monkeypatch
-):
-    """A run killed between checkpoint and state once mistook its own weights for earlier ones."""
-    path = tmp_path / "teacher.pth"
-    trainer(path, sample, lr=0.02).fit()
-    earlier = path.read_bytes()
-    killed, save_state = trainer(path, sample), Run._save_state
-
-    def die(self):
-        if self.progress.epoch == 1:
-            raise KeyboardInterrupt
-        save_state(self)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Run, "_save_state", die)
-        killed.fit()
-    assert path.read_bytes() != earlier
-    trainer(path, sample).fit(resume=True)
-    assert (tmp_path / "teacher.previous.pth").read_bytes() == earlier
-
-
 def test_a_folder_that_cannot_be_written_is_found_out_before_the_first_step(tmp_path, sample):
     (tmp_path / "file").touch()
     run = trainer(tmp_path / "file" / "teacher.pth", sample, lambda step: pytest.fail("a step"))

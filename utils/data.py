@@ -172,28 +172,22 @@ def load_sample(subset: int | None = None, device: torch.device | str = "cpu") -
         )
 
 
-def stratified_split(labels: np.ndarray, share: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
-    """Split into training and validation indices; the validation part has `share` of each class.
+def stratified_split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Split into training and validation indices; the validation part is a tenth of each class.
 
     The split is the same in every run.
 
     Args:
         labels: integers (N,).
-        share: in [0, 1].
 
     Returns:
         Two disjoint int64 arrays in random order; together they have each of 0 .. N - 1 once.
     """
     order = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
-    val = np.concatenate(
-        [places[: round(share * len(places))] for places in _by_class(order, labels)]
-    )
+    classes = [order[labels[order] == label] for label in np.unique(labels)]
+    val = np.concatenate([places[: round(0.1 * len(places))] for places in classes])
     held_out = np.isin(order, val)
     return order[~held_out], order[held_out]
-
-
-def _by_class(order: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
-    return [order[labels[order] == label] for label in np.unique(labels)]
 
 
 def is_default(data: Path) -> bool:
