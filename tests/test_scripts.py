@@ -233,6 +233,35 @@ def test_a_selector_that_was_killed_while_it_labeled_its_images_is_the_one_that_
     assert (folder / "selector.previous.state.pth").read_bytes() == earlier
 
 
+def test_the_test_images_have_no_say_in_the_thresholds(
+    pipeline, small_npz, tmp_path, call, monkeypatch
+):
+    """The weights and thresholds of the selector are the same if the test labels are others."""
+    with np.load(small_npz) as arrays:
+        others = {**arrays, "test_labels": (arrays["test_labels"] + 1) % 10}
+    np.savez(tmp_path / "others.npz", **others)
+    chosen, thresholds = [], [0.31, 0.62]
+    for data in (small_npz, tmp_path / "others.npz"):
+        (tmp_path / data.stem).mkdir()
+        folder = copy_of(pipeline[0], tmp_path / data.stem)
+        given = []
+
+        def spy(scores, *right, given=given):
+            given.append((scores, *right))
+            return thresholds[len(given) - 1]
+
+        monkeypatch.setattr(trainSelector, "best_threshold", spy)
+        call("trainSelector.py", folder, data, *QUICK)
+        facts = torch.load(folder / "selector.pth", weights_only=True)
+        assert [facts["threshold"], facts["cascade_threshold"]] == thresholds
+        chosen.append((given, facts))
+    (given, facts), (others, other_facts) = chosen
+    assert facts["test_accuracy"] != other_facts["test_accuracy"]
+    assert facts["val_accuracy"] == other_facts["val_accuracy"]
+    for mine, theirs in zip(sum(given, ()), sum(others, ()), strict=True):
+        assert torch.equal(mine, theirs)
+
+
 def test_a_run_is_not_resumed_with_another_teacher(pipeline, small_npz, tmp_path, call):
     folder = copy_of(pipeline[0], tmp_path, "teacher.pth")
     flags = ["--model", 2, *QUICK, "--resume"]
