@@ -45,7 +45,7 @@ OPTIMIZER = "sgd"  # or "muon" or "adamw", with a much lower learning rate
 MOMENTUM = 0.9  # Nesterov momentum of SGD and Muon, beta1 of AdamW
 WEIGHT_DECAY = 5e-4  # not applied to biases and normalization layers
 WARMUP = 0.25  # fraction of all steps; then cosine decay to 0
-CROP = 0  # reflection padding before the random crop, in pixels; the labels are of the whole image
+CROP = 4  # reflection padding before the random crop, in pixels
 FLIP = True  # random horizontal flip
 CUTOUT = 0  # side of the cutout square, in pixels
 

@@ -155,14 +155,14 @@ class Network:
 
 
 @dataclass
-class Told:
+class StoredLogits:
     """Logits of a network, float32 (N, classes), by set of images; and facts about the network."""
 
     logits: dict[str, torch.Tensor]
     facts: dict[str, Any]
 
 
-Policy = Callable[[Networks], tuple[Outcome, torch.Tensor | None]]  # scores (N,), for the AUROC
+Rule = Callable[[Networks], tuple[Outcome, torch.Tensor | None]]  # scores (N,), for the AUROC
 
 
 # ------------------------------------------------------------------ main program
@@ -194,7 +194,7 @@ def main() -> None:
     train = train.take(slice(IMAGES))
     images, rows = image_sets(train, val, test), rows_by_context(test)
     key = key_of(train, val, test)
-    told = ask(networks, images, key, args.out / "contexts", args.batch_size, args.train)
+    told = collect_logits(networks, images, key, args.out / "contexts", args.batch_size, args.train)
     labels = {
         "train": train.labels.cpu(),
         "val": val.labels.cpu(),
@@ -206,7 +206,7 @@ def main() -> None:
         for stage in ("", ", once")
     )
 
-    def taught(both: dict[str, Networks], *lesson: torch.Tensor) -> list[tuple[Networks, Policy]]:
+    def selectors(both: dict[str, Networks], *lesson: torch.Tensor) -> list[tuple[Networks, Rule]]:
         """Train one selector per seed on the same labels and weights."""
         return [
             trained(both, *lesson, images, seed, args.batch_size)
@@ -219,15 +219,17 @@ def main() -> None:
     general = generalists["test"]
     policies = {
         "selector": [(special, routing(system.threshold))],
-        "selector, published labels": taught(specialists, *lesson_of(specialists["train"])),
-        "selector, weighted labels": taught(specialists, *lesson_of(specialists["train"], True)),
-        "selector, taught the context": taught(specialists, *true_contexts(train)),
+        "selector, published labels": selectors(specialists, *targets_of(specialists["train"])),
+        "selector, weighted labels": selectors(
+            specialists, *targets_of(specialists["train"], True)
+        ),
+        "selector, taught the context": selectors(specialists, *context_targets(train)),
         "more confident": [(special, more_confident)],
         "cascade": [(special, cascading(specialists["val"]))],
         "ensemble": [(special, ensemble)],
         "true context": [(special, true_context)],
         "oracle": [(special, lambda nets: (oracle(nets), None))],
-        "generalists, selector": taught(generalists, *lesson_of(generalists["train"], True)),
+        "generalists, selector": selectors(generalists, *targets_of(generalists["train"], True)),
         "generalists, cascade": [(general, cascading(generalists["val"]))],
         "generalists, ensemble": [(general, ensemble)],
     }
@@ -336,14 +338,14 @@ def rows_by_context(test: Split) -> dict[str, torch.Tensor]:
     return rows | {"mixed": torch.where(degraded, rows["degraded"], rows["clean"])}
 
 
-def ask(
+def collect_logits(
     networks: Mapping[str, Network],
     images: dict[str, torch.Tensor],
     key: str,
     folder: Path,
     batch_size: int,
     train: bool,
-) -> dict[str, Told]:
+) -> dict[str, StoredLogits]:
     """The logits of each network for the images with this key, stored in half precision.
 
     With `train`, networks are trained if both checkpoint and logits are missing, one by one: the
@@ -354,7 +356,7 @@ def ask(
     paths = {name: folder / f"{name.replace(', ', '-')}.npz" for name in networks}
     for name, network in networks.items():
         sets[name] = {k: v for k, v in images.items() if k != "train" or network.paired}
-        told[name] = kept(paths[name], key, sets[name])
+        told[name] = read_stored(paths[name], key, sets[name])
         if told[name] and (difference := network.differs(told[name].facts)):
             print(f"{shown(paths[name])} is of another network, {difference}: not used")
             told[name] = None
@@ -379,8 +381,10 @@ def ask(
                 "context": made.get("context", "clean"),
                 **{fact: made.get(fact) for fact in MADE},
             }
-            told[name] = Told(logits_of(name, net, network.path, sets[name], batch_size), facts)
-            keep(paths[name], told[name])
+            told[name] = StoredLogits(
+                logits_of(name, net, network.path, sets[name], batch_size), facts
+            )
+            store(paths[name], told[name])
     return told
 
 
@@ -403,14 +407,14 @@ def logits_of(
     return {split: each.float() for split, each in logits.items()}
 
 
-def keep(path: Path, told: Told) -> None:
-    """Store logits and facts at `path`, for `kept`."""
+def store(path: Path, told: StoredLogits) -> None:
+    """Store logits and facts at `path`, for `read_stored`."""
     logits = {split: each.half().numpy() for split, each in told.logits.items()}
     with replacing(path) as file:
         np.savez(file, facts=json.dumps(told.facts), **logits)
 
 
-def kept(path: Path, key: str, images: Mapping[str, torch.Tensor]) -> Told | None:
+def read_stored(path: Path, key: str, images: Mapping[str, torch.Tensor]) -> StoredLogits | None:
     """The stored logits at `path`; None if there are none for these images."""
     if not path.exists():
         return None
@@ -425,14 +429,14 @@ def kept(path: Path, key: str, images: Mapping[str, torch.Tensor]) -> Told | Non
         if facts["images"] != key:
             print(f"{shown(path)} is for other images: computing the logits again")
             return None
-        return Told(logits, facts)
+        return StoredLogits(logits, facts)
     except (UserError, LookupError, TypeError, ValueError, RecursionError) as error:
         print(f"{shown(path)} is damaged ({error}): computing the logits again")
         return None
 
 
 def pair(
-    both: Mapping[str, Told], labels: Mapping[str, torch.Tensor], selector_work: int
+    both: Mapping[str, StoredLogits], labels: Mapping[str, torch.Tensor], selector_work: int
 ) -> dict[str, Networks]:
     """Two students, by set of images, in the form that the policies use."""
     work = {arch: each.facts["macs"] for arch, each in both.items()} | {"selector": selector_work}
@@ -456,12 +460,12 @@ def part(nets: Networks, places: torch.Tensor) -> Networks:
 # ------------------------------------------------------------------ policies
 
 
-def routing(threshold: float) -> Policy:
+def routing(threshold: float) -> Rule:
     """Student 1 if its probability from the selector is at least `threshold`, else student 2."""
     return lambda nets: (selector(nets, threshold), nets.logits["selector"])
 
 
-def cascading(val: Networks) -> Policy:
+def cascading(val: Networks) -> Rule:
     """Student 2; both if its confidence is below a threshold, which is chosen on `val`."""
     doubt, together = confidence(val.logits[STUDENTS[1]]), mean_of_both(val).right
     threshold = best_threshold(doubt, val.right(STUDENTS[1]), together)
@@ -489,15 +493,15 @@ def true_context(nets: Networks) -> tuple[Outcome, None]:
 # ------------------------------------------------------------------ selectors
 
 
-def lesson_of(train: Networks, weighted: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+def targets_of(train: Networks, weighted: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Selector labels for the training images, and their weights: float32 (N,) each."""
     both = [train.logits[arch] for arch in STUDENTS]
     labels = selector_labels(*both, train.labels)
     return labels, label_weights(*both, train.labels) if weighted else torch.ones_like(labels)
 
 
-def true_contexts(train: Split) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `lesson_of`, but the label is the true context: 1 if degraded, else 0."""
+def context_targets(train: Split) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `targets_of`, but the label is the true context: 1 if degraded, else 0."""
     seen = kinds("mixed", image_seeds(train))
     return torch.tensor([float(kind != "clean") for kind in seen]), torch.ones(len(seen))
 
@@ -509,7 +513,7 @@ def trained(
     images: dict[str, torch.Tensor],
     seed: int,
     batch_size: int,
-) -> tuple[Networks, Policy]:
+) -> tuple[Networks, Rule]:
     """Train a selector on these labels, and choose its threshold on the validation images."""
     batches = Batches(images["train"], STEP, seed, AUGMENTATION)
     device = images["train"].device
@@ -523,10 +527,10 @@ def trained(
 
 
 def report(
-    told: Mapping[str, Told],
+    told: Mapping[str, StoredLogits],
     labels: Mapping[str, torch.Tensor],
     rows: Mapping[str, torch.Tensor],
-    policies: Mapping[str, list[tuple[Networks, Policy]]],
+    policies: Mapping[str, list[tuple[Networks, Rule]]],
 ) -> dict:
     """The content of contexts.json: accuracies, shares and intervals by context, in [0, 1].
 
@@ -550,7 +554,7 @@ def report(
             "trained": made,
         }
 
-    def run(nets: Networks, policy: Policy) -> dict:
+    def run(nets: Networks, policy: Rule) -> dict:
         found = []
         for places in rows.values():
             own = part(nets, places)
