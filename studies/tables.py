@@ -13,11 +13,10 @@ from evaluation.testset import LABELS
 from models import NAMES, STUDENTS, parameters
 from studies.compression import PUBLISHED, all_costs
 from utils import cli
-from utils.checkpoint import COMMANDS, FILES, load_network, read_checkpoint
+from utils.checkpoint import COMMANDS, FILES, ROOT, load_network, read_checkpoint
 from utils.contexts import GROUPS
 from utils.files import UserError, replacing, shown
 
-ROOT = Path(__file__).resolve().parent.parent
 HUYVNPHAN = "https://github.com/huyvnphan/PyTorch_CIFAR10"
 KUANGLIU = "https://github.com/kuangliu/pytorch-cifar"
 PUBLISHED_TOP1 = {"teacher": "81", "densenet121": "74.19", "googlenet": "73.21", "routed": "79.67"}
