@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from models import STUDENTS
-from utils import cli
+from utils import checkpoint, cli
 from utils.answers import TeacherAnswers, report_accuracy, score, with_its_stem
 from utils.augment import Augmentation
 from utils.checkpoint import (
@@ -155,9 +155,9 @@ def main() -> None:
     )
     answers = None
     if teacher and TEACHER_VIEWS:
-        beside = teacher_path
-        if args.subset is not None or not os.access(teacher_path.parent, os.W_OK):
-            beside = path
+        shipped = teacher_path.parent.resolve() == checkpoint.CHECKPOINTS
+        elsewhere = shipped and args.subset is not None  # a quick test leaves that folder alone
+        beside = path if elsewhere or not os.access(teacher_path.parent, os.W_OK) else teacher_path
         folder = beside.with_name(f"{teacher_path.stem}.answers")
         answers = TeacherAnswers(teacher, taught_by, run.data, folder)
 

@@ -881,6 +881,10 @@ def test_a_quick_try_leaves_what_a_whole_run_made_as_it_is(
     out = typed(f"python StudentTrain.py --model 2 {places} --epochs 1 --batch-size 20")
     assert "teacher       checkpoints/teacher.pth\n" in out
     assert (quick / "teacher.answers").exists()
+    words = f"{places} --epochs 1 --batch-size 20 --checkpoint-dir mine --teacher"
+    typed(f"python StudentTrain.py --model 2 {words} checkpoints/teacher.pth")
+    assert (tmp_path / "mine" / "teacher.answers").exists()
+    assert not (tmp_path / "checkpoints" / "teacher.answers").exists()
     assert out.endswith(
         f"next: python trainSelector.py --data-dir {small_npz} --device cpu --subset 40\n"
     )
