@@ -253,17 +253,26 @@ def test_after_new_training_of_the_first_networks_the_old_system_is_not_used(
     assert (system / "selector.previous.pth").exists()
 
 
-def test_stored_logits_of_another_training_are_not_used(study, tmp_path):
-    study()
-    shutil.rmtree(tmp_path / "runs")
-    for arch in STUDENTS:  # the same weights with other facts
-        path = tmp_path / f"checkpoints/contexts/{arch}.pth"
-        facts = torch.load(path, weights_only=True)
-        facts["hyperparameters"]["epochs"] = 9
-        torch.save(facts, path)
-    out, err = study("--epochs", "9", status=2)
-    assert "densenet121-once.npz is of another network, its epochs was 2, not 9: not used" in out
-    assert "9-epochs/densenet121.pth is missing; make it with: python" in err
+def test_stored_logits_of_another_training_are_not_used(study, tmp_path, small_npz):
+    (tmp_path / ONCE / "densenet121.pth").unlink()
+    train, val, test = load_splits(small_npz, 40)
+    train = train.take(slice(contexts.IMAGES))
+    facts = {
+        "images": contexts.key_of(train, val, test),
+        "weights": "0123456789ab",
+        "macs": 1,
+        "context": "mixed",
+        "epochs": 9,
+        "data": None,
+        "init": None,
+    }
+    logits = {"train": len(train), "val": len(val), "test": 3 * len(test)}
+    logits = {split: torch.zeros(count, 10) for split, count in logits.items()}
+    path = tmp_path / "results/contexts/densenet121-once.npz"
+    contexts.store(path, contexts.StoredLogits(logits, facts))
+    out, err = study(status=2)
+    assert f"{path.name} is of another network, its epochs was 9, not {contexts.EPOCHS}" in out
+    assert f"{ONCE}/densenet121.pth is missing; make it with: python" in err
 
 
 def test_the_command_for_a_missing_teacher_names_its_folder(study, tmp_path):
