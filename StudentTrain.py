@@ -16,13 +16,12 @@ densenet121_alone.pth and googlenet_alone.pth; inference.py evaluates these as w
 After both students are trained, run trainSelector.py.
 """
 
-import os
 from pathlib import Path
 
 import torch
 
 from models import STUDENTS
-from utils import checkpoint, cli
+from utils import cli
 from utils.answers import TeacherAnswers, report_accuracy, score, with_its_stem
 from utils.augment import Augmentation
 from utils.checkpoint import (
@@ -155,10 +154,7 @@ def main() -> None:
     )
     answers = None
     if teacher and TEACHER_VIEWS:
-        shipped = teacher_path.parent.resolve() == checkpoint.CHECKPOINTS
-        elsewhere = shipped and args.subset is not None  # a quick test leaves that folder alone
-        beside = path if elsewhere or not os.access(teacher_path.parent, os.W_OK) else teacher_path
-        folder = beside.with_name(f"{teacher_path.stem}.answers")
+        folder = cli.answers_folder(args, teacher_path, path)
         answers = TeacherAnswers(teacher, taught_by, run.data, folder)
 
     online = not (alone or answers)  # the teacher runs on every batch

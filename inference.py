@@ -82,8 +82,7 @@ def read_flags() -> argparse.Namespace:
         parser.error(f"--threshold: --policy {args.policy} has no threshold, leave it out")
     if args.resume and not args.csv:
         parser.error("--resume needs --csv with the file to continue")
-    if args.csv and (not args.csv.name or args.csv.is_dir()):
-        parser.error(f"--csv {args.csv} must name a file, not a folder")
+    cli.refuse_folder(parser, "--csv", args.csv)
     if args.csv and not args.images:
         parser.error("--csv needs images: name files or folders")
     if args.images and args.context != "clean":

@@ -199,9 +199,8 @@ def main() -> None:
     if unknown := [name for name in args.subjects if name not in SUBJECTS]:
         parser.error(f"no subject {unknown[0]!r}: choose from {', '.join(SUBJECTS)}")
     device = pick_device(args.device)
+    cli.refuse_folder(parser, "--json", args.json)
     if args.json:
-        if not args.json.name or args.json.is_dir():
-            parser.error(f"--json {args.json} must name a file, not a folder")
         try_folder(args.json.parent)
     args.device = str(device)
     about = machine(device)

@@ -158,7 +158,7 @@ def routed(place: Place, count: int | None = None) -> Piece:
     return _predicting([MultiStudent(students, selector, threshold).eval()], place, count)
 
 
-def onnx_routed(place: Place, count: int | None = None) -> Piece:
+def onnx_routed(place: Place, count: int) -> Piece:
     """`routed` with ONNX Runtime, as in docs/export.md, with the same number of threads."""
     import onnxruntime
 
@@ -222,8 +222,8 @@ def _questions(place: Place, count: int | None) -> list[torch.Tensor]:
 
 # ------------------------------------------------------------------ all of them
 
-Side = Callable[[Place], Piece]
-SUBJECTS: dict[str, tuple[Side, Side]] = {"data": (our_data, plain_data)}
+Sides = tuple[Callable[[Place], Piece], Callable[[Place], Piece]]  # ours and plain
+SUBJECTS: dict[str, Sides] = {"data": (our_data, plain_data)}
 for _name, *_sides in (("step", our_step, plain_step), ("epoch", our_epoch, plain_epoch)):
     for _arch in ("resnet50", *STUDENTS):
         SUBJECTS[f"{_name} {_arch}"] = tuple(partial(side, arch=_arch) for side in _sides)

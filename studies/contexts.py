@@ -66,7 +66,7 @@ from utils.contexts import (
 )
 from utils.data import Split, data_facts, described, fingerprint, load_splits
 from utils.device import for_inference, pick_device
-from utils.files import UserError, move, replacing, shown, write_json
+from utils.files import UserError, move, previous, replacing, shown, write_json
 from utils.method import best_threshold, label_weights, selector_labels
 from utils.safe_load import brief, read_arrays
 
@@ -109,7 +109,7 @@ class Network:
         return shlex.join(["cp", *self.words, shown(self.path)])
 
     def differs(self, made: Mapping[str, Any]) -> str | None:
-        """The first difference between hyperparameters and those in `self.made`, in words."""
+        """The first difference between `made` and `self.made`, in words; None if there is none."""
         for name, wanted in self.made.items():
             if (found := made.get(name, "clean" if name == "context" else None)) != wanted:
                 return f"its {name} was {brief(found)}, not {brief(wanted)}"
@@ -128,18 +128,17 @@ class Network:
             with replacing(self.path) as file:
                 file.write(content)
             return
-        if self.path.exists():
-            facts = read_checkpoint(self.path)
-            if facts["test_accuracy"] is not None:
-                if not self.differs(facts["hyperparameters"]):
-                    return
-                self._set_aside()
+        facts = read_checkpoint(self.path) if self.path.exists() else {}
+        if facts.get("test_accuracy") is not None:
+            if not self.differs(facts["hyperparameters"]):
+                return
+            self._set_aside()
         cli.run_script(script, flags)
 
     def _set_aside(self) -> None:
-        for end in (".pth", ".state.pth"):
-            if (file := self.path.with_suffix(end)).exists():
-                move(file, self.path.with_suffix(f".previous{end}"))
+        for file in (self.path, self.path.with_suffix(".state.pth")):
+            if file.exists():
+                move(file, previous(file))
 
     def read(self) -> tuple[nn.Module, dict[str, Any]]:
         """As `load_network`. Raises UserError if missing or trained in another way."""
@@ -184,10 +183,7 @@ def main() -> None:
     if args.train:
         for arch in STUDENTS:
             networks[arch].make()
-        weights = [fingerprint_of(networks[arch].read()[0]) for arch in STUDENTS]
-        networks["selector"].made["students"] = weights
-        networks["selector"].make()
-    system = assembled(networks, device)
+    system = assembled(networks, device, args.train)
     for path in [each.path for each in networks.values() if each.path.exists()]:
         check_classes(path, read_checkpoint(path), test.classes, test.name)
     print(f"computing logits for {described(train, val, test)}", flush=True)
@@ -250,11 +246,15 @@ def planned(args: argparse.Namespace, data: str) -> dict[str, Network]:
     shipped = {arch: shown(cli.found(args, file)) for arch, file in FILES.items()}
     system = args.checkpoint_dir / "contexts"
     generalists = GENERALISTS if args.subset is None else QUICK / "generalists"
+    init = {
+        arch: {"init": fingerprint_of(load_network(shipped[arch], arch)[0])}
+        for arch in STUDENTS
+        if Path(shipped[arch]).exists()
+    }
 
     def student(arch: str, context: str, folder: Path, times: int) -> Network:
         made = {"context": context, "epochs": times * args.epochs, "data": data}
-        if Path(shipped[arch]).exists():
-            made["init"] = fingerprint_of(load_network(shipped[arch], arch)[0])
+        made |= init.get(arch, {})
         flags = {
             "model": 1 + STUDENTS.index(arch),
             "context": context,
@@ -291,13 +291,17 @@ def planned(args: argparse.Namespace, data: str) -> dict[str, Network]:
     return networks
 
 
-def assembled(networks: dict[str, Network], device: torch.device) -> MultiStudent:
+def assembled(networks: dict[str, Network], device: torch.device, train: bool) -> MultiStudent:
     """The specialists with their selector, which is removed from `networks`.
 
-    Raises UserError if a network of the system is missing or does not belong to it.
+    With `train`, the selector is trained if it is missing or of other students. Raises UserError if
+    a network of the system is missing or does not belong to it.
     """
     router = networks.pop("selector")
     students = [networks[arch].read()[0] for arch in STUDENTS]
+    if train:
+        router.made["students"] = [fingerprint_of(student) for student in students]
+        router.make()
     net, facts = router.read()
     check_students(router.path, facts, students)
     students = [for_inference(each, device) for each in students]
@@ -315,9 +319,9 @@ def image_sets(train: Split, val: Split, test: Split) -> dict[str, torch.Tensor]
 
 
 def key_of(*splits: Split) -> str:
-    """Identifies the images of `image_sets`: by the clean ones and the definition of the contexts.
+    """The fingerprint of the clean images and of the definition of the contexts.
 
-    Not by the degraded pixels themselves, which are rounded differently on other processors.
+    Degraded pixels are left out, because processors round them differently.
     """
     definition = repr((CONTEXTS, {kind: strengths for kind, (_, strengths) in KINDS.items()}))
     text = torch.tensor(list(definition.encode()))
@@ -378,7 +382,7 @@ def collect_logits(
                 "images": key,
                 "weights": weights,
                 "macs": macs(net),
-                "context": made.get("context", "clean"),
+                "context": network.made["context"],
                 **{fact: made.get(fact) for fact in MADE},
             }
             told[name] = StoredLogits(

@@ -85,8 +85,6 @@ def report(nets: Networks, thresholds: dict[str, float]) -> dict:
     first, second = nets.students_right()
     better = nets.better_student()
     confidences = [confidence(nets.logits[arch]) for arch in STUDENTS]
-    both, interval = auroc_apart(confidences[0] - confidences[1], first, second)
-    areas = {"both confidences": both} if interval else {}
     policies = {
         "selector": measured_policy(
             nets, selector(nets, thresholds["selector"]), nets.logits["selector"]
@@ -100,6 +98,10 @@ def report(nets: Networks, thresholds: dict[str, float]) -> dict:
             f"share_{STUDENTS[0]}": 0.5,
         },
     }
+    areas = {name: facts["auroc"] for name, facts in policies.items() if "auroc" in facts}
+    both, interval = auroc_apart(confidences[0] - confidences[1], first, second)
+    if interval:
+        areas["both confidences"] = both
     return {
         "images": len(nets.labels),
         "teacher": measured(nets.right("resnet50"), nets.work["resnet50"]),
@@ -113,10 +115,7 @@ def report(nets: Networks, thresholds: dict[str, float]) -> dict:
                 f"{STUDENTS[1]} alone": share(second & ~first),
                 "neither": share(~first & ~second),
             },
-            "auroc": {
-                **{name: facts["auroc"] for name, facts in policies.items() if "auroc" in facts},
-                **areas,
-            },
+            "auroc": areas,
             "curves": {
                 "selector": curve([selector(nets, each) for each in THRESHOLDS]),
                 "cascade": curve([cascade(nets, each) for each in THRESHOLDS]),

@@ -52,7 +52,7 @@ OUT = Path("results")  # for selectors.json and selectors.png
 STEPS = 240  # training steps per selector, rounded up to whole epochs
 STEP = 128  # images per training step of a selector
 IMAGES = 10_000  # number of training images, from the first on
-LEARNING_RATE = 0.05  # as in trainSelector.py, like the other hyperparameters except the crop
+LEARNING_RATE = 0.05  # as in trainSelector.py, like the other hyperparameters
 AUGMENTATION = Augmentation(crop=4, flip=True)
 
 LABELS = {  # kinds of training images for a selector

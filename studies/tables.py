@@ -25,15 +25,6 @@ OTHERS_TOP1 = {  # results of others with the same architecture
     "densenet121": f"[94.06]({HUYVNPHAN}), [95.04]({KUANGLIU})",
     "googlenet": f"[92.85]({HUYVNPHAN})",
 }
-RESULTS = (  # names of the files in results/
-    "metrics",
-    "eight_epochs",
-    "routing",
-    "selectors",
-    "benchmarks",
-    "sweep_batches",
-    "sweep_images",
-)
 POLICIES = ("better_student", "selector", "cascade", "ensemble", "random", "oracle")
 SUBJECTS = {
     "data": "data: crop, flip, cutout, normalize",
@@ -73,12 +64,12 @@ IN_CONTEXTS = {  # rows of contexts.json: name there, label
     "selector, taught the context": "selector: labels from the true context",
     "true context": "routed by the true context",
     "more confident": "both students, the more confident one answers",
-    "cascade": "cascade: both if student 2 is unsure",
-    "ensemble": "mean of both students' logits",
+    "cascade": LABELS["cascade"],
+    "ensemble": LABELS["ensemble"],
     "generalists, selector": "both trained on both, with a selector",
     "generalists, cascade": "both trained on both, as a cascade",
     "generalists, ensemble": "both trained on both, mean of their logits",
-    "oracle": "oracle: right if either student is",
+    "oracle": LABELS["oracle"],
 }
 SHORT_IN_CONTEXTS = (
     *STUDENTS,
@@ -355,8 +346,7 @@ def read(name: str) -> dict:
 
 def texts() -> dict[Path, str]:
     """The files to write, and their new texts."""
-    metrics, eight_epochs, study, trained, benchmarks, batches, images = map(read, RESULTS)
-    folder = ROOT / "checkpoints"
+    metrics, folder = read("metrics"), ROOT / "checkpoints"
     stem = read_checkpoint(folder / FILES["densenet121"])["stem"]
     # Only the checkpoints that are in the repository, according to .gitignore.
     kept = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
@@ -368,14 +358,14 @@ def texts() -> dict[Path, str]:
         },
         ROOT / "docs" / "results.md": {
             "results": results(metrics),
-            "distillation": distillation(eight_epochs),
-            "routing": routing(study),
+            "distillation": distillation(read("eight_epochs")),
+            "routing": routing(read("routing")),
         },
-        ROOT / "docs" / "speed.md": {"speed": speed(benchmarks)},
+        ROOT / "docs" / "speed.md": {"speed": speed(read("benchmarks"))},
         ROOT / "docs" / "tried.md": {
-            "selectors": selectors(trained),
-            "sweep_batches": sweep(batches),
-            "sweep_images": sweep(images),
+            "selectors": selectors(read("selectors")),
+            "sweep_batches": sweep(read("sweep_batches")),
+            "sweep_images": sweep(read("sweep_images")),
         },
         folder / "README.md": {"checkpoints": checkpoints(paths)},
     }

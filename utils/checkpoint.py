@@ -15,7 +15,7 @@ from models import CLASS_COUNTS, STEMS, STUDENTS, Selector, network
 from utils.contexts import CONTEXTS
 from utils.data import CLASSES, MEAN, STD, are_names, fingerprint, listed, numbered
 from utils.distributed import by_first, rank
-from utils.files import UserError, replacing, shown
+from utils.files import UserError, previous, replacing, shown
 from utils.safe_load import brief, read_dict
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -355,8 +355,8 @@ def starting_network(
     """
     if init is None:
         return network(arch, stem, len(classes)), None
-    ends = (".pth", ".state.pth", ".previous.pth", ".previous.state.pth")
-    if init.resolve() in [path.with_suffix(end).resolve() for end in ends]:
+    own = [path, path.with_suffix(".state.pth")]
+    if init.resolve() in [file.resolve() for file in (*own, *map(previous, own))]:
         raise UserError(f"--init {init} would be overwritten by this run: copy it to another file")
     net, checkpoint = load_network(init, arch, stem)
     if checkpoint["val_accuracy"] is None:

@@ -265,6 +265,23 @@ def found(args: argparse.Namespace, file: str) -> Path:
     return whole if args.quick and not path.exists() and whole.exists() else path
 
 
+def answers_folder(args: argparse.Namespace, teacher: Path, student: Path) -> Path:
+    """The folder for a teacher's stored logits: beside `teacher`, so that all students share it.
+
+    It is beside `student` if the teacher's folder cannot be written, and in a quick test of a
+    teacher in CHECKPOINTS, because a quick test does not write there.
+    """
+    quick = args.subset is not None and teacher.parent.resolve() == checkpoint.CHECKPOINTS
+    beside = student if quick or not os.access(teacher.parent, os.W_OK) else teacher
+    return beside.with_name(f"{teacher.stem}.answers")
+
+
+def refuse_folder(parser: argparse.ArgumentParser, flag: str, path: Path | None) -> None:
+    """End with an error if `path`, the value of `flag`, names a folder and not a file."""
+    if path and (not path.name or path.is_dir()):
+        parser.error(f"{flag} {path} must name a file, not a folder")
+
+
 # ------------------------------------------------------------------ other scripts
 
 

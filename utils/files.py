@@ -62,6 +62,11 @@ def move(path: Path, to: Path) -> None:
         raise UserError(f"cannot rename {path} to {to.name}: {error.strerror or error}") from error
 
 
+def previous(path: Path) -> Path:
+    """Where the file of an earlier run is kept: NAME.previous.pth for NAME.pth."""
+    return path.with_name(path.name.replace(".", ".previous.", 1))
+
+
 def try_folder(folder: Path) -> None:
     """Create `folder` and check that files can be written to it, before any work is done.
 

@@ -36,7 +36,7 @@ from utils.checkpoint import save_checkpoint, write_dict
 from utils.data import Split, data_facts
 from utils.device import enough_memory, keep_freed_memory, precision
 from utils.distributed import by_first, gather_objects, rank, ranks, total
-from utils.files import UserError, move, replacing, shown
+from utils.files import UserError, move, previous, replacing, shown
 from utils.optim import one_cycle, optimizers
 from utils.safe_load import brief, read_dict
 
@@ -234,10 +234,7 @@ class Run:
         The earlier state is renamed first, so that --resume cannot continue it by mistake if this
         run is killed. It is renamed back if this run cannot start. The earlier weights are copied.
         """
-        weights, state = (
-            path.with_name(path.name.replace(".", ".previous.", 1))
-            for path in (self.path, self.state_path)
-        )
+        weights, state = map(previous, (self.path, self.state_path))
         moved = rank() == 0 and self.state_path.exists()
         if moved:
             move(self.state_path, state)
@@ -455,8 +452,8 @@ class Run:
             )
         if lost:
             raise UserError(
-                f"cannot resume: {shown(self.path)} is missing, which has the best weights so far; "
-                f"restore it. To start anew: {shown(self.state_path)}: {START_ANEW}"
+                f"cannot resume: {shown(self.path)} is missing: restore it, or start anew without "
+                f"{shown(self.state_path)}: {START_ANEW}"
             )
         return state, self.state_path.stat().st_mtime
 
