@@ -67,7 +67,7 @@ from utils.contexts import (
 from utils.data import Split, data_facts, described, fingerprint, load_splits
 from utils.device import for_inference, pick_device
 from utils.files import UserError, move, previous, replacing, shown, write_json
-from utils.method import best_threshold, label_weights, selector_labels
+from utils.method import best_threshold, label_weights, selector_labels, share
 from utils.safe_load import brief, read_arrays
 
 # ------------------------------------------------------------------ settings
@@ -162,6 +162,7 @@ class StoredLogits:
 
 
 Rule = Callable[[Networks], tuple[Outcome, torch.Tensor | None]]  # scores (N,), for the AUROC
+Evaluated = tuple[dict[str, Networks], Rule]  # "val" and "test"
 
 
 # ------------------------------------------------------------------ main program
@@ -202,17 +203,25 @@ def main() -> None:
         for stage in ("", ", once")
     )
 
-    def selectors(both: dict[str, Networks], *lesson: torch.Tensor) -> list[tuple[Networks, Rule]]:
+    def selectors(both: dict[str, Networks], *lesson: torch.Tensor) -> list[Evaluated]:
         """Train one selector per seed on the same labels and weights."""
         return [
             trained(both, *lesson, images, seed, args.batch_size)
             for seed in tqdm(range(args.seeds), unit="selector", leave=False)
         ]
 
-    scores = predict(system.selector, images["test"], "selector", args.batch_size).cpu()
-    degraded = torch.arange(len(scores)) >= len(test)
-    special = with_scores(specialists["test"], selector=scores, context=degraded)
-    general = generalists["test"]
+    contexts = {
+        "val": context_targets(val)[0] > 0,
+        "test": torch.arange(len(images["test"])) >= len(test),
+    }
+    special = {
+        split: with_scores(
+            specialists[split],
+            selector=predict(system.selector, images[split], "selector", args.batch_size).cpu(),
+            context=degraded,
+        )
+        for split, degraded in contexts.items()
+    }
     policies = {
         "selector": [(special, routing(system.threshold))],
         "selector, published labels": selectors(specialists, *targets_of(specialists["train"])),
@@ -226,8 +235,8 @@ def main() -> None:
         "true context": [(special, true_context)],
         "oracle": [(special, lambda nets: (oracle(nets), None))],
         "generalists, selector": selectors(generalists, *targets_of(generalists["train"], True)),
-        "generalists, cascade": [(general, cascading(generalists["val"]))],
-        "generalists, ensemble": [(general, ensemble)],
+        "generalists, cascade": [(generalists, cascading(generalists["val"]))],
+        "generalists, ensemble": [(generalists, ensemble)],
     }
     study = report(told, labels, rows, policies)
     print_report(study)
@@ -504,9 +513,9 @@ def targets_of(train: Networks, weighted: bool = False) -> tuple[torch.Tensor, t
     return labels, label_weights(*both, train.labels) if weighted else torch.ones_like(labels)
 
 
-def context_targets(train: Split) -> tuple[torch.Tensor, torch.Tensor]:
+def context_targets(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
     """As `targets_of`, but the label is the true context: 1 if degraded, else 0."""
-    seen = kinds("mixed", image_seeds(train))
+    seen = kinds("mixed", image_seeds(split))
     return torch.tensor([float(kind != "clean") for kind in seen]), torch.ones(len(seen))
 
 
@@ -517,14 +526,20 @@ def trained(
     images: dict[str, torch.Tensor],
     seed: int,
     batch_size: int,
-) -> tuple[Networks, Rule]:
+) -> Evaluated:
     """Train a selector on these labels, and choose its threshold on the validation images."""
     batches = Batches(images["train"], STEP, seed, AUGMENTATION)
     device = images["train"].device
     net = fit(batches, labels.to(device), weights.to(device), SELECTOR_EPOCHS)
-    val, test = (predict(net, images[split], None, batch_size).cpu() for split in ("val", "test"))
-    threshold = best_threshold(val.sigmoid(), *both["val"].students_right())
-    return with_scores(both["test"], selector=test), routing(threshold)
+    nets = {
+        split: with_scores(
+            both[split], selector=predict(net, images[split], None, batch_size).cpu()
+        )
+        for split in ("val", "test")
+    }
+    scores = nets["val"].logits["selector"].sigmoid()
+    threshold = best_threshold(scores, *both["val"].students_right())
+    return nets, routing(threshold)
 
 
 # ------------------------------------------------------------------ results
@@ -534,11 +549,12 @@ def report(
     told: Mapping[str, StoredLogits],
     labels: Mapping[str, torch.Tensor],
     rows: Mapping[str, torch.Tensor],
-    policies: Mapping[str, list[tuple[Networks, Rule]]],
+    policies: Mapping[str, list[Evaluated]],
 ) -> dict:
     """The content of contexts.json: accuracies, shares and intervals by context, in [0, 1].
 
-    MACs (mean per image), AUROC and McNemar's p are for mixed images.
+    MACs (mean per image), AUROC and McNemar's p are for mixed images. val_accuracy is for mixed
+    validation images; all else is for test images.
     """
     right = {
         name: each.logits["test"].argmax(dim=1) == labels["test"] for name, each in told.items()
@@ -554,22 +570,24 @@ def report(
         made = {key: facts[key] for key in ("context", *MADE)}
         return {
             **by_context(found, rows, "accuracy", "interval"),
+            "val_accuracy": on_val[name],
             "macs": facts["macs"],
             "trained": made,
         }
 
-    def run(nets: Networks, policy: Rule) -> dict:
+    def run(nets: dict[str, Networks], policy: Rule) -> dict:
         found = []
         for places in rows.values():
-            own = part(nets, places)
+            own = part(nets["test"], places)
             found.append(measured_policy(own, *policy(own)))
         names = ("accuracy", "interval", "macs", f"share_{STUDENTS[0]}")
         facts = by_context(found, rows, *names)
         mixed = dict(zip(rows, found, strict=True))["mixed"]
+        facts["val_accuracy"] = share(policy(nets["val"])[0].right)
         facts["macs_by_context"], facts["macs"] = facts["macs"], mixed["macs"]
         if "auroc" in mixed:
             facts |= {name: mixed[name] for name in ("auroc", "auroc_interval")}
-        outcome, _ = policy(part(nets, rows["mixed"]))
+        outcome, _ = policy(part(nets["test"], rows["mixed"]))
         p = {name: mcnemar_p(outcome.right, rival) for name, rival in rivals.items()}
         return {**facts, "mcnemar_p": p[best], "mcnemar_p_against": p}
 
@@ -622,6 +640,7 @@ def averaged(runs: list[dict]) -> dict:
 def print_report(study: dict) -> None:
     """Print the accuracies of all networks and policies by group of contexts."""
     print(f"\n{'top-1 %':<30}" + "".join(f"{group:>10}" for group in GROUPS), end="")
+    print(f"{'val':>10}", end="")
     print(f"{'MMACs':>8}{'AUROC':>8}{'p':>10}")
     lines = {"teacher": study["teacher"], **study["students"], **study["generalists"]}
     for name, facts in {**lines, **study["policies"]}.items():
@@ -629,9 +648,10 @@ def print_report(study: dict) -> None:
         print(
             f"{name:<30}"
             + "".join(f"{100 * facts['accuracy'][group]:>10.2f}" for group in GROUPS)
-            + f"{facts['macs'] / 1e6:>8.1f}"
+            + f"{100 * facts['val_accuracy']:>10.2f}{facts['macs'] / 1e6:>8.1f}"
             + f"{'' if area is None else f'{area:.3f}':>8}{'' if p is None else f'{p:.1g}':>10}"
         )
+    print("val: mixed validation images")
     print(f"p: McNemar's test against {study['best_generalist']}, on mixed images\n")
 
 

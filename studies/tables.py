@@ -71,15 +71,8 @@ IN_CONTEXTS = {  # rows of contexts.json: name there, label
     "generalists, ensemble": "both trained on both, mean of their logits",
     "oracle": LABELS["oracle"],
 }
-SHORT_IN_CONTEXTS = (
-    *STUDENTS,
-    "densenet121, once",
-    "densenet121, twice",
-    "selector",
-    "true context",
-    "more confident",
-    "cascade",
-)
+SHORT_IN_CONTEXTS = (*STUDENTS, "selector", "more confident", "cascade")
+SHORT_IN_CONTEXTS += tuple(f"{arch}, {stage}" for stage in ("once", "twice") for arch in STUDENTS)
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -172,24 +165,29 @@ def selectors(study: dict) -> str:
     return markdown(heads, rows)
 
 
-def contexts(study: dict, names: Sequence[str] = tuple(IN_CONTEXTS)) -> str:
-    """Table of contexts.json, written by studies.contexts; `names` are keys of IN_CONTEXTS."""
+def contexts(study: dict, names: Sequence[str] = ()) -> str:
+    """Table of contexts.json, written by studies.contexts.
+
+    `names` are the keys of IN_CONTEXTS to show, with accuracies and MACs only. Default: everything.
+    """
     alone = {"teacher": study["teacher"], **study["students"], **study["generalists"]}
     rows = []
-    for name in names:
+    for name in names or IN_CONTEXTS:
         facts = alone.get(name) or study["policies"][name]
         area, p = facts.get("auroc"), facts.get("mcnemar_p")
         rows.append(
             [
                 IN_CONTEXTS[name],
-                *(f"{100 * facts['accuracy'][group]:.2f}" for group in GROUPS),
+                *(f"{100 * facts['accuracy'][group]:.1f}" for group in GROUPS),
                 f"{100 * facts['macs'] / study['teacher']['macs']:.0f} %",
+                f"{100 * facts['val_accuracy']:.1f}",
                 "" if area is None else f"{area:.2f}",
                 "" if p is None else f"{p:.1g}",
             ]
         )
-    groups = [f"{group}, %" for group in GROUPS]
-    return markdown(["top-1", *groups, "MACs of the teacher's", "AUROC", "p"], rows)
+    heads = ["top-1, %", *GROUPS, "MACs of the teacher's", "mixed, validation", "AUROC", "p"]
+    kept = 2 + len(GROUPS) if names else len(heads)
+    return markdown(heads[:kept], [row[:kept] for row in rows])
 
 
 def sweep(benchmarks: dict) -> str:

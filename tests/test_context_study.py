@@ -140,7 +140,7 @@ def test_the_study_runs_from_its_files_and_then_from_what_was_answered(
         "contexts_share.png",
         "contexts_pictures.png",
     }
-    test = load_splits(small_npz, 40)[2]
+    _, val, test = load_splits(small_npz, 40)
     nets = {arch: load_network(CHECKPOINTS / f"{arch}.pth")[0] for arch in STUDENTS}
     selector, facts = load_network(CHECKPOINTS / "selector.pth")
     system = MultiStudent(list(nets.values()), selector, facts["threshold"]).eval()
@@ -154,12 +154,18 @@ def test_the_study_runs_from_its_files_and_then_from_what_was_answered(
         assert policy["accuracy"][group] == pytest.approx(top1(logits, test.labels), abs=0.06)
         share = (choice == 0).double().mean().item()
         assert policy["share_densenet121"][group] == pytest.approx(share, abs=0.06)
+    logits, _ = predict(system, in_context(val, "mixed").images)
+    found = told["policies"]["selector"]["val_accuracy"]
+    assert found == pytest.approx(top1(logits, val.labels), abs=0.06)
     for name, policy in told["policies"].items():
         assert set(GROUPS) | {"noise", "sharp"} <= set(policy["accuracy"]), name
         low, high = policy["interval"]["mixed"]
         assert low <= policy["accuracy"]["mixed"] <= high
         if not name.startswith("generalists"):
             assert policy["accuracy"]["mixed"] <= told["policies"]["oracle"]["accuracy"]["mixed"]
+    highest = told["policies"]["oracle"]["val_accuracy"]
+    for name in ("true context", "selector, weighted labels", "more confident"):
+        assert told["policies"][name]["val_accuracy"] <= highest, name
     assert told["policies"]["true context"]["share_densenet121"]["clean"] == 0
     assert told["policies"]["true context"]["share_densenet121"]["unseen"] == 1
     work = [told["students"][arch]["macs"] for arch in STUDENTS]
@@ -173,9 +179,10 @@ def test_the_study_runs_from_its_files_and_then_from_what_was_answered(
     assert len(rows) == 7 + len(told["policies"])
     (row,) = (row for row in rows if row[0] == "selector: weighted labels")
     facts = told["policies"]["selector, weighted labels"]
-    assert row[1:5] == [f"{100 * facts['accuracy'][group]:.2f}" for group in GROUPS]
+    assert row[1:5] == [f"{100 * facts['accuracy'][group]:.1f}" for group in GROUPS]
     assert row[5:] == [
         f"{100 * facts['macs'] / told['teacher']['macs']:.0f} %",
+        f"{100 * facts['val_accuracy']:.1f}",
         f"{facts['auroc']:.2f}" if "auroc" in facts else "",  # so few images may have none
         f"{facts['mcnemar_p']:.1g}",
     ]
