@@ -19,13 +19,14 @@ from utils import cli
 from utils.answers import predict, top1
 from utils.augment import Augmentation
 from utils.checkpoint import FILES, amend_checkpoint, check_classes, fingerprint_of, load_network
-from utils.contexts import in_context
-from utils.data import data_facts, load_splits
+from utils.contexts import context_labels, image_seeds, in_context, told_apart
+from utils.data import Split, data_facts, load_splits
 from utils.device import autocast, for_inference, pick_device, to_device
 from utils.distributed import join_group
-from utils.files import claim, shown
+from utils.files import UserError, claim, shown
 from utils.method import best_threshold, label_weights, routed_accuracy, selector_labels, share
 from utils.run import Run
+from utils.safe_load import brief
 
 # ------------------------------------------------------------------ hyperparameters
 
@@ -35,6 +36,7 @@ BATCH_SIZE = 128  # images per step
 LEARNING_RATE = 0.05  # maximum, reached after the warm-up
 SEED = 0
 CONTEXT = "clean"  # of all images, see utils/contexts.py
+LABELS = "errors"  # "context": student 1 for each image of a kind that it was trained on
 LABEL_WEIGHT = None  # "difference": weight each label by the difference of the students' errors
 
 # These have no flag, edit them here:
@@ -56,6 +58,13 @@ def main() -> None:
     parser = cli.training_parser(__doc__, globals())
     cli.add_context(parser, CONTEXT, "context of the images")
     parser.add_argument(
+        "--labels",
+        choices=("errors", "context"),
+        default=LABELS,
+        help="which student an image is labeled with: the one with the smaller error, or student 1 "
+        "if it was trained on such images (default: %(default)s)",
+    )
+    parser.add_argument(
         "--label-weight",
         choices=("difference",),
         default=LABEL_WEIGHT,
@@ -73,6 +82,13 @@ def main() -> None:
         check_classes(student_path, facts, splits[0].classes, splits[0].name)
     # The context of an image is the same in every epoch, because its label depends on it.
     train, val, test = (in_context(split, args.context) for split in splits)
+    trained_on = [facts["hyperparameters"].get("context", "clean") for _, facts in students]
+    if args.labels == "context" and not told_apart(*trained_on, args.context):
+        raise UserError(
+            "--labels context needs students that were trained on different contexts, and images "
+            f"of both; these were trained on {' and '.join(map(brief, trained_on))} images, the "
+            f"selector is for {args.context} images: use --labels errors"
+        )
     data = data_facts(splits[0].images, splits[0].labels)  # degraded pixels vary with the processor
     torch.manual_seed(args.seed)
     selector = to_device(Selector(DEPTH, BATCH_NORM), device)
@@ -81,7 +97,7 @@ def main() -> None:
         **cli.training_facts(args, device, selector, train, val, path),
         students=", ".join(map(shown, paths)),
         context=args.context,
-        labels="weighted by the difference of errors" if args.label_weight else "not weighted",
+        labels=f"by {args.labels}, {'' if args.label_weight else 'not '}weighted",
         threshold="chosen on the validation images" if THRESHOLD is None else THRESHOLD,
     )
 
@@ -105,6 +121,7 @@ def main() -> None:
         facts={
             "depth": DEPTH,
             "batch_norm": BATCH_NORM,
+            "labels": args.labels,
             "label_weight": args.label_weight,
             "context": args.context,
             "students": trained,
@@ -115,16 +132,22 @@ def main() -> None:
     run.begin()  # report errors before the students label the images, which takes minutes
 
     students = [for_inference(student, device) for student in students]
+
+    def labels_of(split: Split, logits: list[torch.Tensor]) -> torch.Tensor:
+        if args.labels == "context":
+            return context_labels(args.context, image_seeds(split), trained_on[0]).to(device)
+        return selector_labels(*logits, split.labels)
+
     train_logits = [
         predict(student, train.images, f"student {k}") for k, student in enumerate(students, 1)
     ]
-    targets = selector_labels(*train_logits, train.labels)
+    targets = labels_of(train, train_logits)
     weights = torch.ones_like(targets)
     if args.label_weight:
         weights = label_weights(*train_logits, train.labels)
-    print(f"student 1 has the smaller error on {share(targets == 1):.1%} of the training images")
+    print(f"{share(targets == 1):.1%} of the training images are labeled with student 1")
     val_logits = [predict(student, val.images) for student in students]
-    val_targets = selector_labels(*val_logits, val.labels)
+    val_targets = labels_of(val, val_logits)
     right = [logits.argmax(dim=1) == val.labels for logits in val_logits]
 
     for _ in run.epochs():

@@ -60,6 +60,7 @@ from utils.contexts import (
     GROUPS,
     KINDS,
     UNSEEN,
+    context_labels,
     image_seeds,
     in_context,
     kinds,
@@ -515,8 +516,8 @@ def targets_of(train: Networks, weighted: bool = False) -> tuple[torch.Tensor, t
 
 def context_targets(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
     """As `targets_of`, but the label is the true context: 1 if degraded, else 0."""
-    seen = kinds("mixed", image_seeds(split))
-    return torch.tensor([float(kind != "clean") for kind in seen]), torch.ones(len(seen))
+    labels = context_labels("mixed", image_seeds(split), "degraded")
+    return labels, torch.ones_like(labels)
 
 
 def trained(

@@ -7,7 +7,18 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from utils.augment import Augmentation, Batches
-from utils.contexts import CONTEXTS, DEGRADED, KINDS, degrade, draw, in_context, kinds, severities
+from utils.contexts import (
+    CONTEXTS,
+    DEGRADED,
+    KINDS,
+    context_labels,
+    degrade,
+    draw,
+    in_context,
+    kinds,
+    severities,
+    told_apart,
+)
 
 
 def seeds(count, seed=0):
@@ -138,3 +149,25 @@ def test_crops_are_those_of_the_clean_context_and_can_be_had_beside_the_degraded
         places = torch.arange(5)
         clean = Batches(images, 16, 0, augmentation, views)
         assert torch.equal(degraded.view(1, places), clean.view(1, places))
+
+
+def test_students_of_a_context_each_are_told_apart_on_images_of_both():
+    for students, context, apart in (
+        (("degraded", "clean"), "mixed", True),
+        (("clean", "degraded"), "mixed", True),
+        (("fog", "jpeg"), "degraded", True),
+        (("degraded", "clean"), "degraded", False),  # student 1 for all
+        (("degraded", "clean"), "clean", False),  # student 2 for all
+        (("degraded", "clean"), "unseen", False),
+        (("mixed", "clean"), "mixed", False),
+        (("clean", "clean"), "mixed", False),
+        (("night", "clean"), "mixed", False),
+        (("degraded", ["clean"]), "mixed", False),
+    ):
+        assert told_apart(*students, context) == apart
+        if apart:
+            labels = context_labels(context, torch.arange(120), students[0])
+            assert set(labels.tolist()) == {0, 1}
+    seeds = torch.arange(12)  # six clean ones, and one of each kind
+    assert context_labels("mixed", seeds, "degraded").tolist() == 6 * [0] + 6 * [1]
+    assert context_labels("mixed", seeds, "fog").sum() == 1

@@ -207,6 +207,37 @@ def test_the_selector_learns_for_each_image_which_student_errs_less(
     assert (weights - lost / lost.mean()).abs().max() < 0.2  # of up to 4: bf16 rounds
 
 
+def test_a_selector_can_be_taught_the_context_that_each_student_was_trained_on(
+    pipeline, small_npz, tmp_path, call, monkeypatch
+):
+    def stop(*args, **_):
+        seen.extend(args)
+        raise UserError("stopped")
+
+    folder, seen = copy_of(pipeline[0], tmp_path), []
+    flags = [*QUICK, "--context", "mixed", "--labels", "context"]
+    before = (folder / "selector.pth").read_bytes()
+    _, err = call("trainSelector.py", folder, small_npz, *flags, status=2)
+    assert "--labels context needs students that were trained on different contexts" in err
+    assert "these were trained on 'clean' and 'clean' images" in err
+    assert (folder / "selector.pth").read_bytes() == before
+    student = torch.load(folder / "densenet121.pth", weights_only=True)
+    student["hyperparameters"]["context"] = "degraded"
+    torch.save(student, folder / "densenet121.pth")
+    with monkeypatch.context() as patch:
+        patch.setattr(trainSelector.Run, "batches", stop)
+        call("trainSelector.py", folder, small_npz, *flags, status=2)
+    _, targets, _ = seen
+    found = kinds("mixed", image_seeds(load_splits(small_npz, 40)[0]))
+    assert targets.tolist() == [float(kind != "clean") for kind in found]
+    call("trainSelector.py", folder, small_npz, *flags)
+    shutil.copy(pipeline[0] / "googlenet.pth", folder)
+    student["state_dict"]["classifier.bias"] += 1
+    torch.save(student, folder / "densenet121.pth")
+    _, err = call("inference.py", folder, small_npz, status=2)
+    assert f"trainSelector.py --context mixed --labels context --data-dir {small_npz}" in err
+
+
 def test_a_selector_is_resumed_though_its_labels_round_otherwise(
     pipeline, small_npz, tmp_path, call, monkeypatch
 ):
@@ -667,6 +698,7 @@ CONSTANTS = {
     "TEMPERATURE": (0, -4, math.inf),
     "TEACHER_VIEWS": (-1, 0.5, None),
     "CONTEXT": ("night", None, 3),
+    "LABELS": ("error", None, True),
     "LABEL_WEIGHT": ("none", 0.5, True),
     "DEPTH": (0, 5, 3.0),
     "BATCH_NORM": (1, "False"),

@@ -86,6 +86,25 @@ def kinds(context: str, seeds: torch.Tensor) -> list[str]:
     return [choice[seed % len(choice)] for seed in seeds.tolist()]
 
 
+def context_labels(context: str, seeds: torch.Tensor, trained: str) -> torch.Tensor:
+    """1.0 if student 1 was trained on the kind of the image, else 0.0: float32 (N,).
+
+    Args:
+        context: the context of the images.
+        seeds: their seeds, int64 (N,).
+        trained: the context that student 1 was trained on.
+    """
+    return torch.tensor([float(kind in CONTEXTS[trained]) for kind in kinds(context, seeds)])
+
+
+def told_apart(trained_1: str, trained_2: str, context: str) -> bool:
+    """Whether `context_labels` has both labels, for students that share no kind of images."""
+    if not all(name in list(CONTEXTS) for name in (trained_1, trained_2)):  # a stranger's file
+        return False
+    first, second, seen = (set(CONTEXTS[name]) for name in (trained_1, trained_2, context))
+    return not first & second and bool(first & seen) and bool(seen - first)
+
+
 def severities(seeds: torch.Tensor) -> torch.Tensor:
     """The severity of each image if it is degraded: int64 (N,), 1 to 5."""
     return 1 + (seeds >> 32) % 5
