@@ -36,7 +36,7 @@ BATCH_SIZE = 128  # images per step
 LEARNING_RATE = 0.05  # maximum, reached after the warm-up
 SEED = 0
 CONTEXT = "clean"  # of all images, see utils/contexts.py
-LABELS = "errors"  # "context": student 1 for each image of a kind that it was trained on
+LABEL_RULE = "errors"  # "context": student 1 for each image of a kind that it was trained on
 LABEL_WEIGHT = None  # "difference": weight each label by the difference of the students' errors
 
 # These have no flag, edit them here:
@@ -58,9 +58,9 @@ def main() -> None:
     parser = cli.training_parser(__doc__, globals())
     cli.add_context(parser, CONTEXT, "context of the images")
     parser.add_argument(
-        "--labels",
+        "--label-rule",
         choices=("errors", "context"),
-        default=LABELS,
+        default=LABEL_RULE,
         help="which student an image is labeled with: the one with the smaller error, or student 1 "
         "if it was trained on such images (default: %(default)s)",
     )
@@ -83,11 +83,11 @@ def main() -> None:
     # The context of an image is the same in every epoch, because its label depends on it.
     train, val, test = (in_context(split, args.context) for split in splits)
     trained_on = [facts["hyperparameters"].get("context", "clean") for _, facts in students]
-    if args.labels == "context" and not told_apart(*trained_on, args.context):
+    if args.label_rule == "context" and not told_apart(*trained_on, args.context):
         raise UserError(
-            "--labels context needs students that were trained on different contexts, and images "
-            f"of both; these were trained on {' and '.join(map(brief, trained_on))} images, the "
-            f"selector is for {args.context} images: use --labels errors"
+            "--label-rule context needs students that were trained on different contexts, and "
+            f"images of both; these were trained on {' and '.join(map(brief, trained_on))} images, "
+            f"the selector is for {args.context} images: use --label-rule errors"
         )
     data = data_facts(splits[0].images, splits[0].labels)  # degraded pixels vary with the processor
     torch.manual_seed(args.seed)
@@ -97,7 +97,7 @@ def main() -> None:
         **cli.training_facts(args, device, selector, train, val, path),
         students=", ".join(map(shown, paths)),
         context=args.context,
-        labels=f"by {args.labels}, {'' if args.label_weight else 'not '}weighted",
+        labels=f"by {args.label_rule}, {'' if args.label_weight else 'not '}weighted",
         threshold="chosen on the validation images" if THRESHOLD is None else THRESHOLD,
     )
 
@@ -121,7 +121,7 @@ def main() -> None:
         facts={
             "depth": DEPTH,
             "batch_norm": BATCH_NORM,
-            "labels": args.labels,
+            "label_rule": args.label_rule,
             "label_weight": args.label_weight,
             "context": args.context,
             "students": trained,
@@ -134,7 +134,7 @@ def main() -> None:
     students = [for_inference(student, device) for student in students]
 
     def labels_of(split: Split, logits: list[torch.Tensor]) -> torch.Tensor:
-        if args.labels == "context":
+        if args.label_rule == "context":
             return context_labels(args.context, image_seeds(split), trained_on[0]).to(device)
         return selector_labels(*logits, split.labels)
 

@@ -215,10 +215,10 @@ def test_a_selector_can_be_taught_the_context_that_each_student_was_trained_on(
         raise UserError("stopped")
 
     folder, seen = copy_of(pipeline[0], tmp_path), []
-    flags = [*QUICK, "--context", "mixed", "--labels", "context"]
+    flags = [*QUICK, "--context", "mixed", "--label-rule", "context"]
     before = (folder / "selector.pth").read_bytes()
     _, err = call("trainSelector.py", folder, small_npz, *flags, status=2)
-    assert "--labels context needs students that were trained on different contexts" in err
+    assert "--label-rule context needs students that were trained on different contexts" in err
     assert "these were trained on 'clean' and 'clean' images" in err
     assert (folder / "selector.pth").read_bytes() == before
     student = torch.load(folder / "densenet121.pth", weights_only=True)
@@ -235,7 +235,7 @@ def test_a_selector_can_be_taught_the_context_that_each_student_was_trained_on(
     student["state_dict"]["classifier.bias"] += 1
     torch.save(student, folder / "densenet121.pth")
     _, err = call("inference.py", folder, small_npz, status=2)
-    assert f"trainSelector.py --context mixed --labels context --data-dir {small_npz}" in err
+    assert f"trainSelector.py --context mixed --label-rule context --data-dir {small_npz}" in err
 
 
 def test_a_selector_is_resumed_though_its_labels_round_otherwise(
@@ -698,7 +698,7 @@ CONSTANTS = {
     "TEMPERATURE": (0, -4, math.inf),
     "TEACHER_VIEWS": (-1, 0.5, None),
     "CONTEXT": ("night", None, 3),
-    "LABELS": ("error", None, True),
+    "LABEL_RULE": ("error", None, True),
     "LABEL_WEIGHT": ("none", 0.5, True),
     "DEPTH": (0, 5, 3.0),
     "BATCH_NORM": (1, "False"),

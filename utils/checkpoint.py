@@ -317,8 +317,8 @@ def selector_command(selector: Mapping[str, Any]) -> str:
     command, recipe = COMMANDS["selector"], selector["hyperparameters"]
     if recipe.get("context") in [name for name in CONTEXTS if name != "clean"]:
         command += f" --context {recipe['context']}"
-    if recipe.get("labels") == "context":
-        command += " --labels context"
+    if recipe.get("label_rule") == "context":
+        command += " --label-rule context"
     if recipe.get("label_weight") == "difference":
         command += " --label-weight difference"
     return command

@@ -63,7 +63,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "TEMPERATURE": (_above_0, "a positive number"),
     "TEACHER_VIEWS": (_whole(0), "an integer >= 0"),
     "CONTEXT": (lambda value: value in CONTEXTS, " or ".join(map(repr, CONTEXTS))),
-    "LABELS": (lambda value: value in ("errors", "context"), "'errors' or 'context'"),
+    "LABEL_RULE": (lambda value: value in ("errors", "context"), "'errors' or 'context'"),
     "LABEL_WEIGHT": (lambda value: value in (None, "difference"), "None or 'difference'"),
     "DEPTH": (_whole(1, len(WIDTHS)), f"an integer from 1 to {len(WIDTHS)}"),
     "BATCH_NORM": (lambda value: type(value) is bool, "True or False"),
