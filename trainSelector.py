@@ -36,7 +36,7 @@ BATCH_SIZE = 128  # images per step
 LEARNING_RATE = 0.05  # maximum, reached after the warm-up
 SEED = 0
 CONTEXT = "clean"  # of all images, see utils/contexts.py
-LABEL_RULE = "errors"  # "context": student 1 for each image of a kind that it was trained on
+LABEL_RULE = "errors"  # the student that errs less; "context": the one trained on such images
 LABEL_WEIGHT = None  # "difference": weight each label by the difference of the students' errors
 
 # These have no flag, edit them here:
@@ -61,8 +61,8 @@ def main() -> None:
         "--label-rule",
         choices=("errors", "context"),
         default=LABEL_RULE,
-        help="which student an image is labeled with: the one with the smaller error, or student 1 "
-        "if it was trained on such images (default: %(default)s)",
+        help="label each image with the student that has the smaller error, or that was trained on "
+        "images of its context (default: %(default)s)",
     )
     parser.add_argument(
         "--label-weight",
@@ -77,11 +77,6 @@ def main() -> None:
     claim(path)
     paths = [cli.found(args, FILES[arch]) for arch in STUDENTS]
     students = [load_network(*each) for each in zip(paths, STUDENTS, strict=True)]
-    splits = load_splits(args.data_dir, args.subset, device)
-    for student_path, (_, facts) in zip(paths, students, strict=True):
-        check_classes(student_path, facts, splits[0].classes, splits[0].name)
-    # The context of an image is the same in every epoch, because its label depends on it.
-    train, val, test = (in_context(split, args.context) for split in splits)
     trained_on = [facts["hyperparameters"].get("context", "clean") for _, facts in students]
     if args.label_rule == "context" and not told_apart(*trained_on, args.context):
         raise UserError(
@@ -89,6 +84,11 @@ def main() -> None:
             f"images of both; these were trained on {' and '.join(map(brief, trained_on))} images, "
             f"the selector is for {args.context} images: use --label-rule errors"
         )
+    splits = load_splits(args.data_dir, args.subset, device)
+    for student_path, (_, facts) in zip(paths, students, strict=True):
+        check_classes(student_path, facts, splits[0].classes, splits[0].name)
+    # The context of an image is the same in every epoch, because its label depends on it.
+    train, val, test = (in_context(split, args.context) for split in splits)
     data = data_facts(splits[0].images, splits[0].labels)  # degraded pixels vary with the processor
     torch.manual_seed(args.seed)
     selector = to_device(Selector(DEPTH, BATCH_NORM), device)
@@ -138,9 +138,11 @@ def main() -> None:
             return context_labels(args.context, image_seeds(split), trained_on[0]).to(device)
         return selector_labels(*logits, split.labels)
 
-    train_logits = [
-        predict(student, train.images, f"student {k}") for k, student in enumerate(students, 1)
-    ]
+    train_logits = []
+    if args.label_rule == "errors" or args.label_weight:  # the context alone needs no student
+        train_logits = [
+            predict(student, train.images, f"student {k}") for k, student in enumerate(students, 1)
+        ]
     targets = labels_of(train, train_logits)
     weights = torch.ones_like(targets)
     if args.label_weight:

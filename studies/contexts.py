@@ -211,18 +211,12 @@ def main() -> None:
             for seed in tqdm(range(args.seeds), unit="selector", leave=False)
         ]
 
-    contexts = {
+    degraded = {
         "val": context_targets(val)[0] > 0,
         "test": torch.arange(len(images["test"])) >= len(test),
     }
-    special = {
-        split: with_scores(
-            specialists[split],
-            selector=predict(system.selector, images[split], "selector", args.batch_size).cpu(),
-            context=degraded,
-        )
-        for split, degraded in contexts.items()
-    }
+    special = scored(specialists, system.selector, images, args.batch_size, "selector")
+    special = {split: with_scores(nets, context=degraded[split]) for split, nets in special.items()}
     policies = {
         "selector": [(special, routing(system.threshold))],
         "selector, published labels": selectors(specialists, *targets_of(specialists["train"])),
@@ -465,6 +459,22 @@ def with_scores(nets: Networks, **scores: torch.Tensor) -> Networks:
     return replace(nets, logits=nets.logits | scores)
 
 
+def scored(
+    both: Mapping[str, Networks],
+    router: nn.Module,
+    images: Mapping[str, torch.Tensor],
+    batch_size: int,
+    title: str | None = None,
+) -> dict[str, Networks]:
+    """`both` with the scores of a selector, for the sets of images "val" and "test"."""
+    return {
+        split: with_scores(
+            both[split], selector=predict(router, images[split], title, batch_size).cpu()
+        )
+        for split in ("val", "test")
+    }
+
+
 def part(nets: Networks, places: torch.Tensor) -> Networks:
     """A copy of `nets` with the images at `places` only."""
     logits = {name: each[places] for name, each in nets.logits.items()}
@@ -532,12 +542,7 @@ def trained(
     batches = Batches(images["train"], STEP, seed, AUGMENTATION)
     device = images["train"].device
     net = fit(batches, labels.to(device), weights.to(device), SELECTOR_EPOCHS)
-    nets = {
-        split: with_scores(
-            both[split], selector=predict(net, images[split], None, batch_size).cpu()
-        )
-        for split in ("val", "test")
-    }
+    nets = scored(both, net, images, batch_size)
     scores = nets["val"].logits["selector"].sigmoid()
     threshold = best_threshold(scores, *both["val"].students_right())
     return nets, routing(threshold)
@@ -641,8 +646,7 @@ def averaged(runs: list[dict]) -> dict:
 def print_report(study: dict) -> None:
     """Print the accuracies of all networks and policies by group of contexts."""
     print(f"\n{'top-1 %':<30}" + "".join(f"{group:>10}" for group in GROUPS), end="")
-    print(f"{'val':>10}", end="")
-    print(f"{'MMACs':>8}{'AUROC':>8}{'p':>10}")
+    print(f"{'val':>10}{'MMACs':>8}{'AUROC':>8}{'p':>10}")
     lines = {"teacher": study["teacher"], **study["students"], **study["generalists"]}
     for name, facts in {**lines, **study["policies"]}.items():
         area, p = facts.get("auroc"), facts.get("mcnemar_p")

@@ -71,8 +71,13 @@ IN_CONTEXTS = {  # rows of contexts.json: name there, label
     "generalists, ensemble": "both trained on both, mean of their logits",
     "oracle": LABELS["oracle"],
 }
-SHORT_IN_CONTEXTS = (*STUDENTS, "selector", "more confident", "cascade")
-SHORT_IN_CONTEXTS += tuple(f"{arch}, {stage}" for stage in ("once", "twice") for arch in STUDENTS)
+SHORT_IN_CONTEXTS = (
+    *STUDENTS,
+    "selector",
+    "more confident",
+    "cascade",
+    *(f"{arch}, {stage}" for stage in ("once", "twice") for arch in STUDENTS),
+)
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

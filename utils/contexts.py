@@ -98,7 +98,12 @@ def context_labels(context: str, seeds: torch.Tensor, trained: str) -> torch.Ten
 
 
 def told_apart(trained_1: str, trained_2: str, context: str) -> bool:
-    """Whether `context_labels` has both labels, for students that share no kind of images."""
+    """Whether the students share no kind of images, and `context_labels` has both labels.
+
+    Args:
+        trained_1, trained_2: the contexts that the students were trained on, as in their files.
+        context: the context of the images.
+    """
     if not all(name in list(CONTEXTS) for name in (trained_1, trained_2)):  # a stranger's file
         return False
     first, second, seen = (set(CONTEXTS[name]) for name in (trained_1, trained_2, context))
