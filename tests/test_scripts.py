@@ -4,6 +4,7 @@ import argparse
 import csv
 import json
 import math
+import os
 import re
 import shlex
 import shutil
@@ -167,7 +168,9 @@ def copy_of(folder, tmp_path, changed=None):
     """A copy of the checkpoints and states in `folder`, one of them with one weight changed."""
     for path in folder.glob("*.*"):
         if path.suffix not in (".lock", ".answers"):
-            shutil.copy(path, tmp_path)
+            # States are large. A script replaces them and never writes into them.
+            copy = os.link if path.name.endswith(".state.pth") else shutil.copy
+            copy(path, tmp_path / path.name)
     if changed:
         checkpoint = torch.load(tmp_path / changed, weights_only=True)
         checkpoint["state_dict"]["fc.bias"][0] += 1
