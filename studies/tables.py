@@ -6,8 +6,9 @@ python -m studies.tables     reads results/*.json, checkpoints/*.pth and studies
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from evaluation.testset import LABELS
 from models import NAMES, STUDENTS, parameters
@@ -336,46 +337,50 @@ def fill(path: Path, tables: dict[str, str]) -> str:
     return text
 
 
-def read(name: str) -> dict:
-    """The content of results/NAME.json. Raises UserError if it cannot be read."""
+def table(make: Callable[..., str], name: str, *more: Any) -> str:
+    """The table that `make` makes of the content of results/NAME.json, and of `more`.
+
+    Raises UserError if the file is missing or is not what the programs of this project write.
+    """
     path = ROOT / "results" / f"{name}.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return make(json.loads(path.read_text(encoding="utf-8")), *more)
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise UserError(
-            f"{shown(path)} is missing or damaged; restore it with: git checkout {shown(path)}"
+            f"{shown(path)} is missing or damaged ({type(error).__name__}: {error}); restore it "
+            f"with: git checkout {shown(path)}"
         ) from error
 
 
 def texts() -> dict[Path, str]:
     """The files to write, and their new texts."""
-    metrics, folder = read("metrics"), ROOT / "checkpoints"
+    folder = ROOT / "checkpoints"
     stem = read_checkpoint(folder / FILES["densenet121"])["stem"]
     # Only the checkpoints that are in the repository, according to .gitignore.
     kept = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
     paths = [folder / name for name in FILES.values() if f"!checkpoints/{name}" in kept]
     tables = {
         ROOT / "README.md": {
-            "results": results(metrics, SHORT, others=False),
-            "compression": compression(metrics, stem),
+            "results": table(results, "metrics", SHORT, False),
+            "compression": table(compression, "metrics", stem),
         },
         ROOT / "docs" / "results.md": {
-            "results": results(metrics),
-            "distillation": distillation(read("eight_epochs")),
-            "routing": routing(read("routing")),
+            "results": table(results, "metrics"),
+            "distillation": table(distillation, "eight_epochs"),
+            "routing": table(routing, "routing"),
         },
-        ROOT / "docs" / "speed.md": {"speed": speed(read("benchmarks"))},
+        ROOT / "docs" / "speed.md": {"speed": table(speed, "benchmarks")},
         ROOT / "docs" / "tried.md": {
-            "selectors": selectors(read("selectors")),
-            "sweep_batches": sweep(read("sweep_batches")),
-            "sweep_images": sweep(read("sweep_images")),
+            "selectors": table(selectors, "selectors"),
+            "sweep_batches": table(sweep, "sweep_batches"),
+            "sweep_images": table(sweep, "sweep_images"),
         },
         folder / "README.md": {"checkpoints": checkpoints(paths)},
     }
     if (ROOT / "results" / "contexts.json").exists():
-        several = read("contexts")
-        tables[ROOT / "README.md"]["contexts"] = contexts(several, SHORT_IN_CONTEXTS)
-        tables[ROOT / "docs" / "results.md"]["contexts"] = contexts(several)
+        short = table(contexts, "contexts", SHORT_IN_CONTEXTS)
+        tables[ROOT / "README.md"]["contexts"] = short
+        tables[ROOT / "docs" / "results.md"]["contexts"] = table(contexts, "contexts")
     return {path: fill(path, those) for path, those in tables.items()}
 
 

@@ -43,14 +43,19 @@ def test_the_tables_are_those_of_the_files():
         assert path.read_text() == text, f"{path} is out of date: run python -m studies.tables"
 
 
-@pytest.mark.parametrize("content", [None, "{"])
+@pytest.mark.parametrize(
+    "content", [None, "{", "{}", "[1]", '{"accuracy": {"teacher": "high"}, "macs_per_image": {}}']
+)
 def test_a_file_of_results_that_cannot_be_read_is_named(content, tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "ROOT", tmp_path)
+    for name in ("checkpoints", ".gitignore"):
+        (tmp_path / name).symlink_to(ROOT / name)
     path = tmp_path / "results" / "metrics.json"
     path.parent.mkdir()
     if content:
         path.write_text(content)
-    with pytest.raises(UserError, match="metrics.json is missing or damaged; restore it with"):
+    expected = f"{path} is missing or damaged .*; restore it with: git checkout {path}"
+    with pytest.raises(UserError, match=expected):
         tables.texts()
 
 
