@@ -337,14 +337,14 @@ def fill(path: Path, tables: dict[str, str]) -> str:
     return text
 
 
-def table(make: Callable[..., str], name: str, *more: Any) -> str:
-    """The table that `make` makes of the content of results/NAME.json, and of `more`.
+def table(function: Callable[..., str], name: str, **options: Any) -> str:
+    """Call `function`, one of the above, with the content of results/NAME.json and the options.
 
     Raises UserError if the file is missing or is not what the programs of this project write.
     """
     path = ROOT / "results" / f"{name}.json"
     try:
-        return make(json.loads(path.read_text(encoding="utf-8")), *more)
+        return function(json.loads(path.read_text(encoding="utf-8")), **options)
     except (OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise UserError(
             f"{shown(path)} is missing or damaged ({type(error).__name__}: {error}); restore it "
@@ -361,8 +361,8 @@ def texts() -> dict[Path, str]:
     paths = [folder / name for name in FILES.values() if f"!checkpoints/{name}" in kept]
     tables = {
         ROOT / "README.md": {
-            "results": table(results, "metrics", SHORT, False),
-            "compression": table(compression, "metrics", stem),
+            "results": table(results, "metrics", names=SHORT, others=False),
+            "compression": table(compression, "metrics", stem=stem),
         },
         ROOT / "docs" / "results.md": {
             "results": table(results, "metrics"),
@@ -378,7 +378,7 @@ def texts() -> dict[Path, str]:
         folder / "README.md": {"checkpoints": checkpoints(paths)},
     }
     if (ROOT / "results" / "contexts.json").exists():
-        short = table(contexts, "contexts", SHORT_IN_CONTEXTS)
+        short = table(contexts, "contexts", names=SHORT_IN_CONTEXTS)
         tables[ROOT / "README.md"]["contexts"] = short
         tables[ROOT / "docs" / "results.md"]["contexts"] = table(contexts, "contexts")
     return {path: fill(path, those) for path, those in tables.items()}
