@@ -163,7 +163,7 @@ class TeacherAnswers:
             disable=rank() > 0,
             desc=f"teacher, view {view + 1}/{self.batches.views}",
         ) as bar:
-            for places in torch.arange(len(images)).tensor_split(ranks())[rank()].split(128):
+            for places in torch.arange(len(images)).tensor_split(ranks())[rank()].split(1000):
                 with autocast(images.device):
                     answers.append(self.teacher(self.batches.view(view, places)).half())
                 bar.update(len(places) * ranks())

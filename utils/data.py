@@ -1,5 +1,6 @@
 """CIFAR-10 or your own data set as tensors on the device, and the fixed validation split."""
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -296,8 +297,13 @@ def data_facts(images: torch.Tensor, targets: torch.Tensor) -> str:
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
     """Normalize: uint8 (N, 32, 32, 3) -> float32 (N, 3, 32, 32), channels last in memory."""
-    mean, std = (
-        torch.tensor(color, device=images.device, dtype=torch.float32) * 255
-        for color in (MEAN, STD)
-    )
+    mean, std = _colors(images.device)
     return ((images - mean) / std).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache  # copying them to a GPU waits until it is idle
+def _colors(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    mean, std = (
+        torch.tensor(color, device=device, dtype=torch.float32) * 255 for color in (MEAN, STD)
+    )
+    return mean, std

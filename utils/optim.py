@@ -1,6 +1,7 @@
 """Optimizers, the one-cycle learning rate schedule, and Muon for convolution weights."""
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -22,12 +23,14 @@ def optimizers(
     Args:
         name: one of OPTIMIZERS. "muon" uses Muon for convolution weights except those of the first
             convolution, and AdamW for all other parameters.
-        lr: learning rate.
+        lr: learning rate. On a GPU, it is kept as tensors there, so that recorded steps
+            (utils.graphs) read its present value.
         momentum: Nesterov momentum for "sgd" and "muon", beta1 for "adamw".
         weight_decay: >= 0.
     """
     weights = [p for p in net.parameters() if p.ndim > 1]
     others = [p for p in net.parameters() if p.ndim <= 1]
+    on_gpu = weights[0].is_cuda
     chosen: list[torch.optim.Optimizer] = []
     if name == "muon":
         inner = [p for p in weights if p.ndim == 4][1:]
@@ -40,10 +43,15 @@ def optimizers(
         {"params": others, "weight_decay": 0.0},
     ]
     if name == "sgd":
-        return [torch.optim.SGD(groups, lr, momentum, nesterov=momentum > 0, fused=True)]
-    for group in groups:  # separate tuples: read_dict refuses objects that occur twice in a file
-        group["betas"] = (momentum, 0.999)
-    return [*chosen, torch.optim.AdamW(groups, lr, fused=True)]
+        chosen.append(torch.optim.SGD(groups, lr, momentum, nesterov=momentum > 0, fused=True))
+    else:
+        for group in groups:  # separate tuples: read_dict refuses objects that occur twice
+            group["betas"] = (momentum, 0.999)
+        chosen.append(torch.optim.AdamW(groups, lr, fused=True, capturable=on_gpu))
+    if on_gpu:
+        for group in (group for optimizer in chosen for group in optimizer.param_groups):
+            group["lr"] = torch.tensor(lr, device=weights[0].device)
+    return chosen
 
 
 def one_cycle(
@@ -77,7 +85,7 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         params: float tensors with two or more dimensions.
-        lr: learning rate, >= 0.
+        lr: learning rate, >= 0, or a tensor ().
         momentum: in [0, 1).
         weight_decay: >= 0; each step multiplies the weights by 1 - lr * weight_decay.
     """
@@ -94,50 +102,70 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(weight)
-                average = state["momentum_buffer"]
-                average.lerp_(weight.grad, 1 - group["momentum"])
-                ahead = weight.grad.lerp(average, group["momentum"])  # Nesterov
-                # The order of the matrix columns is free: this one needs no copy in channels last.
-                rows = ahead.movedim(1, -1)
-                update = orthogonal(rows.flatten(1))
-                scale = 0.2 * max(update.shape) ** 0.5
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(update.view(rows.shape).movedim(-1, 1), alpha=-group["lr"] * scale)
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if not weights:
+                continue
+            for weight in weights:
+                if not self.state[weight]:
+                    self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+            averages = [self.state[weight]["momentum_buffer"] for weight in weights]
+            gradients = [weight.grad for weight in weights]
+            torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
+            ahead = torch._foreach_lerp(gradients, averages, group["momentum"])  # Nesterov
+            # The order of the matrix columns is free: this one needs no copy in channels last.
+            rows = [each.movedim(1, -1) for each in ahead]
+            updates = orthogonal([each.flatten(1) for each in rows])
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            for weight, each, update in zip(weights, rows, updates, strict=True):
+                update *= 0.2 * max(update.shape) ** 0.5 * group["lr"]
+                weight.sub_(update.view(each.shape).movedim(-1, 1))
 
 
-def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """Approximate U V^T of the singular value decomposition U S V^T of `matrix` (M, N).
+def orthogonal(matrices: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Approximate U V^T of the singular value decomposition U S V^T of each matrix (M, N).
 
     Uses a few Newton-Schulz iterations, X <- (a I + b G + c G^2) X with G = X X^T, in bf16 if that
     is faster (`has_bf16`). The factors commute with G, so they are computed with G, the smaller
-    matrix, and multiplied with X once. Singular values of at least 1/50 of the Frobenius norm end
-    up between 0.68 and 1.21; smaller ones grow by a factor of up to 41.
+    matrix, and multiplied with X once. All G of the same size are iterated together. Singular
+    values of at least 1/50 of the Frobenius norm end up between 0.68 and 1.21; smaller ones grow by
+    a factor of up to 41.
+
+    Args:
+        matrices: of any sizes, on the same device.
 
     Returns:
-        (M, N), with the type of `matrix`.
+        A new matrix (M, N) for each, with its type.
     """
-    wide = matrix.bfloat16() if has_bf16(matrix.device) else matrix
-    if len(matrix) > matrix.shape[1]:
-        wide = wide.T
-    wide = wide / (wide.norm() + 1e-7)
+    low = bool(matrices) and has_bf16(matrices[0].device)
+    wides, by_size = [], defaultdict(list)  # size of G: places of its matrices
+    for place, matrix in enumerate(matrices):
+        wide = matrix.bfloat16() if low else matrix
+        wides.append(wide.T if len(matrix) > matrix.shape[1] else wide)
+        by_size[len(wides[-1])].append(place)
+    results = list(matrices)
+    for places in by_size.values():
+        products = newton_schulz(torch.stack([wides[k] @ wides[k].T for k in places]))
+        for place, product in zip(places, products, strict=True):
+            wide, matrix = product @ wides[place], matrices[place]
+            results[place] = (wide.T if len(matrix) > matrix.shape[1] else wide).to(matrix.dtype)
+    return results
+
+
+def newton_schulz(grams: torch.Tensor) -> torch.Tensor:
+    """The product of the factors of all iterations, for X X^T of any norm: (B, K, K)."""
     a, b, c = COEFFICIENTS
 
-    def factor(gram: torch.Tensor) -> torch.Tensor:
-        result = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        result.diagonal().add_(a)
+    def factor(grams: torch.Tensor) -> torch.Tensor:
+        result = torch.baddbmm(grams, grams, grams, beta=b, alpha=c)
+        result.diagonal(dim1=1, dim2=2).add_(a)
         return result
 
-    gram = wide @ wide.T
-    product = step = factor(gram)
+    # The trace of X X^T is the square of the Frobenius norm of X.
+    squares = grams.diagonal(dim1=1, dim2=2).sum(dim=1, dtype=torch.float32)[:, None, None] + 1e-14
+    grams = (grams / squares).to(grams.dtype)
+    product = step = factor(grams)
     for _ in range(ITERATIONS - 1):
-        gram = step @ gram @ step
-        step = factor(gram)
+        grams = step @ grams @ step
+        step = factor(grams)
         product = step @ product
-    wide = product @ wide
-    return (wide.T if len(matrix) > matrix.shape[1] else wide).to(matrix.dtype)
+    return (product / squares.sqrt()).to(product.dtype)

@@ -37,6 +37,7 @@ from utils.data import Split, data_facts
 from utils.device import enough_memory, keep_freed_memory, precision
 from utils.distributed import by_first, gather_objects, rank, ranks, total
 from utils.files import UserError, move, previous, replacing, shown
+from utils.graphs import RecordedStep
 from utils.optim import one_cycle, optimizers
 from utils.safe_load import brief, read_dict
 
@@ -161,6 +162,7 @@ class Run:
                 "processes that share it; use a larger one"
             )
         self._model = net
+        self._recorded: dict[int, RecordedStep] = {}  # by size of the batch
         if ranks() > 1:
             torch.manual_seed(seed + rank())  # different dropout in each process
             self._model = DistributedDataParallel(net)
@@ -299,10 +301,27 @@ class Run:
     def model(self, images: torch.Tensor) -> torch.Tensor:
         """Call the network, in training mode. With several processes, gradients are averaged.
 
-        Raises UserError, which proposes a smaller --batch-size, if there is not enough memory.
+        On a single GPU, all steps but the first one are replayed (utils.graphs). Raises UserError,
+        which proposes a smaller --batch-size, if there is not enough memory.
         """
         with enough_memory(self.device, self.batch_size):
-            return self._model(images)
+            self._replayed = self._recorded_step(images)
+            if not self._replayed:
+                return self._model(images)
+            self._logits = self._replayed.logits(images)
+            return self._logits
+
+    @property
+    def _records(self) -> bool:
+        return self.device.type == "cuda" and ranks() == 1
+
+    def _recorded_step(self, images: torch.Tensor) -> RecordedStep | None:
+        """The step for batches of this size; None if it is not to be replayed."""
+        if not self._records or not all(optimizer.state for optimizer in self.optimizers):
+            return None  # the first step creates the state of the optimizers
+        if len(images) not in self._recorded:
+            self._recorded[len(images)] = RecordedStep(self.net, self.optimizers, images)
+        return self._recorded[len(images)]
 
     def step(self, loss: torch.Tensor, correct: torch.Tensor) -> None:
         """Backward pass and optimizer step.
@@ -315,10 +334,14 @@ class Run:
         share = ranks() * len(correct) / self.data.size(self.progress.step)
         with enough_memory(self.device, self.batch_size):
             (loss * share).backward()
-        for optimizer, scheduler in zip(self.optimizers, self.schedulers, strict=True):
-            optimizer.step()
+        if self._replayed:
+            self._replayed.update(self._logits.grad)
+        else:
+            for optimizer in self.optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+        for scheduler in self.schedulers:
             scheduler.step()
-            optimizer.zero_grad(set_to_none=True)
         self._waiting.append((loss.detach() * len(correct), correct.sum()))
 
     def _collect(self) -> None:
@@ -352,7 +375,7 @@ class Run:
             train_accuracy=now.hits / now.images,
             val_loss=val_loss,
             val_accuracy=val_accuracy,
-            lr=self.schedulers[0].get_last_lr()[0],
+            lr=float(self.schedulers[0].get_last_lr()[0]),
             seconds=round(now.seconds, 1),
             images_per_second=round(now.images / now.seconds, 1),
         )
@@ -523,7 +546,8 @@ def _load_optimizer(
     for ours, theirs in zip(
         optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True
     ):
-        for name in ours.keys() & theirs.keys() - {"lr"}:  # lr depends on the step
+        # lr depends on the step, capturable on the device
+        for name in ours.keys() & theirs.keys() - {"lr", "capturable"}:
             if type(ours[name]) is not type(theirs[name]) or ours[name] != theirs[name]:
                 raise ValueError(f"the optimizer has a different {name}")
     if steps_done:

@@ -1,0 +1,160 @@
+"""Recorded training steps: the same weights as without recording.
+
+CUDA graphs are simulated on the CPU: while a graph is recorded, every operation is noted, and a
+replay computes the same operations again, on the same tensors. What was computed while recording is
+undone, because a GPU only records then.
+"""
+
+import contextlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from utils import graphs, run
+from utils.augment import Augmentation
+from utils.data import Split
+from utils.device import autocast, to_device
+from utils.optim import optimizers
+from utils.run import Run
+
+
+class Graph(TorchDispatchMode):
+    """Replacement of torch.cuda.CUDAGraph."""
+
+    def __init__(self):
+        super().__init__()
+        self.noted = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.noted.append((func, args, kwargs or {}, result))
+        return result
+
+    def pool(self):
+        return None
+
+    @torch.no_grad()
+    def replay(self):
+        for func, args, kwargs, result in self.noted:
+            again = func(*args, **kwargs)
+            for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """The sizes of the batches whose step was recorded; `Run` records as on a GPU."""
+    sizes = []
+
+    class Undone(graphs.RecordedStep):
+        def __init__(self, net, made, images):
+            sizes.append(len(images))
+            states = [state for optimizer in made for state in optimizer.state.values()]
+            changed = [*net.parameters(), *(each for state in states for each in state.values())]
+            before = [each.detach().clone() for each in changed]
+            super().__init__(net, made, images)
+            with torch.no_grad():
+                for each, number in zip(changed, before, strict=True):
+                    each.copy_(number)
+
+    def with_tensors(net, name, lr, *rest):
+        made = optimizers(net, name, lr, *rest)
+        for group in (group for optimizer in made for group in optimizer.param_groups):
+            group["lr"] = torch.tensor(lr)
+        return made
+
+    monkeypatch.setattr("torch.cuda.CUDAGraph", Graph)
+    monkeypatch.setattr("torch.cuda.graph", lambda graph, **_: graph)
+    monkeypatch.setattr("torch.cuda.Stream", lambda: None)
+    monkeypatch.setattr("torch.cuda.stream", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: None)
+    monkeypatch.setattr(graphs, "has_bf16", lambda device: False)
+    monkeypatch.setattr(run, "RecordedStep", Undone)
+    monkeypatch.setattr(run, "optimizers", with_tensors)
+    monkeypatch.setattr(run.Run, "_records", True)
+    return sizes
+
+
+def train(folder, device="cpu", optimizer="muon", epochs=2, resume=False):
+    """Train a small network on 50 images: two batches of 13 and two of 12 in each epoch."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (50, 32, 32, 3), generator=generator).to(torch.uint8)
+    labels = torch.arange(50) % 10
+    train = Split(images.to(device), labels.to(device), labels.numpy())
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 3, stride=2, bias=False),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.Conv2d(12, 10, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    net = to_device(net, device)
+    training = Run(
+        net,
+        folder / "net.pth",
+        train,
+        arch="googlenet",
+        stem=None,
+        epochs=epochs,
+        batch_size=13,
+        optimizer=optimizer,
+        lr=0.01,
+        momentum=0.9,
+        weight_decay=0.05,
+        warmup=0.2,
+        seed=0,
+        augmentation=Augmentation(),
+        resume=resume,
+    )
+    for _ in training.epochs():
+        for images, labels in training.batches(train.labels):
+            with autocast(images.device):
+                logits = training.model(images)
+                loss = F.cross_entropy(logits.float(), labels)
+            training.step(loss, correct=logits.argmax(dim=1) == labels)
+        training.end_epoch(0.0, 0.5)
+    losses = [row["train_loss"] for row in training.progress.history]
+    return losses, [number.cpu() for number in net.state_dict().values()]
+
+
+def same(one, other, tolerance=5e-5):
+    assert one[0] == pytest.approx(other[0], rel=tolerance)
+    for each, number in zip(one[1], other[1], strict=True):
+        torch.testing.assert_close(each, number, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw", "sgd"])
+def test_replayed_steps_give_the_weights_of_plain_ones(optimizer, tmp_path, request):
+    plain = train(tmp_path, optimizer=optimizer)
+    sizes = request.getfixturevalue("recorded")
+    same(train(tmp_path, optimizer=optimizer), plain)
+    assert sorted(sizes) == [12, 13]
+
+
+def test_a_resumed_run_replays_too(tmp_path, request):
+    def resumed(folder):
+        train(folder, epochs=1)
+        return train(folder, epochs=2, resume=True)
+
+    plain = resumed(tmp_path / "plain")
+    sizes = request.getfixturevalue("recorded")
+    same(resumed(tmp_path / "replayed"), plain)
+    assert sorted(sizes) == [12, 12, 13, 13]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("optimizer", ["muon", "adamw", "sgd"])
+def test_on_a_gpu_replayed_steps_give_the_weights_of_plain_ones(optimizer, tmp_path, monkeypatch):
+    replayed = train(tmp_path, "cuda", optimizer)
+    monkeypatch.setattr(run.Run, "_recorded_step", lambda self, images: None)
+    same(replayed, train(tmp_path, "cuda", optimizer), 1e-2)  # bf16
