@@ -23,6 +23,7 @@ from utils.data import Split, load_splits
 from utils.device import autocast, for_inference, to_device
 from utils.method import distillation_loss
 from utils.optim import optimizers
+from utils.training_step import TrainingStep
 
 STEM = "cifar-pool"
 BATCH_SIZE = 128
@@ -76,19 +77,16 @@ class OurLoop:
     """The training step of teacherTrain.py or, with the teacher's logits, of StudentTrain.py."""
 
     def __init__(self, net: torch.nn.Module, device: torch.device) -> None:
-        self.net, self.device = to_device(net, device).train(), device
-        self.optimizers = optimizers(self.net, "muon", 1e-4, 0.9, 0.05)
+        net, self.device = to_device(net, device).train(), device
+        self.training = TrainingStep(net, optimizers(net, "muon", 1e-4, 0.9, 0.05))
 
     def step(
         self, images: torch.Tensor, labels: torch.Tensor, taught: torch.Tensor | None = None
     ) -> None:
         with autocast(self.device):
             kind = "none" if taught is None else "mse"
-            loss = distillation_loss(self.net(images), taught, labels, kind)
-        loss.backward()
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+            loss = distillation_loss(self.training.logits(images), taught, labels, kind)
+        self.training.update(loss)
 
 
 def our_epoch(place: Place, arch: str, distilled: bool = False) -> Piece:

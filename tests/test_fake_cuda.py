@@ -20,7 +20,7 @@ import inference
 import StudentTrain
 import teacherTrain
 import trainSelector
-from utils import answers, checkpoint, data, run
+from utils import answers, checkpoint, data, run, training_step
 
 ROOT = Path(__file__).resolve().parent.parent
 CUDA = torch.device("cuda", 0)
@@ -77,7 +77,7 @@ def cuda(monkeypatch):
     monkeypatch.setattr(run, "save_checkpoint", lambda *_: None)
     monkeypatch.setattr(run.Run, "_save_state", lambda self: None)
     monkeypatch.setattr(run.Run, "step", step)
-    monkeypatch.setattr(run, "RecordedStep", None)  # needs a driver
+    monkeypatch.setattr(training_step, "RecordedStep", None)  # needs a driver
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **_: True)
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(nn.Module, "_apply", move)

@@ -24,7 +24,7 @@ def optimizers(
         name: one of OPTIMIZERS. "muon" uses Muon for convolution weights except those of the first
             convolution, and AdamW for all other parameters.
         lr: learning rate. On a GPU, it is kept as tensors there, so that recorded steps
-            (utils.graphs) read its present value.
+            (utils.training_step) read its present value.
         momentum: Nesterov momentum for "sgd" and "muon", beta1 for "adamw".
         weight_decay: >= 0.
     """

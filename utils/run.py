@@ -37,9 +37,9 @@ from utils.data import Split, data_facts
 from utils.device import enough_memory, keep_freed_memory, precision
 from utils.distributed import by_first, gather_objects, rank, ranks, total
 from utils.files import UserError, move, previous, replacing, shown
-from utils.graphs import RecordedStep
 from utils.optim import one_cycle, optimizers
 from utils.safe_load import brief, read_dict
+from utils.training_step import TrainingStep
 
 START_ANEW = "delete it, or leave out --resume"
 CHECK_EVERY = 20  # steps between readings of the loss, because each reading blocks the GPU
@@ -161,12 +161,12 @@ class Run:
                 f"--batch-size {batch_size}: a batch has fewer images than the {ranks()} "
                 "processes that share it; use a larger one"
             )
-        self._model = net
-        self._recorded: dict[int, RecordedStep] = {}  # by size of the batch
+        self.optimizers = optimizers(net, optimizer, lr, momentum, weight_decay)
+        parallel = None
         if ranks() > 1:
             torch.manual_seed(seed + rank())  # different dropout in each process
-            self._model = DistributedDataParallel(net)
-        self.optimizers = optimizers(net, optimizer, lr, momentum, weight_decay)
+            parallel = DistributedDataParallel(net)
+        self._step = TrainingStep(net, self.optimizers, parallel)
         self.schedulers = self._schedules(steps_done=0)
         self.progress = Progress()
         self._begun = False
@@ -301,27 +301,10 @@ class Run:
     def model(self, images: torch.Tensor) -> torch.Tensor:
         """Call the network, in training mode. With several processes, gradients are averaged.
 
-        On a single GPU, all steps but the first one are replayed (utils.graphs). Raises UserError,
-        which proposes a smaller --batch-size, if there is not enough memory.
+        Raises UserError, which proposes a smaller --batch-size, if there is not enough memory.
         """
         with enough_memory(self.device, self.batch_size):
-            self._replayed = self._recorded_step(images)
-            if not self._replayed:
-                return self._model(images)
-            self._logits = self._replayed.logits(images)
-            return self._logits
-
-    @property
-    def _records(self) -> bool:
-        return self.device.type == "cuda" and ranks() == 1
-
-    def _recorded_step(self, images: torch.Tensor) -> RecordedStep | None:
-        """The step for batches of this size; None if it is not to be replayed."""
-        if not self._records or not all(optimizer.state for optimizer in self.optimizers):
-            return None  # the first step creates the state of the optimizers
-        if len(images) not in self._recorded:
-            self._recorded[len(images)] = RecordedStep(self.net, self.optimizers, images)
-        return self._recorded[len(images)]
+            return self._step.logits(images)
 
     def step(self, loss: torch.Tensor, correct: torch.Tensor) -> None:
         """Backward pass and optimizer step.
@@ -333,13 +316,7 @@ class Run:
         # Gradients are averaged over processes with equal weights, but shares may differ in size.
         share = ranks() * len(correct) / self.data.size(self.progress.step)
         with enough_memory(self.device, self.batch_size):
-            (loss * share).backward()
-        if self._replayed:
-            self._replayed.update(self._logits.grad)
-        else:
-            for optimizer in self.optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+            self._step.update(loss * share)
         for scheduler in self.schedulers:
             scheduler.step()
         self._waiting.append((loss.detach() * len(correct), correct.sum()))

@@ -1,4 +1,4 @@
-"""A training step on a GPU, recorded once and replayed, with CUDA graphs."""
+"""The training step of a network; on a GPU it is recorded once and replayed, with CUDA graphs."""
 
 from collections.abc import Sequence
 
@@ -9,8 +9,59 @@ from torch.func import functional_call
 from utils.device import has_bf16
 
 
+class TrainingStep:
+    """Forward pass, backward pass and the step of the optimizers.
+
+    On a single GPU, the first step is computed as on a CPU, and creates the state of the
+    optimizers. Then one step for each size of a batch is recorded; all others are replayed.
+
+    Args:
+        net: in training mode.
+        optimizers: of all its weights, from `utils.optim.optimizers`.
+        parallel: `net` in DistributedDataParallel, if there are several processes.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        parallel: nn.Module | None = None,
+    ) -> None:
+        self.net, self.optimizers, self.parallel = net, optimizers, parallel
+        self._recorded: dict[int, RecordedStep] = {}  # by size of the batch
+        self._replayed: RecordedStep | None = None
+
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """The forward pass: normalized images (B, 3, 32, 32) -> (B, classes)."""
+        self._replayed = None
+        if not self._on_one_gpu(images) or not all(each.state for each in self.optimizers):
+            return (self.parallel or self.net)(images)
+        if len(images) not in self._recorded:
+            self._recorded[len(images)] = RecordedStep(self.net, self.optimizers, images)
+        self._replayed = self._recorded[len(images)]
+        self._logits = self._replayed.logits(images)
+        return self._logits
+
+    def update(self, loss: torch.Tensor) -> None:
+        """The backward pass and the step of the optimizers.
+
+        Args:
+            loss: scalar, computed from the result of the last call of `logits`.
+        """
+        loss.backward()
+        if self._replayed:
+            self._replayed.update(self._logits.grad)
+            return
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def _on_one_gpu(self, images: torch.Tensor) -> bool:
+        return images.is_cuda and self.parallel is None
+
+
 class RecordedStep:
-    """The training step of a network for batches of one size, as two CUDA graphs.
+    """A training step for batches of one size, as two CUDA graphs.
 
     The first is the forward pass, the second the backward pass and the step of the optimizers. A
     GPU computes a layer of a small network in less time than Python needs to start it; a graph is
@@ -18,9 +69,8 @@ class RecordedStep:
 
     Args:
         net: in training mode, on a GPU.
-        optimizers: of all its weights, as `utils.optim.optimizers` creates them. Each has made a
-            step before, so that its state exists.
-        images: a batch (B, 3, 32, 32) of this size, on the GPU.
+        optimizers: of all its weights. Their state exists, and learning rates are tensors there.
+        images: a batch (B, 3, 32, 32) of this size, there as well.
     """
 
     def __init__(

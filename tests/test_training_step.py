@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from utils import graphs, run
+from utils import run, training_step
 from utils.augment import Augmentation
 from utils.data import Split
 from utils.device import autocast, to_device
@@ -51,7 +51,7 @@ def recorded(monkeypatch):
     """The sizes of the batches whose step was recorded; `Run` records as on a GPU."""
     sizes = []
 
-    class Undone(graphs.RecordedStep):
+    class Undone(training_step.RecordedStep):
         def __init__(self, net, made, images):
             sizes.append(len(images))
             states = [state for optimizer in made for state in optimizer.state.values()]
@@ -73,10 +73,10 @@ def recorded(monkeypatch):
     monkeypatch.setattr("torch.cuda.Stream", lambda: None)
     monkeypatch.setattr("torch.cuda.stream", lambda _: contextlib.nullcontext())
     monkeypatch.setattr("torch.cuda.synchronize", lambda: None)
-    monkeypatch.setattr(graphs, "has_bf16", lambda device: False)
-    monkeypatch.setattr(run, "RecordedStep", Undone)
+    monkeypatch.setattr(training_step, "has_bf16", lambda device: False)
+    monkeypatch.setattr(training_step, "RecordedStep", Undone)
     monkeypatch.setattr(run, "optimizers", with_tensors)
-    monkeypatch.setattr(run.Run, "_records", True)
+    monkeypatch.setattr(training_step.TrainingStep, "_on_one_gpu", lambda self, images: True)
     return sizes
 
 
@@ -156,5 +156,5 @@ def test_a_resumed_run_replays_too(tmp_path, request):
 @pytest.mark.parametrize("optimizer", ["muon", "adamw", "sgd"])
 def test_on_a_gpu_replayed_steps_give_the_weights_of_plain_ones(optimizer, tmp_path, monkeypatch):
     replayed = train(tmp_path, "cuda", optimizer)
-    monkeypatch.setattr(run.Run, "_recorded_step", lambda self, images: None)
+    monkeypatch.setattr(training_step.TrainingStep, "_on_one_gpu", lambda self, images: False)
     same(replayed, train(tmp_path, "cuda", optimizer), 1e-2)  # bf16
