@@ -81,7 +81,7 @@ def test_a_command_with_a_name_that_is_not_utf_8_is_shown(sample, tmp_path, monk
     "scores, doubt, expected",
     [
         ("coin", 1.01, "is no better than a coin. Use the cascade: it is more accurate."),
-        ("coin", 0.0, "is no better than a coin. The accuracy of the cascade does not differ"),
+        ("coin", 0.0, "is no better than a coin. Use the cascade: it costs {saved:.0f} % less, and"),
         ("worse", 1.01, "is no better than a coin. Use the cascade: it is more accurate."),
         (
             "knows",
@@ -95,7 +95,14 @@ def test_the_headline_follows_from_the_numbers(sample, scores, doubt, expected):
     measured = measured_of(sample, scores, doubt=doubt)
     accuracy = measured.metrics["accuracy"]
     gain = 100 * (accuracy["routed"] - accuracy["better_student"])
-    assert f"the selector {expected.format(gain=gain)}" in verdict(measured)[0]
+    work = measured.metrics["macs_per_image"]
+    saved = 100 * (1 - work["cascade"] / work["routed"])
+    assert f"the selector {expected.format(gain=gain, saved=saved)}" in verdict(measured)[0]
+
+
+def test_a_cascade_as_good_and_hardly_cheaper_is_not_proposed(sample):
+    measured = measured_of(sample, threshold=1.01, doubt=0.0)  # GoogLeNet answers for both
+    assert verdict(measured)[0].endswith(" The cascade's accuracy does not differ significantly.")
 
 
 def test_a_selector_that_tells_and_does_not_gain_is_called_so(sample):

@@ -21,10 +21,10 @@ def noise(images: torch.Tensor, sigma: float, seeds: torch.Tensor) -> torch.Tens
     """Gaussian noise; sigma in [0, 1], one seed per image."""
     with torch.random.fork_rng(devices=[]):  # torchvision's noise uses the global generator
         noisy = []
-        for image, seed in zip(images.cpu(), seeds.tolist(), strict=True):
+        for image, seed in zip(images, seeds.tolist(), strict=True):
             torch.default_generator.manual_seed(seed)
             noisy.append(F.gaussian_noise(image, sigma=sigma))
-    return torch.stack(noisy).to(images.device)
+    return torch.stack(noisy)
 
 
 def blur(images: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -40,7 +40,7 @@ def pixelate(images: torch.Tensor, side: int) -> torch.Tensor:
 
 def jpeg(images: torch.Tensor, quality: int) -> torch.Tensor:
     """JPEG compression; quality from 1 to 100."""
-    return F.jpeg(images.cpu(), quality).to(images.device)
+    return F.jpeg(images, quality)
 
 
 def tilt(images: torch.Tensor, degrees: float) -> torch.Tensor:
@@ -116,7 +116,7 @@ def severities(seeds: torch.Tensor) -> torch.Tensor:
 
 
 def degrade(images: torch.Tensor, context: str, seeds: torch.Tensor) -> torch.Tensor:
-    """Apply a context to images.
+    """Apply a context to images, on the CPU, so that they are the same on every device.
 
     Args:
         images: uint8 (N, H, W, 3), on any device.
@@ -133,16 +133,17 @@ def degrade(images: torch.Tensor, context: str, seeds: torch.Tensor) -> torch.Te
         zip(kinds(context, seeds), severities(seeds).tolist(), strict=True)
     ):
         groups[group].append(place)
-    seen = images.clone()
+    before = images.cpu()
+    seen = before.clone()
     for (kind, severity), places in groups.items():
         if kind == "clean":
             continue
         transform, strengths = KINDS[kind]
         more = (seeds[places],) if transform is noise else ()
         # contiguous: gaussian noise is 7 times faster then.
-        group = images[places].permute(0, 3, 1, 2).contiguous()
+        group = before[places].permute(0, 3, 1, 2).contiguous()
         seen[places] = transform(group, strengths[severity - 1], *more).permute(0, 2, 3, 1)
-    return seen
+    return seen.to(images.device)
 
 
 def in_context(split: Split, context: str) -> Split:
