@@ -458,14 +458,22 @@ def test_logits_that_are_not_finite_end_the_run_before_anything_is_overwritten(t
     trainer(path, sample).fit(resume=True)
 
 
+def failed_recording():
+    """What is raised if the memory is too small while a CUDA graph is recorded."""
+    error = RuntimeError("operation failed due to a previous error during capture")
+    error.__context__ = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+    return error
+
+
 @pytest.mark.parametrize(
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        failed_recording(),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
         MemoryError(),
     ],
-    ids=["cuda", "cpu", "python"],
+    ids=["cuda", "recorded", "cpu", "python"],
 )
 def test_out_of_memory_names_the_batch_size_and_a_smaller_one(tmp_path, sample, error):
     def fail(*_):

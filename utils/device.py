@@ -89,8 +89,10 @@ def enough_memory(device: torch.device, batch_size: int) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch's own errors are RuntimeErrors
+        # An error while a CUDA graph is recorded causes a second one, that recording failed.
         if isinstance(error, RuntimeError) and not any(
-            words in str(error) for words in ("out of memory", "allocate memory")
+            words in f"{error} {error.__context__}"
+            for words in ("out of memory", "allocate memory")
         ):
             raise
         remedy = f": try --batch-size {batch_size // 2}" if batch_size > 1 else ""
