@@ -81,7 +81,7 @@ def test_a_command_with_a_name_that_is_not_utf_8_is_shown(sample, tmp_path, monk
     "scores, doubt, expected",
     [
         ("coin", 1.01, "is no better than a coin. Use the cascade: it is more accurate."),
-        ("coin", 0.0, "is no better than a coin. Use the cascade: it costs {saved:.0f} % less, and"),
+        ("coin", 0.0, "is no better than a coin. Use the cascade: it costs {saved:.0f} % less"),
         ("worse", 1.01, "is no better than a coin. Use the cascade: it is more accurate."),
         (
             "knows",
