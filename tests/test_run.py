@@ -180,6 +180,16 @@ def test_a_stopped_run_resumes_to_the_very_same_weights(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_signal_is_acknowledged_at_once(tmp_path, sample, capfd):
+    def stop(step):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert "stopping after this step; press Ctrl-C again" in capfd.readouterr().err
+
+    with pytest.raises(SystemExit):
+        trainer(tmp_path / "teacher.pth", sample, stop).fit()
+
+
 def test_a_run_stopped_while_it_begins_saves_its_state(tmp_path, sample, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["teacherTrain.py"])
     path, begin = tmp_path / "teacher.pth", Run._begin

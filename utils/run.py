@@ -12,8 +12,10 @@ The scripts contain the training loop itself:
         run.end_epoch(*score(net, val))
 """
 
+import contextlib
 import csv
 import math
+import os
 import shlex
 import signal
 import sys
@@ -584,6 +586,8 @@ class StopRequest:
         self.signal = number
         if not dist.is_torchelastic_launched():
             self.__exit__()
+            with contextlib.suppress(OSError):  # print could be interrupted by itself
+                os.write(2, b"\nstopping after this step; press Ctrl-C again to stop at once\n")
 
     def agreed(self) -> bool:
         """Whether any process has received a signal. The result is the same in all processes."""
