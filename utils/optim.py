@@ -131,12 +131,12 @@ def orthogonal(matrices: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     a factor of up to 41.
 
     Args:
-        matrices: of any sizes, on the same device.
+        matrices: one or more, of any sizes, on the same device.
 
     Returns:
         A new matrix (M, N) for each, with its type.
     """
-    low = bool(matrices) and has_bf16(matrices[0].device)
+    low = has_bf16(matrices[0].device)
     wides, by_size = [], defaultdict(list)  # size of G: places of its matrices
     for place, matrix in enumerate(matrices):
         wide = matrix.bfloat16() if low else matrix

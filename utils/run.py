@@ -586,7 +586,7 @@ class StopRequest:
         self.signal = number
         if not dist.is_torchelastic_launched():
             self.__exit__()
-            with contextlib.suppress(OSError):  # print could be interrupted by itself
+            with contextlib.suppress(OSError):  # print is not safe in a signal handler
                 os.write(2, b"\nstopping after this step; press Ctrl-C again to stop at once\n")
 
     def agreed(self) -> bool:
