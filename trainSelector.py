@@ -3,7 +3,7 @@
     python trainSelector.py
     python trainSelector.py --epochs 1 --subset 2000   quick test, writes to runs/quick/
     python trainSelector.py --resume                   continue a run that was stopped
-    python trainSelector.py --context mixed --label-weight difference --checkpoint-dir PATH
+    python trainSelector.py --context mixed --label-rule context --checkpoint-dir PATH
     torchrun --standalone --nproc_per_node=2 trainSelector.py     use two GPUs
 
 Needs checkpoints/densenet121.pth and googlenet.pth, written by StudentTrain.py. Writes

@@ -79,7 +79,7 @@ IMAGES = 10_000  # number of training images for these selectors, from the first
 SELECTOR_EPOCHS = 12  # of these selectors
 AUGMENTATION = Augmentation(crop=0, flip=True)  # their labels are of the whole image
 OUT = Path("results")  # for contexts.json, the figures, and contexts/ with the answers
-EPOCHS = 2  # of student 1 and of the generalists that are trained once
+EPOCHS = 12  # of student 1 and of the generalists that are trained once
 LEARNING_RATE = 2.5e-3  # of these trainings
 GENERALISTS = Path("runs/contexts")  # contains a folder for each number of epochs
 STAGES = {"once": 1, "twice": 2}  # epochs of a generalist, relative to student 1
@@ -281,12 +281,12 @@ def planned(args: argparse.Namespace, data: str) -> dict[str, Network]:
             system / FILES["googlenet"], "googlenet", (shipped["googlenet"],), clean, paired=True
         ),
     }
-    words = ("trainSelector.py", "--context", "mixed", "--label-weight", "difference")
+    words = ("trainSelector.py", "--context", "mixed", "--label-rule", "context")
     networks["selector"] = Network(
         system / FILES["selector"],
         "selector",
         (*words, "--checkpoint-dir", shown(system)),
-        {"context": "mixed", "label_weight": "difference"},
+        {"context": "mixed", "label_rule": "context", "label_weight": None},
     )
     for stage, times in STAGES.items():
         for arch in STUDENTS:

@@ -34,7 +34,7 @@ def accuracy_against_work(routing: dict) -> Figure:
         STUDENTS[1]: (routing["students"][STUDENTS[1]], NAMES[STUDENTS[1]], (0, -16), "center"),
         "ensemble": (policies["ensemble"], "mean of both", (0, -16), "center"),
         "random": (policies["random"], LABELS["random"], (4, -16), "left"),
-        "routed": (policies["selector"], "selector", (-4, -16), "right"),
+        "routed": (policies["selector"], "selector", (6, 6), "left"),
         "cascade": (policies["cascade"], "cascade", (-6, 8), "right"),
     }
     frontier = _frontier(
@@ -129,8 +129,8 @@ def distillation_gains(rows: list[dict[str, Any]], names: list[str]) -> Figure:
         _dots(axes, place, each, statistics.mean(each), interval)
     _rows(axes, names)
     axes.axvline(0, color="black", lw=1, ls="--")
-    axes.set_xlabel("gain in test top-1 accuracy over training without the teacher, in points")
-    axes.set_title("Gain from distillation: one dot per seed, mean, 95 % interval")
+    axes.set_xlabel("top-1 accuracy on test images, difference in points")
+    figure.suptitle("Gain over training without the teacher: one dot per seed, mean, 95 % interval")
     return figure
 
 

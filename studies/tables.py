@@ -6,6 +6,7 @@ python -m studies.tables     reads results/*.json, checkpoints/*.pth and studies
 import hashlib
 import json
 import re
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from evaluation.testset import LABELS
 from models import NAMES, STUDENTS, parameters
 from studies.compression import PUBLISHED, all_costs
+from studies.distillation import Trained, name_of, summary
 from utils import cli
 from utils.checkpoint import COMMANDS, FILES, ROOT, load_network, read_checkpoint
 from utils.contexts import GROUPS
@@ -213,19 +215,19 @@ def sweep(benchmarks: dict) -> str:
     return markdown(heads, rows)
 
 
-def distillation(metrics: dict) -> str:
-    """Table of the students' top-1 accuracies with and without the teacher."""
+def distillation(runs: list[dict]) -> str:
+    """Table of distillation.json, written by studies.distillation: means over seeds, and gains."""
     rows = []
-    for arch in STUDENTS:
-        if (alone := f"{arch}_alone") not in metrics["accuracy"]:
-            continue
-        ends = [metrics["accuracy"][name] for name in (alone, arch)]
-        cells = [
-            f"{100 * metrics['accuracy'][name]:.2f} ({_interval(metrics, name)})"
-            for name in (alone, arch)
-        ]
-        rows.append([NAMES[arch], *cells, f"{100 * (ends[1] - ends[0]):+.2f}"])
-    return markdown(["top-1, % (95 % interval)", "alone", "distilled", "gain"], rows)
+    for row in summary([Trained(**run) for run in runs]):
+        means = [row[name] for name in ("val_accuracy", "test_accuracy")]
+        gain = ""
+        if "gain" in row:
+            mean = statistics.mean(row["gain"]["each"])
+            ends = " to ".join(f"{100 * end:+.2f}" for end in row["gain"]["interval"])
+            gain = f"{100 * mean:+.2f} ({ends})"
+        cells = [f"{100 * each['mean']:.2f} ± {100 * each['std']:.2f}" for each in means]
+        rows.append([name_of(row), str(row["seeds"]), *cells, gain])
+    return markdown(["top-1, %", "seeds", "validation", "test", "gain on test (95 %)"], rows)
 
 
 def _interval(metrics: dict, name: str) -> str:
@@ -366,7 +368,7 @@ def texts() -> dict[Path, str]:
         },
         ROOT / "docs" / "results.md": {
             "results": table(results, "metrics"),
-            "distillation": table(distillation, "eight_epochs"),
+            "distillation": table(distillation, "distillation"),
             "routing": table(routing, "routing"),
         },
         ROOT / "docs" / "speed.md": {"speed": table(speed, "benchmarks")},

@@ -93,7 +93,8 @@ def study(tmp_path, small_npz, monkeypatch, capsys):
         path.parent.mkdir(parents=True, exist_ok=True)
         checkpoint = torch.load(CHECKPOINTS / path.name, weights_only=True)
         epochs = contexts.EPOCHS * (2 if TWICE in name else 1)
-        made = {"context": context, "epochs": epochs, "data": data, "label_weight": "difference"}
+        made = {"context": context, "epochs": epochs, "data": data}
+        made |= {"label_rule": "context", "label_weight": None}
         if context in ("degraded", "mixed") and path.stem in STUDENTS:
             made["init"] = fingerprint_of(load_network(CHECKPOINTS / path.name)[0])
         checkpoint["hyperparameters"] |= made

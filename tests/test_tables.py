@@ -112,13 +112,22 @@ def test_a_table_goes_between_its_markers_and_nowhere_else(tmp_path):
         tables.fill(path, {"two": "new"})
 
 
-def test_the_gain_of_the_teacher_is_the_difference_to_the_student_alone():
-    metrics = {
-        "accuracy": {"densenet121": 0.9, "googlenet": 0.88, "googlenet_alone": 0.865},
-        "accuracy_interval": {"googlenet": [0.87, 0.89], "googlenet_alone": [0.855, 0.875]},
-    }
-    assert tables.distillation(metrics).splitlines()[2:] == [
-        "| GoogLeNet | 86.50 (85.5 to 87.5) | 88.00 (87.0 to 89.0) | +1.50 |"
+def test_the_gain_of_the_teacher_is_told_with_its_interval():
+    run = {"student": "googlenet", "epochs": 10, "batch_size": 128, "teacher": "t", "data": "d"}
+    runs = [
+        run | {"distill_loss": loss, "seed": seed, "val_accuracy": val, "test_accuracy": test}
+        for loss, seed, val, test in (
+            ("none", 0, 0.89, 0.88),
+            ("none", 1, 0.91, 0.90),
+            ("mse", 0, 0.90, 0.89),
+            ("mse", 1, 0.92, 0.92),
+        )
+    ]
+    # The gains are 1 and 2 points: 1.5 +- 12.706 * 0.5.
+    assert tables.distillation(runs).splitlines()[2:] == [
+        "| GoogLeNet, alone | 2 | 90.00 ± 1.41 | 89.00 ± 1.41 |  |",
+        "| GoogLeNet, MSE between logits | 2 | 91.00 ± 1.41 | 90.50 ± 2.12 "
+        "| +1.50 (-4.85 to +7.85) |",
     ]
 
 
