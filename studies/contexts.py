@@ -15,10 +15,10 @@ images.
 The system is in checkpoints/contexts/, the generalists are in runs/contexts/. Networks that were
 trained from other weights, on other data or for another number of epochs are not used; --train
 trains them again, and keeps the earlier files as NAME.previous.pth. After Ctrl-C, --train
-continues. The study itself trains only selectors, in less than a minute each. The logits of each network are
-stored in results/contexts/, so a study that was stopped continues with the next network. For the
-teacher and the generalists, the stored logits are enough: their checkpoints may be missing, and
---train does not train them again.
+continues. The study itself trains only selectors, in less than a minute each. The logits of each
+network are stored in results/contexts/, so a study that was stopped continues with the next
+network. For the teacher and the generalists, the stored logits are enough: their checkpoints may be
+missing, and --train does not train them again.
 """
 
 import argparse
