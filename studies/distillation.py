@@ -123,20 +123,28 @@ def name_of(row: dict[str, Any]) -> str:
     return f"{NAMES[row['student']]}, {LOSSES[row['distill_loss']]}"
 
 
+def cells(row: dict[str, Any], sign: str) -> list[str]:
+    """Validation accuracy, test accuracy and gain of a row of `summary`, for people, in %.
+
+    `sign` is put between a mean and its deviation. The gain is empty if the row has none.
+    """
+    told = [
+        f"{100 * row[name]['mean']:.2f} {sign} {100 * row[name]['std']:.2f}"
+        for name in ("val_accuracy", "test_accuracy")
+    ]
+    if "gain" not in row:
+        return [*told, ""]
+    low, high = row["gain"]["interval"]
+    mean = statistics.mean(row["gain"]["each"])
+    return [*told, f"{100 * mean:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"]
+
+
 def print_table(rows: list[dict[str, Any]]) -> None:
     """Print the summary as a table."""
     print(f"\n{'':<50}{'validation %':>14}{'test %':>14}{'gain (95 %)':>24}")
     for row in rows:
-        cells = [
-            f"{100 * row[name]['mean']:.2f} +- {100 * row[name]['std']:.2f}"
-            for name in ("val_accuracy", "test_accuracy")
-        ]
-        gain = "-"
-        if "gain" in row:
-            low, high = row["gain"]["interval"]
-            mean = statistics.mean(row["gain"]["each"])
-            gain = f"{100 * mean:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
-        print(f"{name_of(row):<50}{cells[0]:>14}{cells[1]:>14}{gain:>24}")
+        val, test, gain = cells(row, "+-")
+        print(f"{name_of(row):<50}{val:>14}{test:>14}{gain or '-':>24}")
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ python -m studies.tables     reads results/*.json, checkpoints/*.pth and studies
 import hashlib
 import json
 import re
-import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from evaluation.testset import LABELS
 from models import NAMES, STUDENTS, parameters
 from studies.compression import PUBLISHED, all_costs
-from studies.distillation import Trained, name_of, summary
+from studies.distillation import Trained, cells, name_of, summary
 from utils import cli
 from utils.checkpoint import COMMANDS, FILES, ROOT, load_network, read_checkpoint
 from utils.contexts import GROUPS
@@ -217,16 +216,10 @@ def sweep(benchmarks: dict) -> str:
 
 def distillation(runs: list[dict]) -> str:
     """Table of distillation.json, written by studies.distillation: means over seeds, and gains."""
-    rows = []
-    for row in summary([Trained(**run) for run in runs]):
-        means = [row[name] for name in ("val_accuracy", "test_accuracy")]
-        gain = ""
-        if "gain" in row:
-            mean = statistics.mean(row["gain"]["each"])
-            ends = " to ".join(f"{100 * end:+.2f}" for end in row["gain"]["interval"])
-            gain = f"{100 * mean:+.2f} ({ends})"
-        cells = [f"{100 * each['mean']:.2f} ± {100 * each['std']:.2f}" for each in means]
-        rows.append([name_of(row), str(row["seeds"]), *cells, gain])
+    rows = [
+        [name_of(row), str(row["seeds"]), *cells(row, "±")]
+        for row in summary([Trained(**run) for run in runs])
+    ]
     return markdown(["top-1, %", "seeds", "validation", "test", "gain on test (95 %)"], rows)
 
 
