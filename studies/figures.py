@@ -211,7 +211,7 @@ def contexts_shares(study: dict) -> Figure:
         label = f"{NAMES[arch]}, trained on {context} images"
         axes.barh(names, widths, left=left, color=COLORS[arch], label=label)
     for place, value in enumerate(first):
-        axes.text(1, place, f"{value:.0f} %", va="center", size=9, color="white")
+        axes.text(1, place, f"{value:.1f}", va="center", size=9, color="white")
     axes.grid(False)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
