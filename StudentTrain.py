@@ -155,7 +155,7 @@ def main() -> None:
     answers = None
     if teacher and TEACHER_VIEWS:
         folder = cli.answers_folder(args, teacher_path, path)
-        answers = TeacherAnswers(teacher, taught_by, run.data, folder)
+        answers = TeacherAnswers(teacher, taught_by, run.data, folder, run.pause)
 
     online = not (alone or answers)  # the teacher runs on every batch
     for epoch in run.epochs():

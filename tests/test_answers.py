@@ -1,6 +1,7 @@
 """The teacher's stored logits belong to the same crops that the student sees."""
 
 import os
+import signal
 import sys
 
 import numpy as np
@@ -63,6 +64,28 @@ def test_a_student_learns_from_the_teachers_answers_to_the_very_images_that_it_s
     for (crops, answers), (degraded, same_answers) in zip(clean, pairs, strict=True):
         assert torch.equal(answers, same_answers)
         assert (degraded != crops).flatten(1).any(dim=1).all()
+
+
+def test_a_signal_while_the_teacher_answers_ends_the_run_before_it_has_answered_all(
+    tmp_path, small_npz, monkeypatch, capsys
+):
+    class Interrupted(Pixels):
+        def forward(self, images):
+            os.kill(os.getpid(), signal.SIGINT)
+            return super().forward(images)
+
+    teacher = Interrupted().eval()
+    facts = {"val_accuracy": 0.9, "classes": CLASSES}
+    monkeypatch.setattr(StudentTrain, "load_network", lambda *_: (teacher, facts))
+    monkeypatch.setattr(StudentTrain, "for_inference", lambda net, device: net)
+    monkeypatch.setattr(StudentTrain, "starting_network", lambda *_: (Pixels(), None))
+    flags = f"--model 1 --data-dir {small_npz} --checkpoint-dir {tmp_path}"
+    monkeypatch.setattr(sys, "argv", ["StudentTrain.py", *flags.split()])
+    with pytest.raises(SystemExit, match="130"):
+        StudentTrain.main()
+    assert 0 < teacher.asked < 540  # training images
+    assert "stopped after epoch 0, step 0; continue with" in capsys.readouterr().err
+    assert (tmp_path / "densenet121.state.pth").exists()
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Logits of networks for many images, their accuracy, and stored logits of a teacher."""
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -129,11 +131,19 @@ class TeacherAnswers:
         taught_by: the fingerprint of its weights.
         batches: the training images and their views.
         folder: where the files are written.
+        pause: called every few hundred images; may end the process.
     """
 
-    def __init__(self, teacher: nn.Module, taught_by: str, batches: Batches, folder: Path) -> None:
+    def __init__(
+        self,
+        teacher: nn.Module,
+        taught_by: str,
+        batches: Batches,
+        folder: Path,
+        pause: Callable[[], None] = lambda: None,
+    ) -> None:
         self.teacher, self.taught_by = teacher, taught_by
-        self.batches, self.folder = batches, folder
+        self.batches, self.folder, self.pause = batches, folder, pause
         some = torch.arange(min(64, len(batches.images)))
         self.key = f"{taught_by}-{fingerprint([batches.images, batches.view(0, some)])}"
 
@@ -155,6 +165,9 @@ class TeacherAnswers:
     @torch.inference_mode()
     def _ask(self, view: int) -> torch.Tensor:
         images, answers = self.batches.images, []
+        mine = torch.arange(len(images)).tensor_split(ranks())[rank()]
+        # As many parts in every process, because all of them meet in `pause`.
+        parts = mine.tensor_split(math.ceil(len(images) / ranks() / 500))
         with tqdm(
             total=len(images),
             unit="img",
@@ -163,7 +176,8 @@ class TeacherAnswers:
             disable=rank() > 0,
             desc=f"teacher, view {view + 1}/{self.batches.views}",
         ) as bar:
-            for places in torch.arange(len(images)).tensor_split(ranks())[rank()].split(1000):
+            for places in parts:
+                self.pause()
                 with autocast(images.device):
                     answers.append(self.teacher(self.batches.view(view, places)).half())
                 bar.update(len(places) * ranks())

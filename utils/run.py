@@ -190,12 +190,10 @@ class Run:
         del facts["augmentation"]
         told = "hyperparameters: " + ", ".join(f"{name}={value}" for name, value in facts.items())
         print(textwrap.fill(told, 98, subsequent_indent="  "))
-        with StopRequest() as stop:
+        with StopRequest() as self._stop:
             if not (self.resume and self._continue()):
                 self._begin()
-            now = self.progress
-            if stop.agreed() and now.epoch < self.total_epochs:
-                stop.leave(f"epoch {now.epoch}, step {now.step}")
+            self.pause()
         self._begun = True
 
     def epochs(self) -> Iterator[int]:
@@ -207,8 +205,13 @@ class Run:
         with StopRequest() as self._stop:
             while self.progress.epoch < self.total_epochs:
                 yield self.progress.epoch
-                if self._stop.agreed() and self.progress.epoch < self.total_epochs:
-                    self._stop.leave(f"epoch {self.progress.epoch}")
+                self.pause()
+
+    def pause(self) -> None:
+        """Stop here if a signal was received and epochs remain. The state is saved already."""
+        now = self.progress
+        if self._stop.agreed() and now.epoch < self.total_epochs:
+            self._stop.leave(f"epoch {now.epoch}, step {now.step}")
 
     def _continue(self) -> bool:
         """Load the state of the previous run. Returns whether there is one."""
