@@ -64,7 +64,7 @@ def has_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and _cpu_has_bf16(CPUINFO)
 
 
-@functools.lru_cache  # Muon asks for every weight in every step
+@functools.lru_cache  # Muon asks in every step
 def _cpu_has_bf16(cpuinfo: Path) -> bool:
     try:
         processor = cpuinfo.read_text()
