@@ -131,7 +131,7 @@ class TeacherAnswers:
         taught_by: the fingerprint of its weights.
         batches: the training images and their views.
         folder: where the files are written.
-        pause: called every few hundred images; may end the process.
+        pause: called before each part of at most 500 images; it may end the process.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class TeacherAnswers:
     def _ask(self, view: int) -> torch.Tensor:
         images, answers = self.batches.images, []
         mine = torch.arange(len(images)).tensor_split(ranks())[rank()]
-        # As many parts in every process, because all of them meet in `pause`.
+        # Every process needs the same number of parts, because `pause` waits for all processes.
         parts = mine.tensor_split(math.ceil(len(images) / ranks() / 500))
         with tqdm(
             total=len(images),
