@@ -268,28 +268,28 @@ function drawPlot() {
   find("plot").replaceChildren(svg);
 }
 
-/** Find a place for a label near a point, without overlap with the boxes in `taken`. */
+/** Find the place for a label near a point that overlaps least with the boxes in `taken`. */
 function freePlace(x, y, length, taken, start, end, bottom) {
-  const places = [
-    [x + 10, y + 6],
-    [x - 10 - length, y + 6],
-    [x - length / 2, y - 9],
-    [x - length / 2, y + 22],
-    [x + 8, y - 9],
-    [x + 8, y + 22],
-    [x - 8 - length, y - 9],
-    [x - 8 - length, y + 22],
-  ].map(([left, low]) => ({ left, right: left + length, top: low - 13, bottom: low }));
+  const places = [0, 16, 32]
+    .flatMap((away) => [
+      [x + 10 + away, y + 6],
+      [x - 10 - away - length, y + 6],
+      [x - length / 2, y - 9 - away],
+      [x - length / 2, y + 22 + away],
+      [x + 8, y - 9 - away],
+      [x + 8, y + 22 + away],
+      [x - 8 - length, y - 9 - away],
+      [x - 8 - length, y + 22 + away],
+    ])
+    .map(([left, low]) => ({ left, right: left + length, top: low - 13, bottom: low }));
   const inside = places.filter(
     (p) => p.left > start && p.right < end && p.top > 0 && p.bottom < bottom,
   );
-  const free = inside.find(
-    (p) =>
-      !taken.some(
-        (t) => p.left < t.right && t.left < p.right && p.top < t.bottom && t.top < p.bottom,
-      ),
-  );
-  return free ?? inside[0] ?? places[0];
+  const shared = (p, t, low, high) => Math.max(0, Math.min(p[high], t[high]) - Math.max(p[low], t[low]));
+  const covered = (p) =>
+    taken.reduce((sum, t) => sum + shared(p, t, "left", "right") * shared(p, t, "top", "bottom"), 0);
+  const best = inside.map((place) => [covered(place), place]).sort(([a], [b]) => a - b)[0];
+  return best?.[1] ?? places[0];
 }
 
 /** Small boxes along a line through these points, 8 pixels apart. */

@@ -337,3 +337,32 @@ def test_an_image_opens_with_all_probabilities_and_the_route(sample, opened, pol
 def test_a_phone_needs_no_scrolling_to_the_side(sample, opened):
     page = opened(measured_of(sample), width=375)
     assert page.run("return document.documentElement.scrollWidth") <= 375
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [1100, 375])
+def test_no_label_of_the_chart_covers_a_marker_or_another_label(sample, opened, width):
+    page = opened(measured_of(sample), width)
+    for policy in ("selector", "cascade"):
+        page.click(f"[name=policy][value={policy}]")
+        for threshold in (0, 0.2, 0.4, 0.6, 0.8, 1.01):
+            covered = page.run(
+                """
+                const slider = document.getElementById("threshold");
+                slider.value = arguments[0];
+                slider.dispatchEvent(new Event("input"));
+                const boxes = (kind) =>
+                  [...document.querySelectorAll(`#plot ${kind}`)].map((each) => {
+                    const box = each.getBoundingClientRect();
+                    return { name: each.textContent, ...box.toJSON() };
+                  });
+                const labels = boxes("text[style]");
+                const other = [...labels, ...boxes("path[transform]")];
+                const overlap = (p, t) =>
+                  p.left < t.right && t.left < p.right && p.top < t.bottom && t.top < p.bottom;
+                return labels.flatMap((p) =>
+                  other.filter((t) => t !== p && overlap(p, t)).map((t) => [p.name, t.name]));
+                """,
+                threshold,
+            )
+            assert not covered, (policy, threshold)
