@@ -250,7 +250,7 @@ function drawPlot() {
     taken.push({ left: left - 7, right: left + 7, top: down - 7, bottom: down + 7 });
   }
   for (const { network, text, accuracy, macs } of [...points, ...now]) {
-    const place = freePlace(
+    const place = bestPlace(
       x(macs),
       y(accuracy),
       7.2 * text.length,
@@ -268,8 +268,8 @@ function drawPlot() {
   find("plot").replaceChildren(svg);
 }
 
-/** Find the place for a label near a point that overlaps least with the boxes in `taken`. */
-function freePlace(x, y, length, taken, start, end, bottom) {
+/** Near a point, find the place for a label that overlaps least with the boxes in `taken`. */
+function bestPlace(x, y, length, taken, start, end, bottom) {
   const places = [0, 16, 32]
     .flatMap((away) => [
       [x + 10 + away, y + 6],
@@ -285,11 +285,11 @@ function freePlace(x, y, length, taken, start, end, bottom) {
   const inside = places.filter(
     (p) => p.left > start && p.right < end && p.top > 0 && p.bottom < bottom,
   );
-  const shared = (p, t, low, high) => Math.max(0, Math.min(p[high], t[high]) - Math.max(p[low], t[low]));
-  const covered = (p) =>
-    taken.reduce((sum, t) => sum + shared(p, t, "left", "right") * shared(p, t, "top", "bottom"), 0);
-  const best = inside.map((place) => [covered(place), place]).sort(([a], [b]) => a - b)[0];
-  return best?.[1] ?? places[0];
+  const shared = (p, t, low, high) =>
+    Math.max(0, Math.min(p[high], t[high]) - Math.max(p[low], t[low]));
+  const area = (p, t) => shared(p, t, "left", "right") * shared(p, t, "top", "bottom");
+  const covered = inside.map((p) => taken.reduce((sum, t) => sum + area(p, t), 0));
+  return inside[covered.indexOf(Math.min(...covered))] ?? places[0];
 }
 
 /** Small boxes along a line through these points, 8 pixels apart. */
