@@ -22,7 +22,6 @@ import torch
 
 from models import STUDENTS
 from utils import cli
-from utils.answers import TeacherAnswers, report_accuracy, score, with_its_stem
 from utils.augment import Augmentation
 from utils.checkpoint import (
     ALONE,
@@ -37,6 +36,7 @@ from utils.data import load_splits, named_images
 from utils.device import autocast, for_inference, pick_device, to_device
 from utils.distributed import join_group
 from utils.files import UserError, claim, shown
+from utils.logits import TeacherLogits, report_accuracy, score, with_its_stem
 from utils.method import LOSSES, distillation_loss
 from utils.run import Run
 
@@ -154,8 +154,8 @@ def main() -> None:
     )
     answers = None
     if teacher and TEACHER_VIEWS:
-        folder = cli.answers_folder(args, teacher_path, path)
-        answers = TeacherAnswers(teacher, taught_by, run.data, folder, run.pause)
+        folder = cli.logits_folder(args, teacher_path, path)
+        answers = TeacherLogits(teacher, taught_by, run.data, folder, run.pause)
 
     online = not (alone or answers)  # the teacher runs on every batch
     for epoch in run.epochs():

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 
 from utils import cli
-from utils.answers import report_accuracy, score
 from utils.augment import Augmentation
 from utils.checkpoint import FILES, starting_network
 from utils.data import load_splits
 from utils.device import autocast, pick_device, to_device
 from utils.distributed import join_group
 from utils.files import claim
+from utils.logits import report_accuracy, score
 from utils.run import Run
 
 # ------------------------------------------------------------------ hyperparameters

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 
 from models import STUDENTS, MultiStudent, Selector, confidence
 from utils import cli
-from utils.answers import predict, top1
 from utils.augment import Augmentation
 from utils.checkpoint import FILES, amend_checkpoint, check_classes, fingerprint_of, load_network
 from utils.contexts import context_labels, image_seeds, in_context, told_apart
@@ -24,6 +23,7 @@ from utils.data import Split, data_facts, load_splits
 from utils.device import autocast, for_inference, pick_device, to_device
 from utils.distributed import join_group
 from utils.files import UserError, claim, shown
+from utils.logits import predict, top1
 from utils.method import best_threshold, label_weights, routed_accuracy, selector_labels, share
 from utils.run import Run
 from utils.safe_load import brief

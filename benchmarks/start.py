@@ -24,9 +24,9 @@ def main(device: str, checkpoint_dir: str) -> None:
     passed("import torch and torchvision")
     import inference  # noqa: F401
     from evaluation.policies import assemble
-    from utils.answers import predict
     from utils.checkpoint import load_parts
     from utils.device import for_inference, pick_device
+    from utils.logits import predict
 
     passed("import the rest")
     import torch

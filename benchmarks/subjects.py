@@ -16,11 +16,11 @@ import torch
 from benchmarks import plain
 from evaluation.export import PACKAGES, onnx_bytes
 from models import STUDENTS, MultiStudent, network
-from utils.answers import predict
 from utils.augment import Augmentation, Batches
 from utils.checkpoint import FILES, load_network, load_parts
 from utils.data import Split, load_splits
 from utils.device import autocast, for_inference, to_device
+from utils.logits import predict
 from utils.method import distillation_loss
 from utils.optim import optimizers
 from utils.training_step import TrainingStep

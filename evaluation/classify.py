@@ -14,9 +14,9 @@ from tqdm import tqdm
 from evaluation.photos import image_files, one_line, read_image
 from evaluation.policies import System
 from evaluation.predictions import Answer, Predictions
-from utils.answers import predict
 from utils.files import UserError, shown
-from utils.run import StopRequest
+from utils.logits import predict
+from utils.stop import StopRequest
 
 
 def check_paths(paths: list[Path]) -> None:

@@ -13,10 +13,10 @@ from evaluation import policies
 from evaluation.policies import Networks, Outcome, System, mean_temperature
 from evaluation.significance import calibration_error, wilson_interval
 from models import STUDENTS, macs
-from utils.answers import predict
 from utils.contexts import CONTEXTS
 from utils.data import Split, is_default, load_sample, load_splits
 from utils.files import UserError
+from utils.logits import predict
 
 LABELS = {  # names of the networks and policies in tables and figures
     "teacher": "teacher, ResNet-50",

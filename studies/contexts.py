@@ -43,7 +43,6 @@ from models import STUDENTS, MultiStudent, confidence, macs
 from studies.policies import measured, measured_policy
 from studies.selectors import STEP, fit
 from utils import cli
-from utils.answers import predict, top1
 from utils.augment import Augmentation, Batches
 from utils.checkpoint import (
     FILES,
@@ -68,6 +67,7 @@ from utils.contexts import (
 from utils.data import Split, data_facts, described, fingerprint, load_splits
 from utils.device import for_inference, pick_device
 from utils.files import UserError, move, previous, replacing, shown, write_json
+from utils.logits import predict, top1
 from utils.method import best_threshold, label_weights, selector_labels, share
 from utils.safe_load import brief, read_arrays
 

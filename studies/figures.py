@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from evaluation.figures import COLORS, MARKERS, WRONG, save
 from evaluation.testset import LABELS
 from models import NAMES, STUDENTS, MultiStudent
-from utils.answers import predict
 from utils.contexts import DEGRADED, GROUPS, UNSEEN, degrade
 from utils.data import Split
+from utils.logits import predict
 
 KINDS = ("clean", *DEGRADED, *UNSEEN)
 SEVERITY = 3  # of the example images, 1 to 5

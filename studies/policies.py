@@ -36,11 +36,11 @@ from evaluation.policies import (
 from evaluation.significance import auroc_apart, mcnemar_p, wilson_interval
 from models import STUDENTS, confidence, macs
 from utils import cli
-from utils.answers import predict
 from utils.checkpoint import FILES, check_classes, fingerprint_of, load_parts
 from utils.data import described, load_splits
 from utils.device import for_inference, pick_device
 from utils.files import UserError, replacing, shown, try_folder, write_json
+from utils.logits import predict
 from utils.method import share
 from utils.safe_load import brief, read_array, read_arrays
 

@@ -36,12 +36,12 @@ from models import STUDENTS, Selector
 from studies.policies import measured_policy
 from studies.specialize import halves
 from utils import cli
-from utils.answers import predict
 from utils.augment import Augmentation, Batches, crop_and_flip
 from utils.checkpoint import ALONE, FILES, check_classes, load_network
 from utils.data import Split, data_facts, described, fingerprint, load_splits
 from utils.device import autocast, for_inference, pick_device, to_device
 from utils.files import UserError, replacing, shown, write_json
+from utils.logits import predict
 from utils.method import best_threshold, label_weights, selector_labels, share
 from utils.optim import one_cycle, optimizers
 from utils.safe_load import read_arrays

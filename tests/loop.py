@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils.answers import predict
 from utils.augment import Augmentation
 from utils.data import CLASSES, Split
+from utils.logits import predict
 from utils.run import Run
 
 

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from loop import Loop
 from torch import nn
 
-from utils.answers import TeacherAnswers
 from utils.augment import Augmentation, Batches
 from utils.data import fingerprint, load_sample
 from utils.distributed import gather, join_group, rank, ranks
+from utils.logits import TeacherLogits
 
 COUNT, BATCH_SIZE, EPOCHS = 50, 7, 2  # batches of 7 and 6: two processes share the 7 unevenly
 
@@ -81,19 +81,19 @@ def train(net_class, path, resume=False):
     return {"seen": seen, "weights": weights, "history": run.progress.history}
 
 
-def teacher_answers(folder):
+def teacher_logits(folder):
     """A teacher's logits for a view of the images."""
     torch.manual_seed(0)
     batches = Batches(load_sample(COUNT).images, 7, 0, Augmentation(), 2, (rank(), ranks()))
     with mock.patch("utils.device.has_bf16", return_value=False):
-        return TeacherAnswers(Plain().eval(), "teacher", batches, folder).epoch(1)
+        return TeacherLogits(Plain().eval(), "teacher", batches, folder).epoch(1)
 
 
 if __name__ == "__main__":
     join_group(torch.device("cpu"))
     folder = Path(sys.argv[1])
     found = {net.__name__: train(net, folder / f"{net.__name__}.pth") for net in (Plain, Tricky)}
-    found["answers"] = teacher_answers(folder / "teacher.answers")
+    found["answers"] = teacher_logits(folder / "teacher.logits")
     rows = torch.arange(7.0)[:, None]
     found["gathered"] = gather(rows.tensor_split(ranks())[rank()], len(rows))
     torch.save(found, folder / f"rank-{rank()}.pth")

@@ -14,10 +14,10 @@ from benchmarks import __main__ as bench
 from benchmarks import plain, reproduce
 from benchmarks.subjects import SUBJECTS, Place
 from models import network
-from utils.answers import predict
 from utils.checkpoint import FILES, load_network
 from utils.data import normalize
 from utils.device import for_inference
+from utils.logits import predict
 from utils.optim import optimizers
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,11 +17,11 @@ from studies import contexts, tables
 from studies.contexts import cascading, ensemble, more_confident, part, true_context
 from studies.policies import Networks
 from utils import cli
-from utils.answers import predict, top1
 from utils.checkpoint import fingerprint_of, load_network
 from utils.contexts import GROUPS, in_context
 from utils.data import data_facts, load_splits
 from utils.files import UserError
+from utils.logits import predict, top1
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 ONCE, TWICE = (f"runs/generalists/{k * contexts.EPOCHS}-epochs" for k in (1, 2))

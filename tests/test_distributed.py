@@ -13,10 +13,10 @@ import ranks as one_process
 import torch
 
 from models import STUDENTS
-from utils.answers import predict, top1
 from utils.checkpoint import FILES
 from utils.data import load_sample
 from utils.device import precision
+from utils.logits import predict, top1
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -80,11 +80,11 @@ def test_all_processes_have_the_same_weights_after_every_epoch(two, net):
 
 
 def test_processes_share_out_the_images_that_a_teacher_is_asked_for(tmp_path, two):
-    whole = one_process.teacher_answers(tmp_path)
+    whole = one_process.teacher_logits(tmp_path)
     for found in two[1]:
         assert torch.allclose(found["answers"], whole, atol=1e-3)
     assert [path.name for path in tmp_path.iterdir()] == [
-        path.name for path in (two[0] / "teacher.answers").iterdir()
+        path.name for path in (two[0] / "teacher.logits").iterdir()
     ]
 
 

@@ -12,10 +12,10 @@ from benchmarks import subjects
 from evaluation import export
 from models import STUDENTS, MultiStudent
 from utils import cli
-from utils.answers import predict
 from utils.checkpoint import FILES, load_network, read_checkpoint, write_dict
 from utils.data import fingerprint, normalize
 from utils.device import for_inference
+from utils.logits import predict
 
 ROOT = Path(__file__).resolve().parent.parent
 onnxruntime = pytest.importorskip("onnxruntime", reason="see requirements-dev.txt")

@@ -159,8 +159,8 @@ def chain(name, folder, data, moments, points):
         start = anew if epochs is None else ends[epochs]
         at = point - start if hit and point > start else point
         more = ["--resume"] if hit else []
-        for answers in folder.glob("*.answers"):
-            shutil.rmtree(answers)  # so that every run writes the same number of files
+        for stored in folder.glob("*.logits"):
+            shutil.rmtree(stored)  # so that every run writes the same number of files
         done, moment = struck(at, mode, name, folder, data, *more)
         assert done.status == (-9 if point else 0), (point, mode, done.stderr)
         assert_every_file_loads(folder)

@@ -13,10 +13,10 @@ import inference
 from benchmarks import subjects
 from models import STUDENTS
 from studies import policies
-from utils.answers import top1
 from utils.checkpoint import FILES, load_network, read_checkpoint, write_dict
 from utils.data import MEAN, STD, normalize
 from utils.files import UserError
+from utils.logits import top1
 
 ROOT = Path(__file__).resolve().parent.parent
 ENTRIES = ("resnet50", "densenet121", "googlenet", "selector", "multistudent")

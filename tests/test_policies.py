@@ -17,9 +17,9 @@ from studies import policies
 from studies.figures import accuracy_against_work
 from studies.policies import Networks, best_cut, cascade, curve, oracle, report, selector
 from utils import cli
-from utils.answers import predict
 from utils.checkpoint import FILES, load_network
 from utils.data import fingerprint, load_sample, load_splits
+from utils.logits import predict
 
 ROOT = Path(__file__).resolve().parent.parent
 CAT, DOG, BOTH = [4.0, 0.0], [0.0, 4.0], [0.5, 0.0]  # sure of 0, sure of 1, 0 by a little: 0.62

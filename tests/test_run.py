@@ -16,8 +16,8 @@ from torch import nn
 
 import teacherTrain
 import trainSelector
-from utils.answers import predict
 from utils.files import UserError
+from utils.logits import predict
 from utils.run import Run
 
 EPOCHS, IMAGES, BATCH_SIZE = 3, 40, 8

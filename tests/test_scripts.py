@@ -25,12 +25,12 @@ import trainSelector
 from models import STUDENTS, MultiStudent
 from studies import policies, selectors
 from utils import cli, files
-from utils.answers import predict, top1
 from utils.checkpoint import FILES, fingerprint_of, load_network
 from utils.contexts import image_seeds, in_context, kinds
 from utils.data import fingerprint, load_splits
 from utils.device import for_inference
 from utils.files import UserError
+from utils.logits import predict, top1
 from utils.method import best_temperature
 
 SCRIPTS = {
@@ -167,7 +167,7 @@ def test_every_checkpoint_is_in_half_precision_and_knows_what_was_measured(pipel
 def copy_of(folder, tmp_path, changed=None):
     """A copy of the checkpoints and states in `folder`, one of them with one weight changed."""
     for path in folder.glob("*.*"):
-        if path.suffix not in (".lock", ".answers"):
+        if path.suffix not in (".lock", ".logits"):
             # States are large. A script replaces them and never writes into them.
             copy = os.link if path.name.endswith(".state.pth") else shutil.copy
             copy(path, tmp_path / path.name)
@@ -915,11 +915,11 @@ def test_a_quick_try_leaves_what_a_whole_run_made_as_it_is(
     assert left() == ["selector.pth", "selector.state.pth"]
     out = typed(f"python StudentTrain.py --model 2 {places} --epochs 1 --batch-size 20")
     assert "teacher       checkpoints/teacher.pth\n" in out
-    assert (quick / "teacher.answers").exists()
+    assert (quick / "teacher.logits").exists()
     words = f"{places} --epochs 1 --batch-size 20 --checkpoint-dir mine --teacher"
     typed(f"python StudentTrain.py --model 2 {words} checkpoints/teacher.pth")
-    assert (tmp_path / "mine" / "teacher.answers").exists()
-    assert not (tmp_path / "checkpoints" / "teacher.answers").exists()
+    assert (tmp_path / "mine" / "teacher.logits").exists()
+    assert not (tmp_path / "checkpoints" / "teacher.logits").exists()
     assert out.endswith(
         f"next: python trainSelector.py --data-dir {small_npz} --device cpu --subset 40\n"
     )

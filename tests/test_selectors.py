@@ -12,10 +12,10 @@ from studies import selectors
 from studies.selectors import Answers, Variant, out_of_fold, shifted, study, train_selector
 from studies.specialize import halves
 from utils import cli
-from utils.answers import predict
 from utils.checkpoint import ALONE, load_network, save_checkpoint
 from utils.data import data_facts, fingerprint, load_sample, load_splits
 from utils.files import UserError
+from utils.logits import predict
 
 
 def told(images, first_right, labels=None):

@@ -266,7 +266,7 @@ def found(args: argparse.Namespace, file: str) -> Path:
     return whole if args.quick and not path.exists() and whole.exists() else path
 
 
-def answers_folder(args: argparse.Namespace, teacher: Path, student: Path) -> Path:
+def logits_folder(args: argparse.Namespace, teacher: Path, student: Path) -> Path:
     """The folder for a teacher's stored logits: beside `teacher`, so that all students share it.
 
     It is beside `student` if the teacher's folder cannot be written, and in a quick test of a
@@ -274,7 +274,7 @@ def answers_folder(args: argparse.Namespace, teacher: Path, student: Path) -> Pa
     """
     quick = args.subset is not None and teacher.parent.resolve() == checkpoint.CHECKPOINTS
     beside = student if quick or not os.access(teacher.parent, os.W_OK) else teacher
-    return beside.with_name(f"{teacher.stem}.answers")
+    return beside.with_name(f"{teacher.stem}.logits")
 
 
 def refuse_folder(parser: argparse.ArgumentParser, flag: str, path: Path | None) -> None:

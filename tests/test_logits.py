@@ -10,10 +10,10 @@ import torch
 from loop import Pixels
 
 import StudentTrain
-from utils.answers import TeacherAnswers
 from utils.augment import Augmentation, Batches
 from utils.data import CLASSES
 from utils.files import UserError
+from utils.logits import TeacherLogits
 
 
 @pytest.mark.parametrize("views, teacher_asked", [(0, 4 * 100), (3, 3 * 100), (16, 4 * 100)])
@@ -66,7 +66,7 @@ def test_a_student_learns_from_the_teachers_answers_to_the_very_images_that_it_s
         assert (degraded != crops).flatten(1).any(dim=1).all()
 
 
-def test_a_signal_while_the_teacher_answers_ends_the_run_before_it_has_answered_all(
+def test_a_signal_while_the_teacher_logits_ends_the_run_before_it_has_answered_all(
     tmp_path, small_npz, monkeypatch, capsys
 ):
     class Interrupted(Pixels):
@@ -95,7 +95,7 @@ def ask(tmp_path, sample):
     def ask(epoch, teacher=None, name="0123456789ab", images=sample.images[:50], crop=4):
         teacher = teacher or Pixels().eval()
         batches = Batches(images, 8, 0, Augmentation(crop, True, 8), views=4)
-        answers = TeacherAnswers(teacher, name, batches, tmp_path / "teacher.answers").epoch(epoch)
+        answers = TeacherLogits(teacher, name, batches, tmp_path / "teacher.logits").epoch(epoch)
         return answers, teacher.asked
 
     return ask
@@ -108,7 +108,7 @@ def test_each_view_is_asked_for_once_and_for_whoever_comes_next(ask, tmp_path):
     assert asked == 0 and torch.equal(first, again)
     other, asked = ask(2)
     assert asked == 50 and not torch.equal(first, other)
-    assert len(list((tmp_path / "teacher.answers").iterdir())) == 2
+    assert len(list((tmp_path / "teacher.logits").iterdir())) == 2
 
 
 def test_answers_to_other_images_or_crops_or_of_another_teacher_are_not_taken(
@@ -117,10 +117,10 @@ def test_answers_to_other_images_or_crops_or_of_another_teacher_are_not_taken(
     ask(0)
     assert ask(0, images=sample.images[1:51])[1] == 50
     assert ask(0, crop=3)[1] == 50
-    assert len(list((tmp_path / "teacher.answers").iterdir())) == 3
+    assert len(list((tmp_path / "teacher.logits").iterdir())) == 3
     assert ask(0)[1] == 0
     assert ask(0, name="ba9876543210")[1] == 50
-    assert len(list((tmp_path / "teacher.answers").iterdir())) == 1  # of one teacher only
+    assert len(list((tmp_path / "teacher.logits").iterdir())) == 1  # of one teacher only
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_answers_to_other_images_or_crops_or_of_another_teacher_are_not_taken(
 )
 def test_a_damaged_or_foreign_file_is_made_anew_and_said(ask, tmp_path, capsys, damage):
     answers, _ = ask(0)
-    (path,) = (tmp_path / "teacher.answers").iterdir()
+    (path,) = (tmp_path / "teacher.logits").iterdir()
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     foreign = {
@@ -155,4 +155,4 @@ def test_answers_that_half_precision_does_not_hold_are_refused(ask, tmp_path):
     teacher.fc.bias.data.fill_(1e5)
     with pytest.raises(UserError, match="not finite in half precision"):
         ask(0, teacher)
-    assert not (tmp_path / "teacher.answers").exists()
+    assert not (tmp_path / "teacher.logits").exists()

@@ -118,7 +118,7 @@ def with_its_stem(net: nn.Module, val: Split, path: Path) -> nn.Module:
     return nets[found]
 
 
-class TeacherAnswers:
+class TeacherLogits:
     """A teacher's logits for each view of the training images, computed once and stored.
 
     Fast knowledge distillation (Shen and Xing, ECCV 2022). Each view has a file in half precision,
