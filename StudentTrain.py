@@ -16,28 +16,23 @@ densenet121_alone.pth and googlenet_alone.pth; inference.py evaluates these as w
 After both students are trained, run trainSelector.py.
 """
 
+from utils import cli  # first: Ctrl-C while it imports PyTorch ends in one line
+
+# isort: split
+import argparse
 from pathlib import Path
 
 import torch
 
-from models import STUDENTS
-from utils import cli
-from utils.augment import Augmentation
-from utils.checkpoint import (
-    ALONE,
-    FILES,
-    check_classes,
-    fingerprint_of,
-    load_network,
-    starting_network,
-)
+import models
+from utils.checkpoint import ALONE, FILES, fingerprint_of, load_network, starting_network
 from utils.contexts import in_context
-from utils.data import load_splits, named_images
-from utils.device import autocast, for_inference, pick_device, to_device
+from utils.data import data_facts, load_splits, named_images
+from utils.device import autocast, pick_device, to_device
 from utils.distributed import join_group
 from utils.files import UserError, claim, shown
-from utils.logits import TeacherLogits, report_accuracy, score, with_its_stem
-from utils.method import LOSSES, distillation_loss
+from utils.logits import TeacherLogits, logits_folder, ready_teacher, report_accuracy, score
+from utils.method import distillation_loss
 from utils.run import Run
 
 # ------------------------------------------------------------------ hyperparameters
@@ -67,35 +62,8 @@ CUTOUT = 8  # side of the cutout square, in pixels
 
 
 def main() -> None:
-    parser = cli.training_parser(__doc__, globals())
-    parser.add_argument(
-        "--model",
-        type=int,
-        choices=(1, 2),
-        required=True,
-        help="the student: 1 is DenseNet-121, 2 is GoogLeNet",
-    )
-    parser.add_argument(
-        "--distill-loss",
-        choices=LOSSES,
-        default=DISTILL_LOSS,
-        help="distillation loss; none: cross-entropy only, no teacher (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--teacher",
-        type=Path,
-        metavar="PATH",
-        help="checkpoint of the teacher: one of this project, or any ResNet-50 weights with "
-        "torchvision's parameter names and a 3x3 first convolution for 32x32 images (default: "
-        "teacher.pth in --checkpoint-dir)",
-    )
-    cli.add_context(parser, CONTEXT, "context of the student's images (the teacher's are clean)")
-    cli.add_init(parser)
-    cli.add_indices(parser)
-    args = parser.parse_args()
-    arch, alone = STUDENTS[args.model - 1], args.distill_loss == "none"
-    if alone and args.teacher:
-        raise UserError("--teacher has no effect with --distill-loss none: leave one of them out")
+    args = read_flags()
+    arch, alone = models.STUDENTS[args.model - 1], args.distill_loss == "none"
     device = pick_device(args.device)
     join_group(device)
     path = args.checkpoint_dir / (ALONE if alone else FILES)[arch]
@@ -103,63 +71,35 @@ def main() -> None:
     teacher, taught_by = None, None
     if not alone:
         teacher_path = args.teacher or cli.found(args, FILES["resnet50"])
-        stem = STEM if args.teacher else None  # external weights: replaced by with_its_stem below
-        teacher, facts = load_network(teacher_path, "resnet50", stem)
+        teacher, facts = load_network(teacher_path, "resnet50", STEM if args.teacher else None)
         taught_by = fingerprint_of(teacher)
     train, val, test = load_splits(args.data_dir, args.subset, device)
     if teacher:
-        check_classes(teacher_path, facts, train.classes, train.name)
-        if facts["val_accuracy"] is None:
-            teacher = with_its_stem(teacher, val.take(slice(500)), args.teacher)
-        teacher = for_inference(teacher, device)
+        teacher = ready_teacher(teacher, facts, teacher_path, val)
     if args.indices:
         train = named_images(train, args.indices)
-    val = in_context(val, args.context)
+    val, test = in_context(val, args.context), in_context(test, args.context)
     torch.manual_seed(args.seed)
     student, init = starting_network(arch, STEM, args.init, path, train.classes)
     student = to_device(student, device)
     cli.announce(
         f"Training student {args.model}, {arch} with the {STEM} stem",
         **cli.training_facts(args, device, student, train, val, path),
-        distillation="none" if alone else f"{args.distill_loss}, alpha {ALPHA}",
         **({} if alone else {"teacher": shown(teacher_path)}),
-        context=args.context,
     )
 
-    run = Run(
-        student,
-        path,
-        train,
-        arch=arch,
-        stem=STEM,
-        epochs=args.epochs,
-        batch_size=args.batch_size,
-        optimizer=OPTIMIZER,
-        lr=args.lr,
-        momentum=MOMENTUM,
-        weight_decay=WEIGHT_DECAY,
-        warmup=WARMUP,
-        seed=args.seed,
-        augmentation=Augmentation(CROP, FLIP, CUTOUT),
-        views=0 if alone else TEACHER_VIEWS,
-        context=args.context,
-        facts={
-            "distill_loss": args.distill_loss,
-            "alpha": ALPHA,
-            "temperature": TEMPERATURE,
-            "init": init,
-            "teacher": taught_by,
-        },
-        resume=args.resume,
-    )
-    answers = None
+    settings = cli.settings(globals(), args) | {"arch": arch, "init": init, "teacher": taught_by}
+    settings["data"] = data_facts(train.images, train.labels)
+    settings["teacher_views"] = 0 if alone else TEACHER_VIEWS
+    run = Run(student, path, train, settings, resume=args.resume)
+    stored = None  # the teacher's logits
     if teacher and TEACHER_VIEWS:
-        folder = cli.logits_folder(args, teacher_path, path)
-        answers = TeacherLogits(teacher, taught_by, run.data, folder, run.pause)
+        folder = logits_folder(teacher_path, path, args.subset)
+        stored = TeacherLogits(teacher, taught_by, run.loader, folder, run.pause)
 
-    online = not (alone or answers)  # the teacher runs on every batch
+    online = not (alone or stored)  # the teacher runs on every batch
     for epoch in run.epochs():
-        rows = [train.labels, answers.epoch(epoch)] if answers else [train.labels]
+        rows = [train.labels, stored.epoch(epoch)] if stored else [train.labels]
         for images, labels, *rest in run.batches(*rows, clean=online):
             taught = rest[0] if rest else None  # the teacher's logits; if online, its images
             with autocast(device):
@@ -173,8 +113,48 @@ def main() -> None:
             run.step(loss, correct=logits.argmax(dim=1) == labels)
         run.end_epoch(*score(student, val, args.batch_size))
 
-    report_accuracy(path, val, in_context(test, args.context))
-    print(f"next: {cli.next_command(args, taught_by)}")
+    report_accuracy(path, val, test)
+    if args.model < len(models.STUDENTS):
+        same_teacher = ["--teacher", args.teacher] if args.teacher else []
+        cli.next_step(args, "StudentTrain.py", "--model", args.model + 1, *same_teacher)
+    else:
+        cli.next_step(args, "trainSelector.py")
+
+
+def read_flags() -> argparse.Namespace:
+    """Parse the flags and refuse combinations that make no sense."""
+    parser = cli.training_parser(__doc__, globals())
+    parser.add_argument(
+        "--model",
+        type=int,
+        choices=(1, 2),
+        required=True,
+        help="the student: 1 is DenseNet-121, 2 is GoogLeNet",
+    )
+    what = "distillation loss; none: cross-entropy only, no teacher"
+    cli.add_flag(parser, "DISTILL_LOSS", DISTILL_LOSS, what)
+    parser.add_argument(
+        "--teacher",
+        type=Path,
+        metavar="PATH",
+        help="checkpoint of the teacher: one of this project, or any ResNet-50 weights with "
+        "torchvision's parameter names and a 3x3 first convolution (default: teacher.pth in "
+        "--checkpoint-dir)",
+    )
+    what = "context of the student's images, see utils/contexts.py (the teacher's are clean)"
+    cli.add_flag(parser, "CONTEXT", CONTEXT, what)
+    cli.add_init(parser)
+    parser.add_argument(
+        "--indices",
+        type=Path,
+        metavar="PATH",
+        help="train only on the images whose indices are in this .npy file; an index listed twice "
+        "counts twice",
+    )
+    args = parser.parse_args()
+    if args.distill_loss == "none" and args.teacher:
+        raise UserError("--teacher has no effect with --distill-loss none: leave one of them out")
+    return args
 
 
 if __name__ == "__main__":

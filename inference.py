@@ -70,13 +70,13 @@ def read_flags() -> argparse.Namespace:
     )
     parser.add_argument(
         "--threshold",
-        type=cli.flag("THRESHOLD", float),
+        type=cli.flag("THRESHOLD"),
         metavar="P",
         help="--policy selector: student 1 answers if its probability is at least P; --policy "
         "cascade: student 1 also runs if the confidence of student 2, before temperature scaling, "
         "is below P; default: chosen on the validation images",
     )
-    cli.add_context(parser, "clean", "context of the test images")
+    cli.add_flag(parser, "CONTEXT", "clean", "context of the test images, see utils/contexts.py")
     args = parser.parse_args()
     if args.threshold is not None and not POLICIES[args.policy].threshold:
         parser.error(f"--threshold: --policy {args.policy} has no threshold, leave it out")

@@ -9,13 +9,14 @@ Writes checkpoints/teacher.pth (the epoch with the best validation accuracy) and
 row per epoch). StudentTrain.py then distills the teacher into the students.
 """
 
+from utils import cli  # first: Ctrl-C while it imports PyTorch ends in one line
+
+# isort: split
 import torch
 import torch.nn.functional as F
 
-from utils import cli
-from utils.augment import Augmentation
 from utils.checkpoint import FILES, starting_network
-from utils.data import load_splits
+from utils.data import data_facts, load_splits
 from utils.device import autocast, pick_device, to_device
 from utils.distributed import join_group
 from utils.files import claim
@@ -61,24 +62,9 @@ def main() -> None:
         **cli.training_facts(args, device, teacher, train, val, path),
     )
 
-    run = Run(
-        teacher,
-        path,
-        train,
-        arch=ARCH,
-        stem=STEM,
-        epochs=args.epochs,
-        batch_size=args.batch_size,
-        optimizer=OPTIMIZER,
-        lr=args.lr,
-        momentum=MOMENTUM,
-        weight_decay=WEIGHT_DECAY,
-        warmup=WARMUP,
-        seed=args.seed,
-        augmentation=Augmentation(CROP, FLIP, CUTOUT),
-        facts={"init": init},
-        resume=args.resume,
-    )
+    settings = cli.settings(globals(), args)
+    settings |= {"init": init, "data": data_facts(train.images, train.labels)}
+    run = Run(teacher, path, train, settings, resume=args.resume)
     for _ in run.epochs():
         for images, labels in run.batches(train.labels):
             with autocast(device):
@@ -87,8 +73,8 @@ def main() -> None:
             run.step(loss, correct=logits.argmax(dim=1) == labels)
         run.end_epoch(*score(teacher, val, args.batch_size))
 
-    made = report_accuracy(path, val, test)
-    print(f"next: {cli.next_command(args, taught_by=made)}")
+    report_accuracy(path, val, test)
+    cli.next_step(args, "StudentTrain.py", "--model", 1)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,13 @@ checkpoints/selector.pth (the epoch with the best routed accuracy on the validat
 thresholds for the policies of inference.py) and selector.csv (one row per epoch).
 """
 
+from utils import cli  # first: Ctrl-C while it imports PyTorch ends in one line
+
+# isort: split
 import torch
 import torch.nn.functional as F
 
 from models import STUDENTS, MultiStudent, Selector, confidence
-from utils import cli
-from utils.augment import Augmentation
 from utils.checkpoint import FILES, amend_checkpoint, check_classes, fingerprint_of, load_network
 from utils.contexts import context_labels, image_seeds, in_context, told_apart
 from utils.data import Split, data_facts, load_splits
@@ -56,20 +57,11 @@ CUTOUT = 0  # side of the cutout square, in pixels
 
 def main() -> None:
     parser = cli.training_parser(__doc__, globals())
-    cli.add_context(parser, CONTEXT, "context of the images")
-    parser.add_argument(
-        "--label-rule",
-        choices=("errors", "context"),
-        default=LABEL_RULE,
-        help="label each image with the student that has the smaller error, or that was trained on "
-        "images of its context (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--label-weight",
-        choices=("difference",),
-        default=LABEL_WEIGHT,
-        help="weight each label by the difference of the students' errors (default: %(default)s)",
-    )
+    cli.add_flag(parser, "CONTEXT", CONTEXT, "context of the images, see utils/contexts.py")
+    what = "label each image with the student that errs less, or that was trained on its context"
+    cli.add_flag(parser, "LABEL_RULE", LABEL_RULE, what)
+    what = "weight each label by the difference of the students' errors"
+    cli.add_flag(parser, "LABEL_WEIGHT", LABEL_WEIGHT, what)
     args = parser.parse_args()
     device = pick_device(args.device)
     join_group(device)
@@ -102,33 +94,9 @@ def main() -> None:
     )
 
     students = [student for student, _ in students]
-    trained = [fingerprint_of(student) for student in students]
-    run = Run(
-        selector,
-        path,
-        train,
-        arch="selector",
-        stem=None,
-        epochs=args.epochs,
-        batch_size=args.batch_size,
-        optimizer=OPTIMIZER,
-        lr=args.lr,
-        momentum=MOMENTUM,
-        weight_decay=WEIGHT_DECAY,
-        warmup=WARMUP,
-        seed=args.seed,
-        augmentation=Augmentation(CROP, FLIP, CUTOUT),
-        facts={
-            "depth": DEPTH,
-            "batch_norm": BATCH_NORM,
-            "label_rule": args.label_rule,
-            "label_weight": args.label_weight,
-            "context": args.context,
-            "students": trained,
-            "data": data,
-        },
-        resume=args.resume,
-    )
+    settings = cli.settings(globals(), args) | {"arch": "selector", "data": data}
+    settings["students"] = [fingerprint_of(student) for student in students]
+    run = Run(selector, path, train, settings, resume=args.resume)
     run.begin()  # report errors before the students label the images, which takes minutes
 
     students = [for_inference(student, device) for student in students]
@@ -174,12 +142,13 @@ def main() -> None:
         "test_accuracy": top1(logits, test.labels),
     }
     amend_checkpoint(path, **facts)
+    same_context = [] if args.context == "clean" else ["--context", args.context]
     print(
         f"\nthreshold {threshold:.2f}: routed top-1 {facts['val_accuracy']:.2%} on the validation "
         f"images, {facts['test_accuracy']:.2%} on {len(test):,} test images; "
         f"{share(choice == 0):.1%} of these went to {STUDENTS[0]}; wrote {shown(path)}"
     )
-    print(f"next: {cli.next_command(args)}")
+    cli.next_step(args, "inference.py", *same_context)
 
 
 if __name__ == "__main__":

@@ -176,7 +176,7 @@ def main() -> None:
     )
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=", ".join(SUBJECTS))
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the results to this file")
-    cli.add_number(parser, "rounds", ROUNDS, "pairs of runs per subject")
+    cli.add_flag(parser, "ROUNDS", ROUNDS, "pairs of runs per subject")
     parser.add_argument("--device", default="auto", help="default: %(default)s")
     for flag, default, what in (
         ("--batch-size", BATCH_SIZE, "images per step (default: %(default)s)"),
@@ -185,7 +185,7 @@ def main() -> None:
     ):
         parser.add_argument(
             flag,
-            type=cli.flag("BATCH_SIZE", int),
+            type=cli.flag("BATCH_SIZE"),
             nargs="+",
             default=[default],
             metavar="N",

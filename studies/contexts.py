@@ -173,8 +173,8 @@ def main() -> None:
     parser = cli.common_parser(__doc__, globals(), quick=True)
     parser.add_argument("--train", action="store_true", help="train the networks that are missing")
     what = "number of epochs of student 1, and of the generalists that are trained once"
-    cli.add_number(parser, "epochs", EPOCHS, what)
-    cli.add_number(parser, "seeds", SEEDS, "number of runs per selector of the study")
+    cli.add_flag(parser, "EPOCHS", EPOCHS, what)
+    cli.add_flag(parser, "SEEDS", SEEDS, "number of runs per selector of the study")
     cli.add_out(parser, OUT, "contexts.json, the figures, and contexts/ with the logits")
     args = parser.parse_args()
     device = pick_device(args.device)
@@ -269,11 +269,11 @@ def planned(args: argparse.Namespace, data: str) -> dict[str, Network]:
             "checkpoint-dir": shown(folder),
         }
         words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-        words = ("StudentTrain.py", *words)
+        words = ("StudentTrain.py", *words, *args.again)
         return Network(folder / FILES[arch], arch, words, made, paired=times == 1)
 
     path, clean = Path(shipped["resnet50"]), {"context": "clean"}
-    words = ("teacherTrain.py", "--checkpoint-dir", shown(path.parent))
+    words = ("teacherTrain.py", "--checkpoint-dir", shown(path.parent), *args.again)
     networks = {
         "teacher": Network(path, "resnet50", words, clean),
         "densenet121": student("densenet121", "degraded", system, 1),
@@ -285,7 +285,7 @@ def planned(args: argparse.Namespace, data: str) -> dict[str, Network]:
     networks["selector"] = Network(
         system / FILES["selector"],
         "selector",
-        (*words, "--checkpoint-dir", shown(system)),
+        (*words, "--checkpoint-dir", shown(system), *args.again),
         {"context": "mixed", "label_rule": "context", "label_weight": None},
     )
     for stage, times in STAGES.items():

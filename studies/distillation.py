@@ -149,7 +149,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = cli.common_parser(__doc__, globals())
-    cli.add_number(parser, "epochs", EPOCHS, "number of epochs per run")
+    cli.add_flag(parser, "EPOCHS", EPOCHS, "number of epochs per run")
     parser.add_argument(
         "--seeds",
         type=int,
@@ -179,7 +179,7 @@ def main() -> None:
         if (student, loss, seed) not in done
     ]
     print(f"{len(done)} runs are done, {len(todo)} remain", flush=True)
-    flags = ["--epochs", str(args.epochs), "--batch-size", str(args.batch_size)]
+    flags = ["--epochs", str(args.epochs), "--batch-size", str(args.batch_size), *args.again]
     flags += [] if args.subset is None else ["--subset", str(args.subset)]
     folder = RUNS if args.subset is None else checkpoint.QUICK / RUNS.name
     # A run that was stopped is continued only by the same study.

@@ -322,7 +322,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--macs",
-        type=cli.flag("MACS", float),
+        type=cli.flag("MACS"),
         metavar="M",
         help="MACs per image of the router of --scores, in millions",
     )

@@ -321,7 +321,7 @@ def print_table(told: dict) -> None:
 
 def main() -> None:
     parser = cli.common_parser(__doc__, globals())
-    cli.add_number(parser, "seeds", SEEDS, "number of runs per selector")
+    cli.add_flag(parser, "SEEDS", SEEDS, "number of runs per selector")
     parser.add_argument(
         "--out-of-fold",
         type=Path,

@@ -305,7 +305,9 @@ def command(info: dict) -> str:
     """The command that trained a checkpoint; initial weights, if any, are called FIRST.pth."""
     words, recipe = COMMANDS[info["arch"]], info["hyperparameters"]
     if recipe.get("init"):
-        flags = {"init": "FIRST.pth", **{name: recipe[name] for name in ("epochs", "lr", "seed")}}
+        rate = recipe.get("learning_rate", recipe.get("lr"))  # "lr" in older checkpoints
+        flags = {"init": "FIRST.pth", "epochs": recipe["epochs"], "lr": rate}
+        flags["seed"] = recipe["seed"]
         words += "".join(f" --{name} {value}" for name, value in flags.items())
     return words
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from utils import checkpoint
 from utils.data import CLASSES, load_sample
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,12 +25,6 @@ def pytest_terminal_summary(terminalreporter):
     reports = terminalreporter.getreports("passed")
     for line in [text for report in reports for name, text in report.user_properties]:
         terminalreporter.line(line)
-
-
-@pytest.fixture(autouse=True)
-def _nothing_typed(monkeypatch):
-    """Reset the flags of a script called in this process."""
-    monkeypatch.setattr(checkpoint, "typed", checkpoint.Typed())
 
 
 @pytest.fixture(scope="session")

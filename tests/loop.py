@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils.augment import Augmentation
-from utils.data import CLASSES, Split
+from utils.data import Split, data_facts
 from utils.logits import predict
 from utils.run import Run
 
@@ -28,20 +27,24 @@ class Pixels(nn.Module):
 class Loop(Run):
     """A run that trains `net` on `rows`. Tests observe it through `loss` and `validate`."""
 
-    def __init__(self, net, path, images, targets, loss, validate, val_images, rows=None, **values):
-        values = {
+    def __init__(
+        self, net, path, images, targets, loss, validate, val_images, rows=None, **changes
+    ):
+        settings = {
             "arch": "resnet50",
             "stem": "cifar",
             "optimizer": "sgd",
-            "lr": 0.01,
+            "learning_rate": 0.01,
             "momentum": 0.9,
             "weight_decay": 5e-4,
             "warmup": 0.25,
             "seed": 0,
-            "augmentation": Augmentation(4, True, 8),
-        } | values
-        train = Split(images, targets, np.arange(len(images)), values.pop("classes", CLASSES))
-        super().__init__(net, path, train, **values)
+            "crop": 4,
+            "flip": True,
+            "cutout": 8,
+            "data": data_facts(images, targets),
+        } | changes
+        super().__init__(net, path, Split(images, targets, np.arange(len(images))), settings)
         self.rows = [targets] if rows is None else rows
         self.loss, self.validate, self.val_images = loss, validate, val_images
 

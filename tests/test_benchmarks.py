@@ -128,7 +128,7 @@ def test_the_numbers_are_saved_with_the_machine(small_npz, tmp_path):
     [
         (["--json", "."], "--json . must name a file"),
         (["--json", "tests"], "--json tests must name a file"),
-        (["--rounds", "0"], "'0' is not a positive integer"),
+        (["--rounds", "0"], "'0' is not a whole number"),
     ],
 )
 def test_bad_flags_are_refused_before_the_first_measurement(words, message, monkeypatch, capsys):

@@ -125,7 +125,7 @@ def test_all_documented_keys_are_there(path):
 
 @pytest.mark.parametrize("arch", FILES)
 def test_missing_file_names_the_command_that_makes_it(arch, tmp_path):
-    told = f"is missing; make it with: {COMMANDS[arch]} --checkpoint-dir {tmp_path}"
+    told = f"is missing; run {COMMANDS[arch].removeprefix('python ')}"
     assert refusal(tmp_path / FILES[arch]).endswith(told)
 
 

@@ -56,7 +56,7 @@ def study(monkeypatch, tmp_path, small_npz):
         monkeypatch.setattr(module, "load_network", lambda *_: (teacher, facts))
     monkeypatch.setattr(distillation, "RUNS", tmp_path / "runs")
     monkeypatch.setattr("utils.checkpoint.QUICK", tmp_path / "quick")
-    monkeypatch.setattr(StudentTrain, "for_inference", lambda net, device: net)
+    monkeypatch.setattr("utils.logits.for_inference", lambda net, device: net)
     monkeypatch.setattr(StudentTrain, "starting_network", lambda *_: (Pixels(), None))
     monkeypatch.setattr(
         StudentTrain, "report_accuracy", lambda path, *_: amend_checkpoint(path, test_accuracy=0.5)

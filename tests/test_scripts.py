@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def test_each_script_says_what_it_does_shows_progress_and_names_the_next(pipelin
         "teacher": "next: python StudentTrain.py --model 1",
         "student 1": "next: python StudentTrain.py --model 2",
         "student 2": "next: python trainSelector.py",
-        "alone": "next: python trainSelector.py",  # not made yet
+        "alone": "next: python trainSelector.py",
         "selector": "next: python inference.py",
     }
     places = f" --data-dir {small_npz} --device cpu --subset 40 --checkpoint-dir {folder}"
@@ -114,36 +115,12 @@ def test_each_script_says_what_it_does_shows_progress_and_names_the_next(pipelin
         out, err = printed[name].stdout, printed[name].stderr
         for fact in ("cpu, ", "40 for training, ", " M\n", str(folder)):
             assert fact in out, (name, fact)
-        assert re.search(r"\nhyperparameters: epochs=2, batch_size=20, optimizer=\w+, lr=0", out), (
-            name
-        )
+        assert re.search(
+            r"\nhyperparameters: (\w+=.*, )?epochs=2, batch_size=20,\s+learning_rate=0", out
+        ), name
         assert out.rstrip().endswith(next_command + places)
         for fact in ("epoch 2/2", "img/s", "loss ", "top-1 "):
             assert fact in err, (name, fact)
-
-
-@pytest.mark.parametrize(
-    "gone, changed, teacher, expected",
-    [
-        ([], None, "teacher.pth", "inference.py"),
-        ([], None, "googlenet.pth", "StudentTrain.py --model 1"),  # as another teacher would
-        (["selector.pth"], None, "teacher.pth", "trainSelector.py"),
-        ([], "googlenet.pth", None, "trainSelector.py"),
-        (["densenet121.pth"], None, "teacher.pth", "StudentTrain.py --model 1"),
-        (["googlenet.pth"], None, "teacher.pth", "StudentTrain.py --model 2"),
-        (["googlenet.pth", "teacher.pth"], None, None, "teacherTrain.py"),
-        (["teacher.pth"], None, None, "inference.py"),
-    ],
-)
-def test_the_next_command_can_use_what_there_is(
-    pipeline, tmp_path, gone, changed, teacher, expected
-):
-    folder = copy_of(pipeline[0], tmp_path, changed)
-    taught_by = teacher and fingerprint(load_network(folder / teacher)[0].state_dict().values())
-    for name in gone:
-        (folder / name).unlink()
-    args = argparse.Namespace(checkpoint_dir=folder, quick=False)
-    assert cli.next_command(args, taught_by) == f"python {expected} --checkpoint-dir {folder}"
 
 
 def test_every_checkpoint_is_in_half_precision_and_knows_what_was_measured(pipeline, small_npz):
@@ -196,7 +173,7 @@ def test_the_selector_learns_for_each_image_which_student_errs_less(
     call("trainSelector.py", folder, small_npz, *flags, status=2)
     run, targets, weights = seen
     train = in_context(load_splits(small_npz, 40)[0], context)
-    assert torch.equal(run.data.images, train.images) and run.data.context == "clean"
+    assert torch.equal(run.loader.images, train.images) and run.loader.context == "clean"
     one, two = (
         predict(load_network(folder / FILES[arch])[0], train.images).softmax(dim=1)[
             torch.arange(40), train.labels
@@ -238,7 +215,7 @@ def test_a_selector_can_be_taught_the_context_that_each_student_was_trained_on(
     student["state_dict"]["classifier.bias"] += 1
     torch.save(student, folder / "densenet121.pth")
     _, err = call("inference.py", folder, small_npz, status=2)
-    assert f"trainSelector.py --context mixed --label-rule context --data-dir {small_npz}" in err
+    assert "selector.pth" in err and "run trainSelector.py" in err
 
 
 def test_a_selector_is_resumed_though_its_labels_round_otherwise(
@@ -457,7 +434,7 @@ def test_a_student_without_the_teacher_is_kept_apart_and_measured_too(
     folder, printed = pipeline
     alone, told = load_network(folder / "googlenet_alone.pth", "googlenet")
     assert told["hyperparameters"]["distill_loss"] == "none"
-    assert "distillation  none" in printed["alone"].stdout
+    assert "distill_loss=none" in printed["alone"].stdout
     distilled = load_network(folder / "googlenet.pth")[1]["hyperparameters"]
     assert distilled["distill_loss"] == "mse" and distilled["teacher"]
     test = load_splits(small_npz, TESTED)[2]
@@ -567,10 +544,10 @@ def test_a_nonsense_policy_or_threshold_is_named(flags, message, monkeypatch, ca
 @pytest.mark.parametrize(
     "script, present, missing, made_by",
     [
-        ("StudentTrain.py --model 1", 0, "teacher.pth", "python teacherTrain.py"),
-        ("trainSelector.py", 0, "densenet121.pth", "python StudentTrain.py --model 1"),
-        ("trainSelector.py", 1, "googlenet.pth", "python StudentTrain.py --model 2"),
-        ("inference.py", 2, "selector.pth", "python trainSelector.py"),
+        ("StudentTrain.py --model 1", 0, "teacher.pth", "teacherTrain.py"),
+        ("trainSelector.py", 0, "densenet121.pth", "StudentTrain.py --model 1"),
+        ("trainSelector.py", 1, "googlenet.pth", "StudentTrain.py --model 2"),
+        ("inference.py", 2, "selector.pth", "trainSelector.py"),
     ],
 )
 def test_a_missing_input_is_named_with_the_command_that_makes_it(
@@ -580,8 +557,7 @@ def test_a_missing_input_is_named_with_the_command_that_makes_it(
         (tmp_path / FILES[arch]).symlink_to(pipeline[0] / FILES[arch])
     script, *flags = script.split()
     _, err = call(script, tmp_path, small_npz, *flags, status=2)
-    made_by += f" --data-dir {small_npz} --device cpu --checkpoint-dir {tmp_path}\n"
-    assert missing in err and err.endswith(made_by) and len(err.splitlines()) == 1
+    assert missing in err and made_by in err and len(err.splitlines()) == 1
 
 
 def test_a_student_whose_logits_are_not_finite_ends_inference_and_spares_its_files(
@@ -692,8 +668,8 @@ CONSTANTS = {
     "WEIGHT_DECAY": (-1e-4, math.nan, math.inf),
     "WARMUP": (-0.1, 1.0, math.nan),
     "CROP": (-1, 32, 2.5),
-    "FLIP": (1, "yes", None),
-    "CUTOUT": (-8, 65, 8.0),
+    "FLIP": ("yes", None),
+    "CUTOUT": (-8, 193, 8.0),
     "SEED": (-1, 0.5, 2**31),
     "STEM": ("imagenet", None, 3),
     "DISTILL_LOSS": ("mae", None),
@@ -704,7 +680,7 @@ CONSTANTS = {
     "LABEL_RULE": ("error", None, True),
     "LABEL_WEIGHT": ("none", 0.5, True),
     "DEPTH": (0, 5, 3.0),
-    "BATCH_NORM": (1, "False"),
+    "BATCH_NORM": ("False", None),
     "THRESHOLD": (math.nan, -0.1, 1.5, "0.5"),
 }
 
@@ -719,15 +695,17 @@ def test_a_nonsense_constant_in_the_block_is_named(script, monkeypatch, capsys, 
                 patch.setattr(SCRIPTS[script], name, value)
                 flags = ["--model", "1"] if script == "StudentTrain" else []
                 err = refused(script, flags, patch, capsys, tmp_path)
-            assert err.startswith(f"{script}.py: error: {name} = {value!r} in the block"), err
+            assert err.startswith(f"{script}.py: error: {name} = {value!r}"), err
             assert len(err.splitlines()) == 1
 
 
-def test_no_hyperparameter_is_without_a_rule():
-    for script in SCRIPTS.values():
-        names = {name for name in vars(script) if name.isupper()}
-        known = {"ARCH", "STUDENTS", "FILES", "ALONE", "LOSSES", "POLICIES", "OUT", "F"}
-        assert names - known <= set(cli.RULES) & set(CONSTANTS), script
+def test_the_settings_of_a_run_are_the_constants_of_its_script_with_the_flags_applied():
+    args = argparse.Namespace(epochs=7, learning_rate=0.5, lr=1, seed=0)
+    settings = cli.settings(vars(teacherTrain), args)
+    assert (settings["epochs"], settings["learning_rate"], settings["crop"]) == (7, 0.5, 4)
+    for script in (teacherTrain, StudentTrain):
+        names = {name.upper() for name in cli.settings(vars(script), args)}
+        assert names - {"ARCH"} <= {*cli.NUMBERS, *cli.CHOICES} & {*CONSTANTS}
 
 
 def test_a_system_is_trained_and_measured_in_a_context(
@@ -766,8 +744,7 @@ def test_a_system_is_trained_and_measured_in_a_context(
     assert "--context is for the test set" in err
     shutil.copy(pipeline[0] / "googlenet.pth", folder)
     _, err = call("inference.py", folder, small_npz, status=2)
-    again = f"--context mixed --label-weight difference --data-dir {small_npz} --device cpu"
-    assert f"trainSelector.py {again} --checkpoint-dir {folder}\n" in err
+    assert "selector.pth" in err and "run trainSelector.py" in err
 
 
 def test_classes_without_an_image_are_left_out(pipeline, small_npz, tmp_path, call):
@@ -932,3 +909,12 @@ def test_a_quick_try_leaves_what_a_whole_run_made_as_it_is(
     )
     assert "selector      runs/quick/selector.pth, " in out
     assert {p.name: p.read_bytes() for p in whole.iterdir() if p.suffix != ".lock"} == before
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_ctrl_c_while_pytorch_is_imported_ends_in_one_line(script, tmp_path):
+    (tmp_path / "torchvision.py").write_text("raise KeyboardInterrupt")
+    words = [sys.executable, ROOT / f"{script}.py", "--help"]
+    where = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(words, env=where, capture_output=True, text=True)
+    assert (done.returncode, done.stderr, done.stdout) == (130, "interrupted\n", "")

@@ -15,7 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from utils import run, training_step
-from utils.augment import Augmentation
 from utils.data import Split
 from utils.device import autocast, to_device
 from utils.optim import optimizers
@@ -99,22 +98,27 @@ def train(folder, device="cpu", optimizer="muon", epochs=2, resume=False):
         nn.Flatten(),
     )
     net = to_device(net, device)
+    settings = {
+        "arch": "googlenet",
+        "stem": "cifar",
+        "epochs": epochs,
+        "batch_size": 13,
+        "optimizer": optimizer,
+        "learning_rate": 0.01,
+        "momentum": 0.9,
+        "weight_decay": 0.05,
+        "warmup": 0.2,
+        "seed": 0,
+        "crop": 4,
+        "flip": True,
+        "cutout": 0,
+    }
     training = Run(
         net,
         folder / "net.pth",
         train,
-        arch="googlenet",
-        stem=None,
-        epochs=epochs,
-        batch_size=13,
-        optimizer=optimizer,
-        lr=0.01,
-        momentum=0.9,
-        weight_decay=0.05,
-        warmup=0.2,
-        seed=0,
-        augmentation=Augmentation(),
-        resume=resume,
+        settings,
+        resume,
     )
     for _ in training.epochs():
         for images, labels in training.batches(train.labels):

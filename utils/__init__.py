@@ -2,11 +2,16 @@
 
 import atexit
 import gc
+import sys
 
 # Importing PyTorch creates half a million objects and no garbage: collection would only cost time.
 _collects = gc.isenabled()
 gc.disable()
-import torchvision  # noqa: E402, F401
+try:
+    import torchvision  # noqa: F401
+except KeyboardInterrupt:
+    print("interrupted", file=sys.stderr)
+    sys.exit(130)
 
 if _collects:
     gc.enable()

@@ -2,9 +2,7 @@
 
 import io
 import os
-import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,6 @@ import torch
 from torch import nn
 
 from models import CLASS_COUNTS, STEMS, STUDENTS, Selector, network
-from utils.contexts import CONTEXTS
 from utils.data import CLASSES, MEAN, STD, are_names, fingerprint, listed, numbered
 from utils.distributed import by_first, rank
 from utils.files import UserError, previous, replacing, shown
@@ -35,32 +32,6 @@ COMMANDS = {
     "selector": "python trainSelector.py",
 }
 WRAPPERS = ("state_dict", "net", "model", "model_state_dict")  # keys of weights in other projects
-
-
-@dataclass
-class Typed:
-    """Parts of the command line of this process that the commands it prints need as well.
-
-    scripts: the folder of the scripts, as typed.
-    flags: --data-dir, --device and --subset, if given.
-    folders: folders of networks for which --checkpoint-dir is not needed.
-    """
-
-    scripts: Path = Path()
-    flags: list[str] = field(default_factory=list)
-    folders: list[Path] = field(default_factory=lambda: [CHECKPOINTS])
-
-
-typed = Typed()  # set by utils.cli
-
-
-def to_type(command: str, folder: Path) -> str:
-    """Complete `command` with the flags in `typed` and, if needed, --checkpoint-dir `folder`."""
-    python, script, *flags = shlex.split(command)
-    words = [python, str(typed.scripts / script), *flags, *typed.flags]
-    if folder.resolve() not in typed.folders:
-        words += ["--checkpoint-dir", shown(folder)]
-    return shlex.join(words)
 
 
 def save_checkpoint(
@@ -140,7 +111,7 @@ def read_checkpoint(path: Path, arch: str | None = None, stem: str | None = None
     """
     command = next((COMMANDS[name] for name in COMMANDS if FILES[name] == path.name), None)
     if command and not os.path.exists(path):
-        raise UserError(f"{path} is missing; make it with: {to_type(command, path.parent)}")
+        raise UserError(f"{path} is missing; run {command.removeprefix('python ')}")
     checkpoint = read_dict(path)
     missing = [key for key in KEYS if key not in checkpoint]
     if missing and arch and stem:
@@ -307,21 +278,9 @@ def check_students(path: Path, selector: Mapping[str, Any], students: Sequence[n
     weights = [fingerprint_of(student) for student in students]
     if selector["hyperparameters"].get("students") != weights:
         raise UserError(
-            f"{shown(path)} has a selector and thresholds for other students than these; train it "
-            f"again with: {to_type(selector_command(selector), path.parent)}"
+            f"{shown(path)} has a selector and thresholds for other students than these: run "
+            "trainSelector.py again"
         )
-
-
-def selector_command(selector: Mapping[str, Any]) -> str:
-    """The command that trains a selector with the same flags as the one with this dictionary."""
-    command, recipe = COMMANDS["selector"], selector["hyperparameters"]
-    if recipe.get("context") in [name for name in CONTEXTS if name != "clean"]:
-        command += f" --context {recipe['context']}"
-    if recipe.get("label_rule") == "context":
-        command += " --label-rule context"
-    if recipe.get("label_weight") == "difference":
-        command += " --label-weight difference"
-    return command
 
 
 def check_classes(

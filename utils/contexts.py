@@ -148,7 +148,8 @@ def degrade(images: torch.Tensor, context: str, seeds: torch.Tensor) -> torch.Te
 
 def in_context(split: Split, context: str) -> Split:
     """Apply a context to a split. The result is the same in every run and for every subset."""
-    return replace(split, images=degrade(split.images, context, image_seeds(split)))
+    images = degrade(split.images, context, image_seeds(split))
+    return replace(split, images=images, context=context)
 
 
 def image_seeds(split: Split) -> torch.Tensor:

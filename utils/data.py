@@ -52,6 +52,7 @@ class Split:
         indices: (N,), the index of each image in the training or test set.
         classes: names of the classes, in the order of the labels.
         name: name of the data set.
+        context: a key of utils.contexts.CONTEXTS, that the images are in.
     """
 
     images: torch.Tensor
@@ -59,6 +60,7 @@ class Split:
     indices: np.ndarray
     classes: tuple[str, ...] = CLASSES
     name: str = "CIFAR-10"
+    context: str = "clean"
 
     def __len__(self) -> int:
         return len(self.labels)

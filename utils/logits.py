@@ -1,8 +1,10 @@
 """Logits of networks for many images, their accuracy, and stored logits of a teacher."""
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,12 +13,13 @@ from torch import nn
 from tqdm import tqdm
 
 from models import STEMS, network
+from utils import checkpoint
 from utils.augment import Batches
-from utils.checkpoint import amend_checkpoint, elsewhere, fingerprint_of, load_network
+from utils.checkpoint import amend_checkpoint, check_classes, elsewhere, load_network
 from utils.data import Split, fingerprint, normalize
 from utils.device import autocast, enough_memory, for_inference
 from utils.distributed import by_first, gather, rank, ranks
-from utils.files import UserError, replacing, shown
+from utils.files import UserError, replacing, shown, try_folder
 from utils.method import best_temperature, share
 from utils.safe_load import read_arrays
 
@@ -81,50 +84,67 @@ def score(net: nn.Module, split: Split, batch_size: int = 500) -> tuple[float, f
     return F.cross_entropy(logits, split.labels).item(), top1(logits, split.labels)
 
 
-def report_accuracy(path: Path, val: Split, test: Split) -> str:
+def report_accuracy(path: Path, val: Split, test: Split) -> None:
     """Evaluate the checkpoint at `path` and add the results to it.
 
     The results are the top-1 accuracy on the test images, and the temperature for calibrated
-    probabilities, chosen on the validation images. Returns the fingerprint of the weights.
+    probabilities, chosen on the validation images.
     """
-    net, checkpoint = load_network(path)
+    net, facts = load_network(path)
     ready = for_inference(net, test.images.device)
     temperature = best_temperature(predict(ready, val.images, "validation"), val.labels)
     accuracy = top1(predict(ready, test.images, "test"), test.labels)
     amend_checkpoint(path, test_accuracy=accuracy, temperature=temperature)
     print(
-        f"\nbest epoch {checkpoint['epoch']}: top-1 {checkpoint['val_accuracy']:.2%} on the "
+        f"\nbest epoch {facts['epoch']}: top-1 {facts['val_accuracy']:.2%} on the "
         f"validation images, {accuracy:.2%} on {len(test):,} test images; temperature "
         f"{temperature:.2f}; wrote {shown(path)}"
     )
-    return fingerprint_of(net)
 
 
-def with_its_stem(net: nn.Module, val: Split, path: Path) -> nn.Module:
-    """Choose the stem of a ResNet-50 from another project, whose weights `net` has.
+def ready_teacher(net: nn.Module, facts: Mapping[str, Any], path: Path, val: Split) -> nn.Module:
+    """A teacher from `load_network` for inference on the device of `val`.
 
-    The weights of both stems have the same shapes. The stem with the higher accuracy on `val` is
-    used; a line with both accuracies is printed. `path` is named in it.
+    The weights of both stems of a ResNet-50 have the same shapes. For weights of another project,
+    the stem with the higher accuracy on up to 500 images of `val` is used, and a line says so.
+    Raises UserError, which names `path`, if the teacher has other classes than `val`.
     """
-    nets = {stem: network("resnet50", stem, net.fc.out_features) for stem in STEMS}
-    accuracy = {}
-    for stem, each in nets.items():
+    check_classes(path, facts, val.classes, val.name)
+    device, some = val.images.device, val.take(slice(500))
+    if facts["val_accuracy"] is not None:
+        return for_inference(net, device)
+    ready, accuracy = {}, {}
+    for stem in STEMS:
+        each = network(facts["arch"], stem, len(val.classes))
         each.load_state_dict(net.state_dict())
-        logits = predict(for_inference(each, val.images.device), val.images, f"teacher, {stem}")
-        accuracy[stem] = top1(logits, val.labels)
-    found = max(STEMS, key=accuracy.get)
-    told = ", ".join(f"{accuracy[stem]:.1%} with {stem}" for stem in STEMS)
-    print(f"{elsewhere(path, found)}; top-1 on {len(val)} validation images: {told}")
-    return nets[found]
+        ready[stem] = for_inference(each, device)
+        accuracy[stem] = top1(predict(ready[stem], some.images, f"teacher, {stem}"), some.labels)
+    best = max(STEMS, key=accuracy.get)
+    found = ", ".join(f"{accuracy[stem]:.1%} with {stem}" for stem in STEMS)
+    print(f"{elsewhere(path, best)}; top-1 on {len(some)} validation images: {found}")
+    return ready[best]
+
+
+def logits_folder(teacher: Path, student: Path, subset: int | None) -> Path:
+    """The folder for a teacher's stored logits: beside `teacher`, so that all students share it.
+
+    It is beside `student`, the file of a student, if the teacher's folder cannot be written, and in
+    a quick test (with a `subset`) of a teacher in CHECKPOINTS, where quick tests do not write.
+    """
+    quick = subset is not None and teacher.parent.resolve() == checkpoint.CHECKPOINTS
+    beside = student if quick or not os.access(teacher.parent, os.W_OK) else teacher
+    return beside.with_name(f"{teacher.stem}.logits")
 
 
 class TeacherLogits:
     """A teacher's logits for each view of the training images, computed once and stored.
 
     Fast knowledge distillation (Shen and Xing, ECCV 2022). Each view has a file in half precision,
-    FOLDER/KEY-NN.npz, written when an epoch first needs it. KEY is a fingerprint of the teacher,
-    the images and the augmentation. So students and runs share files, and files that do not match
-    are not read. A damaged file is computed again. Files of other teachers are deleted.
+    written when an epoch first needs it. Its name and its content say what it is: the fingerprints
+    of the teacher and of the augmented images, and the view. So students and runs share files. A
+    file that is damaged or says something else is replaced, no file is deleted.
+
+    Raises UserError if the folder cannot be written.
 
     Args:
         teacher: normalized images (B, 3, 32, 32) -> logits (B, classes), from `for_inference`.
@@ -142,10 +162,10 @@ class TeacherLogits:
         folder: Path,
         pause: Callable[[], None] = lambda: None,
     ) -> None:
-        self.teacher, self.taught_by = teacher, taught_by
-        self.batches, self.folder, self.pause = batches, folder, pause
+        by_first(try_folder)(folder)
+        self.teacher, self.batches, self.folder, self.pause = teacher, batches, folder, pause
         some = torch.arange(min(64, len(batches.images)))
-        self.key = f"{taught_by}-{fingerprint([batches.images, batches.view(0, some)])}"
+        self.made_of = [taught_by, fingerprint([batches.images, batches.view(0, some)])]
 
     def epoch(self, epoch: int) -> torch.Tensor:
         """Logits for the view of `epoch`: float16 (N, classes) on the images' device.
@@ -154,17 +174,19 @@ class TeacherLogits:
         written.
         """
         view = epoch % self.batches.views
-        path = self.folder / f"{self.key}-{view:02}.npz"
-        logits = self._read(path)
+        made_of = [*self.made_of, f"{view:02}"]
+        path = self.folder / f"{'-'.join(made_of)}.npz"
+        logits = self._read(path, made_of)
         if logits is None:
-            logits = self._ask(view)
+            logits = self._compute(view)
             if rank() == 0:
-                self._write(path, logits)
+                with replacing(path) as file:
+                    np.savez(file, logits=logits.cpu().numpy(), made_of=made_of)
         return logits.to(self.batches.images.device)
 
     @torch.inference_mode()
-    def _ask(self, view: int) -> torch.Tensor:
-        images, answers = self.batches.images, []
+    def _compute(self, view: int) -> torch.Tensor:
+        images, logits = self.batches.images, []
         mine = torch.arange(len(images)).tensor_split(ranks())[rank()]
         # Every process needs the same number of parts, because `pause` waits for all processes.
         parts = mine.tensor_split(math.ceil(len(images) / ranks() / 500))
@@ -179,31 +201,27 @@ class TeacherLogits:
             for places in parts:
                 self.pause()
                 with autocast(images.device):
-                    answers.append(self.teacher(self.batches.view(view, places)).half())
+                    logits.append(self.teacher(self.batches.view(view, places)).half())
                 bar.update(len(places) * ranks())
-        logits = gather(torch.cat(answers), len(images))
+        logits = gather(torch.cat(logits), len(images))
         if not logits.isfinite().all():
             raise UserError("the teacher's logits are not finite in half precision: train it again")
         return logits
 
     @by_first
-    def _read(self, path: Path) -> torch.Tensor | None:
+    def _read(self, path: Path, made_of: list[str]) -> torch.Tensor | None:
         if not path.exists():
             return None
         try:
-            logits = torch.from_numpy(read_arrays(path, ["logits"])["logits"])
-            if logits.dtype != torch.float16 or len(logits) != len(self.batches.images):
+            stored = read_arrays(path, ["logits", "made_of"])
+            if stored["made_of"].tolist() != made_of:
+                raise ValueError("it is of another teacher, other images or another view")
+            logits = torch.from_numpy(stored["logits"])
+            if logits.dtype != torch.float16 or logits.shape[:1] != (len(self.batches.images),):
                 raise ValueError("the logits have another shape or type")
             if not logits.isfinite().all():
                 raise ValueError("a logit is not finite")
             return logits
         except (UserError, LookupError, TypeError, ValueError) as error:
-            print(f"{shown(path)} is damaged ({error}): computing the teacher's logits again")
+            print(f"{shown(path)} cannot be used ({error}): computing the teacher's logits again")
             return None
-
-    def _write(self, path: Path, logits: torch.Tensor) -> None:
-        for stale in path.parent.glob("*.npz*"):
-            if not stale.name.startswith(self.taught_by):
-                stale.unlink(missing_ok=True)
-        with replacing(path) as file:
-            np.savez(file, logits=logits.cpu().numpy())

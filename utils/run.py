@@ -17,7 +17,6 @@ import math
 import textwrap
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -29,49 +28,17 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from utils.augment import Augmentation, Batches
-from utils.checkpoint import save_checkpoint, write_dict
-from utils.data import Split, data_facts
-from utils.device import enough_memory, keep_freed_memory, precision
-from utils.distributed import by_first, gather_objects, rank, ranks, total
+from utils.checkpoint import save_checkpoint
+from utils.data import Split
+from utils.device import enough_memory, keep_freed_memory
+from utils.distributed import rank, ranks, total
 from utils.files import UserError, move, previous, replacing, shown
 from utils.optim import one_cycle, optimizers
-from utils.safe_load import brief, read_dict
+from utils.resume import Progress, load_state, read_state, save_state
 from utils.stop import StopRequest
 from utils.training_step import TrainingStep
 
-START_ANEW = "delete it, or leave out --resume"
 CHECK_EVERY = 20  # steps between readings of the loss, because each reading blocks the GPU
-
-
-@dataclass
-class Row:
-    """A row of the history; `epoch` is counted from 1, accuracies are in [0, 1]."""
-
-    epoch: int
-    train_loss: float
-    train_accuracy: float
-    val_loss: float
-    val_accuracy: float
-    lr: float
-    seconds: float
-    images_per_second: float
-
-
-@dataclass
-class Progress:
-    """The progress of a run."""
-
-    epoch: int = 0  # epochs done
-    step: int = 0  # steps done in the current epoch; the next four are sums over them
-    images: int = 0
-    loss: float = 0.0
-    hits: int = 0
-    seconds: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)  # one Row per epoch
-
-    @property
-    def best(self) -> float:
-        return max((row["val_accuracy"] for row in self.history), default=-1.0)
 
 
 class Run:
@@ -81,7 +48,7 @@ class Run:
     NAME is that of `path`. With `resume`, a run continues from the state. The resulting weights are
     the same as without the interruption, bit for bit, on the same CPU with the same version of
     PyTorch and number of threads. Otherwise the run prints that they will differ.
-    Ctrl-C and SIGTERM save the state after the current step and exit with status 130 and 143. The
+    A signal (see `utils.stop`) saves the state after the current step and ends the program. The
     files of an earlier run are kept as NAME.previous.pth and NAME.previous.state.pth.
 
     With several processes, each computes its share of every batch. The gradients are averaged.
@@ -90,21 +57,13 @@ class Run:
     Args:
         net: the network to train, on the device of `train`.
         path: the .pth file to write.
-        train: the training images. The labels only identify the run; the targets are passed to
-            `batches`.
-        arch, stem: of the network, for its checkpoint; stem is None for the selector.
-        epochs: number of epochs.
-        batch_size: images per step.
-        optimizer: one of utils.optim.OPTIMIZERS.
-        lr: maximum learning rate, reached after the warm-up; cosine decay follows.
-        momentum: Nesterov momentum for "sgd" and "muon", beta1 for "adamw".
-        weight_decay: not applied to biases and normalization layers.
-        warmup: fraction of all steps, in [0, 1).
-        seed: of the image order and the augmentation.
-        augmentation: of the training images.
-        views: number of augmented views per image, used in turn; 0: new ones in every epoch.
-        context: of the training images, a key of utils.contexts.CONTEXTS.
-        facts: more hyperparameters, stored in the checkpoint and compared when resuming.
+        train: the training images. The targets are passed to `batches`.
+        settings: the hyperparameters, from `utils.cli.settings`, and what else makes the run what
+            it is. They are printed, stored in the checkpoint, and compared when resuming. Used
+            here: `arch` and `stem` for the checkpoint; `epochs`, `batch_size`, `optimizer`,
+            `learning_rate`, `momentum`, `weight_decay`, `warmup`, `seed`, `crop`, `flip`, `cutout`;
+            and, if present, `teacher_views` (see `Batches`) and `context`, which is applied to each
+            batch unless the images of `train` are in it already.
         resume: continue the previous run, if there is one.
     """
 
@@ -113,56 +72,40 @@ class Run:
         net: nn.Module,
         path: Path,
         train: Split,
-        *,
-        arch: str,
-        stem: str | None,
-        epochs: int,
-        batch_size: int,
-        optimizer: str,
-        lr: float,
-        momentum: float,
-        weight_decay: float,
-        warmup: float,
-        seed: int,
-        augmentation: Augmentation,
-        views: int = 0,
-        context: str = "clean",
-        facts: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any],
         resume: bool = False,
     ) -> None:
-        self.net, self.path, self.arch, self.stem = net, path, arch, stem
-        self.classes = list(train.classes)
-        self.total_epochs, self.batch_size, self.lr, self.warmup = epochs, batch_size, lr, warmup
-        self.resume, self.device = resume, train.images.device
-        self.hyperparameters = {
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "optimizer": optimizer,
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "warmup": warmup,
-            "seed": seed,
-            "augmentation": asdict(augmentation),
-            "views": views,
-            "context": context,
-            "data": data_facts(train.images, train.labels),
-            **(facts or {}),
-        }
+        self.net, self.path, self.settings, self.resume = net, path, dict(settings), resume
+        self.classes, self.device = list(train.classes), train.images.device
+        self.total_epochs, self.batch_size = settings["epochs"], settings["batch_size"]
+        self.identity = {**settings, "classes": self.classes}
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.data = Batches(
-            train.images, batch_size, seed, augmentation, views, (rank(), ranks()), context
+        context = settings.get("context", "clean")
+        self.loader = Batches(
+            train.images,
+            self.batch_size,
+            settings["seed"],
+            Augmentation(settings["crop"], settings["flip"], settings["cutout"]),
+            settings.get("teacher_views", 0),
+            (rank(), ranks()),
+            "clean" if train.context == context else context,
         )
-        if self.data.size(self.data.steps - 1) < ranks():
+        if self.loader.size(self.loader.steps - 1) < ranks():
             raise UserError(
-                f"--batch-size {batch_size}: a batch has fewer images than the {ranks()} "
+                f"--batch-size {self.batch_size}: a batch has fewer images than the {ranks()} "
                 "processes that share it; use a larger one"
             )
-        self.optimizers = optimizers(net, optimizer, lr, momentum, weight_decay)
+        self.optimizers = optimizers(
+            net,
+            settings["optimizer"],
+            settings["learning_rate"],
+            settings["momentum"],
+            settings["weight_decay"],
+        )
         parallel = None
         if ranks() > 1:
-            torch.manual_seed(seed + rank())  # different dropout in each process
+            torch.manual_seed(settings["seed"] + rank())  # different dropout in each process
             parallel = DistributedDataParallel(net)
         self._step = TrainingStep(net, self.optimizers, parallel)
         self.schedulers = self._schedules(steps_done=0)
@@ -171,8 +114,9 @@ class Run:
         self.state_path = path.with_suffix(".state.pth")
 
     def _schedules(self, steps_done: int) -> list[torch.optim.lr_scheduler.OneCycleLR]:
-        steps = self.total_epochs * self.data.steps
-        return [one_cycle(it, self.lr, self.warmup, steps, steps_done) for it in self.optimizers]
+        rate, warmup = self.settings["learning_rate"], self.settings["warmup"]
+        steps = self.total_epochs * self.loader.steps
+        return [one_cycle(each, rate, warmup, steps, steps_done) for each in self.optimizers]
 
     def begin(self) -> None:
         """Start the run: print the hyperparameters, then write or load the state.
@@ -182,10 +126,8 @@ class Run:
         """
         if self._begun:
             return
-        facts = self.hyperparameters | self.hyperparameters["augmentation"]
-        del facts["augmentation"]
-        told = "hyperparameters: " + ", ".join(f"{name}={value}" for name, value in facts.items())
-        print(textwrap.fill(told, 98, subsequent_indent="  "))
+        listed = ", ".join(f"{name}={value}" for name, value in self.settings.items())
+        print(textwrap.fill(f"hyperparameters: {listed}", 98, subsequent_indent="  "))
         with StopRequest() as self._stop:
             if not (self.resume and self._continue()):
                 self._begin()
@@ -211,19 +153,17 @@ class Run:
 
     def _continue(self) -> bool:
         """Load the state of the previous run. Returns whether there is one."""
-        found = self._read_state()
-        if found is None:
+        state = read_state(self.state_path, self.path, self.identity)
+        if state is None:
             print(f"nothing to resume, no {shown(self.state_path)}: starting with epoch 1")
             return False
-        state, time_saved = found
-        saved = f"{datetime.fromtimestamp(time_saved):%Y-%m-%d %H:%M}"
-        try:
-            self._load_state(state)
-        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
-            reason = brief(str(error))
-            raise UserError(
-                f"cannot resume: {self.state_path} does not fit, {reason}; {START_ANEW}"
-            ) from error
+        self.progress = load_state(
+            self.state_path, state, self.total_epochs, self.net, self.optimizers, self.device
+        )
+        self.schedulers = self._schedules(
+            self.progress.epoch * self.loader.steps + self.progress.step
+        )
+        saved = f"{datetime.fromtimestamp(state['saved']):%Y-%m-%d %H:%M}"
         if self.progress.epoch == self.total_epochs:
             print(f"the run is finished: all epochs were done on {saved}")
         else:
@@ -265,20 +205,20 @@ class Run:
             rows: tensors (N, ...) on the device, for example labels; row i is of image i.
             clean: also yield, as the last item, the same crops in the context "clean".
         """
-        now, steps = self.progress, self.data.steps
+        now, steps = self.progress, self.loader.steps
         started = time.perf_counter() - now.seconds
         self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.net.train()
         with tqdm(
-            total=len(self.data.images),
+            total=len(self.loader.images),
             initial=now.images,
             unit="img",
             unit_scale=True,
             desc=f"epoch {now.epoch + 1}/{self.total_epochs}",
             disable=rank() > 0,
         ) as bar:
-            for batch in self.data.epoch(now.epoch, *rows, start=now.step, clean=clean):
-                size = self.data.size(now.step)
+            for batch in self.loader.epoch(now.epoch, *rows, start=now.step, clean=clean):
+                size = self.loader.size(now.step)
                 yield batch
                 now.step += 1
                 now.images += size
@@ -315,7 +255,7 @@ class Run:
             correct: bool (B,), for each image of this share, whether the prediction is correct.
         """
         # Gradients are averaged over processes with equal weights, but shares may differ in size.
-        share = ranks() * len(correct) / self.data.size(self.progress.step)
+        share = ranks() * len(correct) / self.loader.size(self.progress.step)
         with enough_memory(self.device, self.batch_size):
             self._step.update(loss * share)
         for scheduler in self.schedulers:
@@ -332,7 +272,8 @@ class Run:
             if not math.isfinite(loss):
                 raise UserError(
                     f"the loss is {loss} in epoch {now.epoch + 1}, step {step}: lower --lr, now "
-                    f"{self.lr}; the files of epoch {now.epoch} are unchanged"
+                    f"{self.settings['learning_rate']}; the files of epoch {now.epoch} stay as "
+                    "they are"
                 )
             now.loss += loss
         now.hits += sum(hits)
@@ -347,17 +288,17 @@ class Run:
         """
         now = self.progress
         improved = val_accuracy > now.best
-        row = Row(
-            epoch=now.epoch + 1,
-            train_loss=now.loss / now.images,
-            train_accuracy=now.hits / now.images,
-            val_loss=val_loss,
-            val_accuracy=val_accuracy,
-            lr=float(self.schedulers[0].get_last_lr()[0]),
-            seconds=round(now.seconds, 1),
-            images_per_second=round(now.images / now.seconds, 1),
-        )
-        now.history.append(asdict(row))
+        row = {  # accuracies are in [0, 1]
+            "epoch": now.epoch + 1,
+            "train_loss": now.loss / now.images,
+            "train_accuracy": now.hits / now.images,
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+            "lr": float(self.schedulers[0].get_last_lr()[0]),
+            "seconds": round(now.seconds, 1),
+            "images_per_second": round(now.images / now.seconds, 1),
+        }
+        now.history.append(row)
         now.epoch += 1
         now.step = now.images = now.hits = 0
         now.loss = now.seconds = 0.0
@@ -365,9 +306,9 @@ class Run:
             save_checkpoint(
                 self.path,
                 self.net,
-                self.arch,
-                self.stem,
-                self.hyperparameters,
+                self.settings["arch"],
+                self.settings.get("stem"),
+                self.settings,
                 now.epoch,
                 val_accuracy,
                 self.classes,
@@ -383,182 +324,7 @@ class Run:
             + (f", the best so far: written to {shown(self.path)}" if improved else "")
         )
 
-    @property
-    def _identity(self) -> dict[str, Any]:
-        """The hyperparameters that must be the same when resuming (except epochs)."""
-        return {
-            "arch": self.arch,
-            "stem": self.stem,
-            "classes": self.classes,
-            **self.hyperparameters,
-        }
-
-    @property
-    def _place(self) -> str:
-        """Hardware and software that affect rounding, in words."""
-        place = [self.device.type, precision(self.device)]
-        place.append(f"{ranks()} process{'es' if ranks() > 1 else ''}")
-        if self.device.type == "cpu":
-            threads = torch.get_num_threads()
-            place.append(f"{threads} thread{'s' if threads > 1 else ''}")
-            place.append(torch.backends.cpu.get_cpu_capability())
-        return ", ".join([*place, f"PyTorch {torch.__version__}"])
-
     def _save_state(self) -> None:
-        cuda = self.device.type == "cuda"
-        state = {
-            "progress": asdict(self.progress),
-            "identity": self._identity,
-            "place": self._place,
-            "net": self.net.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "rng": gather_objects(torch.get_rng_state()),  # for dropout, one per process
-            "cuda_rng": gather_objects(torch.cuda.get_rng_state() if cuda else None),
-        }
-        if rank() == 0:
-            write_dict(self.state_path, state)
-
-    @by_first
-    def _read_state(self) -> tuple[dict[str, Any], float] | None:
-        """Read the state, and when it was saved; None if there is none.
-
-        Raises UserError if it is damaged or of a different run.
-        """
-        if not self.state_path.exists():
-            return None
-        try:
-            state = read_dict(self.state_path)
-            before, now = dict(state["identity"]), self._identity
-            progress = Progress(**state["progress"])
-            done = progress.epoch + (progress.step > 0)
-            lost = bool(progress.history) and not self.path.exists()
-            changed = [
-                f"{name if name in now else brief(name)} was {brief(before.get(name))}, "
-                f"is {brief(now.get(name))}"
-                for name in sorted(before | now)
-                if before.get(name) != now.get(name) and name != "epochs"
-            ]
-            if done > self.total_epochs:
-                changed.append(f"epochs is {self.total_epochs}, but {done} are done or started")
-        except UserError as error:
-            raise UserError(f"cannot resume: {error}; {START_ANEW}") from error
-        except (RuntimeError, LookupError, TypeError, ValueError) as error:
-            raise UserError(
-                f"cannot resume: {self.state_path} is not a state of this version; {START_ANEW}"
-            ) from error
-        if changed:
-            raise UserError(
-                f"--resume continues {shown(self.state_path)} with the same hyperparameters only: "
-                f"{'; '.join(changed[:20])}; {START_ANEW}"
-            )
-        if lost:
-            raise UserError(
-                f"cannot resume: {shown(self.path)} is missing: restore it, or start anew without "
-                f"{shown(self.state_path)}: {START_ANEW}"
-            )
-        return state, self.state_path.stat().st_mtime
-
-    def _load_state(self, state: dict[str, Any]) -> None:
-        """Continue from a state. Raises ValueError, TypeError or LookupError if it does not fit.
-
-        The state may come from an untrusted source, and fused optimizers write to their tensors
-        without checks. So only numbers are copied, into tensors that this run has created.
-        """
-        self.progress = _progress(state["progress"], self.data)
-        steps_done = self.progress.epoch * self.data.steps + self.progress.step
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            _load_optimizer(optimizer, saved, steps_done)
-        _copy_numbers(self.net.state_dict(), state["net"], "the network")
-        self.schedulers = self._schedules(steps_done)
-        place, epochs = state["place"], state["identity"]["epochs"]
-        if type(place) is not str or type(epochs) is not int:
-            raise ValueError("place or epochs have the wrong type")
-        if rank() < len(state["rng"]):
-            torch.set_rng_state(state["rng"][rank()])
-            if self.device.type == "cuda" and state["cuda_rng"][rank()] is not None:
-                torch.cuda.set_rng_state(state["cuda_rng"][rank()])
-        if place != self._place:
-            print(
-                f"started on {place[:200] if place.isprintable() else brief(place)}, continuing on "
-                f"{self._place}: the weights will not be the same bit for bit"
-            )
-        if epochs != self.total_epochs:
-            print(
-                f"started with {epochs} epochs, continuing with {self.total_epochs}: "
-                "the learning rate follows the new schedule"
-            )
-
-
-def _progress(saved: dict[str, Any], batches: Batches) -> Progress:
-    """The progress in a state. Raises ValueError or TypeError if it is impossible for `batches`."""
-    now = Progress(**saved)
-    rows = [Row(**row) for row in now.history]
-    numbers = [
-        (getattr(it, column.name), column.type)
-        for it in (now, *rows)
-        for column in fields(it)
-        if column.name != "history"
-    ]
-    if not (
-        all(type(number) is kind and math.isfinite(number) for number, kind in numbers)
-        and 0 <= now.step < batches.steps
-        and now.images == sum(map(batches.size, range(now.step)))
-        and 0 <= now.hits <= now.images
-        and now.seconds >= 0
-        and len(rows) == now.epoch
-        and all(row.epoch == epoch for epoch, row in enumerate(rows, 1))
-        and all(0 <= row.train_accuracy <= 1 and 0 <= row.val_accuracy <= 1 for row in rows)
-    ):
-        raise ValueError("counts or history are not possible for this run")
-    return now
-
-
-def _load_optimizer(
-    optimizer: torch.optim.Optimizer, saved: dict[str, Any], steps_done: int
-) -> None:
-    """Copy the numbers of a saved optimizer state, after `steps_done` steps, to a new optimizer.
-
-    A step with zero gradients creates the tensors of the new optimizer first. Raises ValueError if
-    the saved state has other settings, names, shapes or types, or impossible numbers.
-    """
-    for ours, theirs in zip(
-        optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True
-    ):
-        # lr depends on the step, capturable on the device
-        for name in ours.keys() & theirs.keys() - {"lr", "capturable"}:
-            if type(ours[name]) is not type(theirs[name]) or ours[name] != theirs[name]:
-                raise ValueError(f"the optimizer has a different {name}")
-    if steps_done:
-        for group in optimizer.param_groups:
-            for weight in group["params"]:
-                weight.grad = torch.zeros_like(weight)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    kept = optimizer.state_dict()["state"]
-    _copy_numbers(kept, saved["state"], "the optimizer")
-    for entry in kept.values():
-        if entry.get("step", steps_done) != steps_done:
-            raise ValueError("the optimizer has a different number of steps")
-        if "exp_avg_sq" in entry and (entry["exp_avg_sq"] < 0).any():
-            raise ValueError("the optimizer has negative averages of squares")
-
-
-def _copy_numbers(ours: Mapping[Any, Any], theirs: Any, whose: str) -> None:
-    """Copy tensors to those with the same names.
-
-    Raises ValueError unless names, shapes and types are the same and all numbers are finite.
-    """
-    if type(theirs) is not dict or theirs.keys() != ours.keys():
-        raise ValueError(f"{whose} has different names")
-    for name, tensor in ours.items():
-        saved = theirs[name]
-        if isinstance(tensor, Mapping):
-            _copy_numbers(tensor, saved, whose)
-        elif (
-            not isinstance(saved, torch.Tensor)
-            or (saved.shape, saved.dtype) != (tensor.shape, tensor.dtype)
-            or not saved.isfinite().all()
-        ):
-            raise ValueError(f"{whose} has a {name} of different shape or type, or not finite")
-        else:
-            tensor.copy_(saved)
+        save_state(
+            self.state_path, self.progress, self.identity, self.net, self.optimizers, self.device
+        )

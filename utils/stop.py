@@ -11,17 +11,25 @@ import torch.distributed as dist
 
 from utils.distributed import rank, total
 
+# Ctrl-C, the system's request, and a closed terminal, which Windows has no signal for.
+STOPPING = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+
 
 class StopRequest:
-    """Context manager that records Ctrl-C and SIGTERM. A second signal stops the process at once.
+    """Context manager that records Ctrl-C, SIGTERM and SIGHUP. A second one stops at once.
 
     Not so under torchrun: it forwards signals that the terminal has sent to the process already.
+    A signal that was ignored when the program started (nohup, for example) stays ignored.
     """
 
     def __enter__(self) -> "StopRequest":
         self.signal = 0
         self._before = {
-            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
+            number: signal.signal(number, self._note)
+            for number in STOPPING
+            if signal.getsignal(number) is not signal.SIG_IGN
         }
         return self
 
@@ -43,11 +51,11 @@ class StopRequest:
         return self.signal > 0
 
     def leave(self, where: str) -> None:
+        """End the program with status 128 + signal, and print what continues it."""
         words = [word for word in sys.argv if word != "--resume"] + ["--resume"]
         launcher = "torchrun ..." if dist.is_torchelastic_launched() else "python"
+        message = f"stopped after {where}; continue with: {launcher} {shlex.join(words)}"
         if rank() == 0:
-            print(
-                f"stopped after {where}; continue with: {launcher} {shlex.join(words)}",
-                file=sys.stderr,
-            )
+            with contextlib.suppress(OSError):  # the terminal is closed
+                print(message, file=sys.stderr)
         sys.exit(128 + self.signal)
