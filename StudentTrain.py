@@ -34,6 +34,7 @@ from utils.files import UserError, claim, shown
 from utils.logits import TeacherLogits, logits_folder, ready_teacher, report_accuracy, score
 from utils.method import distillation_loss
 from utils.run import Run
+from utils.training_step import Outputs
 
 # ------------------------------------------------------------------ hyperparameters
 
@@ -49,6 +50,7 @@ CONTEXT = "clean"  # of the student's images, see utils/contexts.py; the teacher
 STEM = "cifar-pool"  # "cifar": no max-pool, more accurate, 4 times the MACs
 ALPHA = 0.0  # weight of the cross-entropy; 0.1 was as good on validation, 1 was worse
 TEMPERATURE = 4.0  # of the softened targets, for "kl" only
+LAYERS = ()  # pairs of modules, (student's, teacher's), for a loss on features: docs/features.md
 TEACHER_VIEWS = 16  # augmented views per image with stored logits; 0: compute them every epoch
 OPTIMIZER = "muon"  # or "adamw" with half the learning rate, or "sgd" with 0.1
 MOMENTUM = 0.9  # Nesterov momentum of Muon and SGD, beta1 of AdamW
@@ -75,7 +77,7 @@ def main() -> None:
         taught_by = fingerprint_of(teacher)
     train, val, test = load_splits(args.data_dir, args.subset, device)
     if teacher:
-        teacher = ready_teacher(teacher, facts, teacher_path, val)
+        teacher = ready_teacher(teacher, facts, teacher_path, val, fused=not LAYERS)
     if args.indices:
         train = named_images(train, args.indices)
     val, test = in_context(val, args.context), in_context(test, args.context)
@@ -91,22 +93,23 @@ def main() -> None:
     settings = cli.settings(globals(), args) | {"arch": arch, "init": init, "teacher": taught_by}
     settings["data"] = data_facts(train.images, train.labels)
     settings["teacher_views"] = 0 if alone else TEACHER_VIEWS
-    run = Run(student, path, train, settings, resume=args.resume)
-    stored = None  # the teacher's logits
-    if teacher and TEACHER_VIEWS:
+    run = Run(student, path, train, settings, [own for own, _ in LAYERS], resume=args.resume)
+    stored = online = None  # logits of the teacher; the teacher itself, if it runs on every batch
+    if teacher and TEACHER_VIEWS and not LAYERS:
         folder = logits_folder(teacher_path, path, args.subset)
         stored = TeacherLogits(teacher, taught_by, run.loader, folder, run.pause)
+    elif teacher:
+        online = Outputs(teacher, [its for _, its in LAYERS])
 
-    online = not (alone or stored)  # the teacher runs on every batch
     for epoch in run.epochs():
         rows = [train.labels, stored.epoch(epoch)] if stored else [train.labels]
-        for images, labels, *rest in run.batches(*rows, clean=online):
-            taught = rest[0] if rest else None  # the teacher's logits; if online, its images
+        for images, labels, *more in run.batches(*rows, clean=online is not None):
             with autocast(device):
+                logits, *features = run.outputs(images)
                 if online:
                     with torch.no_grad():
-                        taught = teacher(taught)
-                logits = run.model(images)
+                        more = online(*more)
+                taught, *examples = more or [None]
                 loss = distillation_loss(
                     logits, taught, labels, args.distill_loss, ALPHA, TEMPERATURE
                 )

@@ -85,7 +85,7 @@ class OurLoop:
     ) -> None:
         with autocast(self.device):
             kind = "none" if taught is None else "mse"
-            loss = distillation_loss(self.training.logits(images), taught, labels, kind)
+            loss = distillation_loss(self.training.outputs(images)[0], taught, labels, kind)
         self.training.update(loss)
 
 

@@ -705,7 +705,7 @@ def test_the_settings_of_a_run_are_the_constants_of_its_script_with_the_flags_ap
     assert (settings["epochs"], settings["learning_rate"], settings["crop"]) == (7, 0.5, 4)
     for script in (teacherTrain, StudentTrain):
         names = {name.upper() for name in cli.settings(vars(script), args)}
-        assert names - {"ARCH"} <= {*cli.NUMBERS, *cli.CHOICES} & {*CONSTANTS}
+        assert names - {"ARCH", "LAYERS"} <= {*cli.NUMBERS, *cli.CHOICES} & {*CONSTANTS}
 
 
 def test_a_system_is_trained_and_measured_in_a_context(

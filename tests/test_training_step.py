@@ -6,6 +6,9 @@ undone, because a GPU only records then.
 """
 
 import contextlib
+import re
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,11 +17,16 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from models import network
 from utils import run, training_step
+from utils.checkpoint import save_checkpoint
 from utils.data import Split
 from utils.device import autocast, to_device
+from utils.files import UserError
 from utils.optim import optimizers
 from utils.run import Run
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class Graph(TorchDispatchMode):
@@ -79,8 +87,18 @@ def recorded(monkeypatch):
     return sizes
 
 
-def train(folder, device="cpu", optimizer="muon", epochs=2, resume=False):
-    """Train a small network on 50 images: two batches of 13 and two of 12 in each epoch."""
+def recipe():
+    """The constants, the loss on features and its call in docs/features.md."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs/features.md").read_text(), re.DOTALL)
+
+
+def train(folder, device="cpu", optimizer="muon", epochs=2, resume=False, layers=()):
+    """Train a small network on 50 images: two batches of 13 and two of 12 in each epoch.
+
+    With `layers`, the first of them learns attention from the second one.
+    """
+    defined = {"torch": torch}
+    exec(recipe()[1], defined)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (50, 32, 32, 3), generator=generator).to(torch.uint8)
     labels = torch.arange(50) % 10
@@ -118,13 +136,16 @@ def train(folder, device="cpu", optimizer="muon", epochs=2, resume=False):
         folder / "net.pth",
         train,
         settings,
-        resume,
+        layers,
+        resume=resume,
     )
     for _ in training.epochs():
         for images, labels in training.batches(train.labels):
             with autocast(images.device):
-                logits = training.model(images)
+                logits, *features = training.outputs(images)
                 loss = F.cross_entropy(logits.float(), labels)
+                if layers:
+                    loss = loss + 10 * defined["attention_loss"](features[0], features[1])
             training.step(loss, correct=logits.argmax(dim=1) == labels)
         training.end_epoch(0.0, 0.5)
     losses = [row["train_loss"] for row in training.progress.history]
@@ -143,6 +164,40 @@ def test_replayed_steps_give_the_weights_of_plain_ones(optimizer, tmp_path, requ
     sizes = request.getfixturevalue("recorded")
     same(train(tmp_path, optimizer=optimizer), plain)
     assert sorted(sizes) == [12, 13]
+
+
+def test_replayed_steps_learn_from_features_as_plain_ones_do(tmp_path, request):
+    without, layers = train(tmp_path), ("2", "0", "5")  # the last one is not used by the loss
+    plain = train(tmp_path, layers=layers)
+    assert plain[0] != without[0]
+    request.getfixturevalue("recorded")
+    same(train(tmp_path, layers=layers), plain)
+
+
+def test_a_layer_that_the_network_does_not_have_is_named(tmp_path):
+    with pytest.raises(UserError, match="layer9"):
+        train(tmp_path, layers=("layer9",))
+
+
+def test_the_recipe_for_a_loss_on_features_trains_a_student(tmp_path, small_npz, monkeypatch):
+    constants, function, line = recipe()
+    script = (ROOT / "StudentTrain.py").read_text()
+    for before, after in (
+        (re.search("^LAYERS = .*\n", script, re.MULTILINE)[0], constants),
+        ("def main()", f"{function}\n\ndef main()"),
+        ("            run.step(loss", f"{line}            run.step(loss"),
+    ):
+        assert script.count(before) == 1
+        script = script.replace(before, after)
+    torch.manual_seed(0)
+    teacher = tmp_path / "teacher.pth"
+    save_checkpoint(teacher, network("resnet50"), "resnet50", "cifar-pool", {}, 1, 0.1)
+    flags = f"--model 1 --epochs 1 --subset 20 --data-dir {small_npz} --checkpoint-dir {tmp_path}"
+    monkeypatch.setattr(sys, "argv", ["StudentTrain.py", *flags.split(), "--device", "cpu"])
+    exec(compile(script, "StudentTrain.py", "exec"), scope := {"__name__": "changed"})
+    scope["main"]()
+    made = torch.load(tmp_path / "densenet121.pth", weights_only=True)["hyperparameters"]
+    assert made["beta"] == 1000 and len(made["layers"]) == 2
 
 
 def test_a_resumed_run_replays_too(tmp_path, request):

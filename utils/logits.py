@@ -17,7 +17,7 @@ from utils import checkpoint
 from utils.augment import Batches
 from utils.checkpoint import amend_checkpoint, check_classes, elsewhere, load_network
 from utils.data import Split, fingerprint, normalize
-from utils.device import autocast, enough_memory, for_inference
+from utils.device import autocast, enough_memory, for_inference, to_device
 from utils.distributed import by_first, gather, rank, ranks
 from utils.files import UserError, replacing, shown, try_folder
 from utils.method import best_temperature, share
@@ -102,8 +102,12 @@ def report_accuracy(path: Path, val: Split, test: Split) -> None:
     )
 
 
-def ready_teacher(net: nn.Module, facts: Mapping[str, Any], path: Path, val: Split) -> nn.Module:
+def ready_teacher(
+    net: nn.Module, facts: Mapping[str, Any], path: Path, val: Split, fused: bool = True
+) -> nn.Module:
     """A teacher from `load_network` for inference on the device of `val`.
+
+    If it is `fused` (see `for_inference`), it is faster, but its modules give no outputs.
 
     The weights of both stems of a ResNet-50 have the same shapes. For weights of another project,
     the stem with the higher accuracy on up to 500 images of `val` is used, and a line says so.
@@ -111,18 +115,20 @@ def ready_teacher(net: nn.Module, facts: Mapping[str, Any], path: Path, val: Spl
     """
     check_classes(path, facts, val.classes, val.name)
     device, some = val.images.device, val.take(slice(500))
-    if facts["val_accuracy"] is not None:
-        return for_inference(net, device)
-    ready, accuracy = {}, {}
-    for stem in STEMS:
-        each = network(facts["arch"], stem, len(val.classes))
-        each.load_state_dict(net.state_dict())
-        ready[stem] = for_inference(each, device)
-        accuracy[stem] = top1(predict(ready[stem], some.images, f"teacher, {stem}"), some.labels)
-    best = max(STEMS, key=accuracy.get)
-    found = ", ".join(f"{accuracy[stem]:.1%} with {stem}" for stem in STEMS)
-    print(f"{elsewhere(path, best)}; top-1 on {len(some)} validation images: {found}")
-    return ready[best]
+    if facts["val_accuracy"] is None:
+        nets, accuracy = {}, {}
+        for stem in STEMS:
+            nets[stem] = network(facts["arch"], stem, len(val.classes))
+            nets[stem].load_state_dict(net.state_dict())
+            ready = for_inference(nets[stem], device)
+            accuracy[stem] = top1(predict(ready, some.images, f"teacher, {stem}"), some.labels)
+        best = max(STEMS, key=accuracy.get)
+        found = ", ".join(f"{accuracy[stem]:.1%} with {stem}" for stem in STEMS)
+        print(f"{elsewhere(path, best)}; top-1 on {len(some)} validation images: {found}")
+        net = nets[best]
+    return (
+        for_inference(net, device) if fused else to_device(net.eval(), device).requires_grad_(False)
+    )
 
 
 def logits_folder(teacher: Path, student: Path, subset: int | None) -> Path:

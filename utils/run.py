@@ -16,7 +16,7 @@ import csv
 import math
 import textwrap
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from utils.augment import Augmentation, Batches
@@ -64,6 +63,7 @@ class Run:
             `learning_rate`, `momentum`, `weight_decay`, `warmup`, `seed`, `crop`, `flip`, `cutout`;
             and, if present, `teacher_views` (see `Batches`) and `context`, which is applied to each
             batch unless the images of `train` are in it already.
+        layers: names of modules of `net`, for `outputs`.
         resume: continue the previous run, if there is one.
     """
 
@@ -73,6 +73,7 @@ class Run:
         path: Path,
         train: Split,
         settings: Mapping[str, Any],
+        layers: Sequence[str] = (),
         resume: bool = False,
     ) -> None:
         self.net, self.path, self.settings, self.resume = net, path, dict(settings), resume
@@ -103,11 +104,9 @@ class Run:
             settings["momentum"],
             settings["weight_decay"],
         )
-        parallel = None
         if ranks() > 1:
             torch.manual_seed(settings["seed"] + rank())  # different dropout in each process
-            parallel = DistributedDataParallel(net)
-        self._step = TrainingStep(net, self.optimizers, parallel)
+        self._step = TrainingStep(net, self.optimizers, layers)
         self.schedulers = self._schedules(steps_done=0)
         self.progress = Progress()
         self._begun = False
@@ -239,13 +238,18 @@ class Run:
             for statistics in self.net.buffers():
                 dist.broadcast(statistics, src=0)
 
-    def model(self, images: torch.Tensor) -> torch.Tensor:
-        """Call the network, in training mode. With several processes, gradients are averaged.
+    def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The logits of the network in training mode, and the outputs of the modules in `layers`.
 
-        Raises UserError, which proposes a smaller --batch-size, if there is not enough memory.
+        With several processes, gradients are averaged. Raises UserError, which proposes a smaller
+        --batch-size, if there is not enough memory.
         """
         with enough_memory(self.device, self.batch_size):
-            return self._step.logits(images)
+            return self._step.outputs(images)
+
+    def model(self, images: torch.Tensor) -> torch.Tensor:
+        """The logits alone."""
+        return self.outputs(images)[0]
 
     def step(self, loss: torch.Tensor, correct: torch.Tensor) -> None:
         """Backward pass and optimizer step.

@@ -1,16 +1,54 @@
 """The training step of a network; on a GPU it is recorded once and replayed, with CUDA graphs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.nn.parallel import DistributedDataParallel
 
 from utils.device import has_bf16
+from utils.distributed import ranks
+from utils.files import UserError
+
+
+class Outputs(nn.Module):
+    """A network that also returns what some of its modules return.
+
+    Maps images to a tuple: the logits, then the output of each module of `layers`.
+
+    Args:
+        net: returns logits.
+        layers: names of modules, with dots, as in `net.named_modules()`.
+
+    Raises:
+        UserError: `net` has no module of such a name.
+    """
+
+    def __init__(self, net: nn.Module, layers: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.net, self.layers, self._seen = net, layers, {}
+        for name in layers:
+            try:
+                net.get_submodule(name).register_forward_hook(self._keep(name))
+            except AttributeError as error:
+                raise UserError(f"LAYERS: {type(net).__name__} has no module {name!r}") from error
+
+    def _keep(self, name: str) -> Callable[..., None]:
+        def keep(_module: nn.Module, _inputs: tuple, output: torch.Tensor) -> None:
+            self._seen[name] = output
+
+        return keep
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        logits = self.net(images)
+        return logits, *(self._seen.pop(name) for name in self.layers)
 
 
 class TrainingStep:
     """Forward pass, backward pass and the step of the optimizers.
+
+    The loss may use the logits and the outputs of some modules, see `Outputs`.
 
     On a single GPU, the first step is computed as on a CPU, and creates the state of the
     optimizers. Then one step for each size of a batch is recorded; all others are replayed.
@@ -18,39 +56,40 @@ class TrainingStep:
     Args:
         net: in training mode.
         optimizers: of all its weights, from `utils.optim.optimizers`.
-        parallel: `net` in DistributedDataParallel, if there are several processes.
+        layers: names of modules whose outputs are returned beside the logits.
     """
 
     def __init__(
         self,
         net: nn.Module,
         optimizers: Sequence[torch.optim.Optimizer],
-        parallel: nn.Module | None = None,
+        layers: Sequence[str] = (),
     ) -> None:
-        self.net, self.optimizers, self.parallel = net, optimizers, parallel
+        self.net, self.optimizers = Outputs(net, layers), optimizers
+        self.parallel = DistributedDataParallel(self.net) if ranks() > 1 else None
         self._recorded: dict[int, RecordedStep] = {}  # by size of the batch
         self._replayed: RecordedStep | None = None
 
-    def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """The forward pass: normalized images (B, 3, 32, 32) -> (B, classes)."""
+    def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The forward pass: normalized images (B, 3, H, W) -> what `Outputs` returns."""
         self._replayed = None
         if not self._on_one_gpu(images) or not all(each.state for each in self.optimizers):
             return (self.parallel or self.net)(images)
         if len(images) not in self._recorded:
             self._recorded[len(images)] = RecordedStep(self.net, self.optimizers, images)
         self._replayed = self._recorded[len(images)]
-        self._logits = self._replayed.logits(images)
-        return self._logits
+        self._outputs = self._replayed.outputs(images)
+        return self._outputs
 
     def update(self, loss: torch.Tensor) -> None:
         """The backward pass and the step of the optimizers.
 
         Args:
-            loss: scalar, computed from the result of the last call of `logits`.
+            loss: scalar, computed from the result of the last call of `outputs`.
         """
         loss.backward()
         if self._replayed:
-            self._replayed.update(self._logits.grad)
+            self._replayed.update([output.grad for output in self._outputs])
             return
         for optimizer in self.optimizers:
             optimizer.step()
@@ -68,7 +107,7 @@ class RecordedStep:
     started by a single call. The results are those of the same step without graphs.
 
     Args:
-        net: in training mode, on a GPU.
+        net: an `Outputs` in training mode, on a GPU.
         optimizers: of all its weights. Their state exists, and learning rates are tensors there.
         images: a batch (B, 3, 32, 32) of this size, there as well.
     """
@@ -88,14 +127,15 @@ class RecordedStep:
         torch.cuda.synchronize()
         with torch.cuda.stream(stream), cast:
             for _ in range(3):  # libraries choose their algorithms in the first calls
-                logits = functional_call(net, leaves, self._images)
-                torch.autograd.grad(logits.sum(), list(leaves.values()))
+                outputs = functional_call(net, leaves, self._images)
+                torch.autograd.grad([each.sum() for each in outputs], list(leaves.values()))
         torch.cuda.synchronize()
         with torch.cuda.graph(self._forward, stream=stream), cast:
-            logits = functional_call(net, leaves, self._images)
-        self._logits, self._gradient = logits.detach(), torch.zeros_like(logits)
+            outputs = functional_call(net, leaves, self._images)
+        self._outputs = [each.detach() for each in outputs]
+        self._gradients = [torch.zeros_like(each) for each in outputs]
         with torch.cuda.graph(self._backward, pool=self._forward.pool(), stream=stream):
-            gradients = torch.autograd.grad(logits, list(leaves.values()), self._gradient)
+            gradients = torch.autograd.grad(outputs, list(leaves.values()), self._gradients)
             for weight, gradient in zip(net.parameters(), gradients, strict=True):
                 weight.grad = gradient
             for optimizer in optimizers:
@@ -105,17 +145,21 @@ class RecordedStep:
         for buffer, before in zip(net.buffers(), statistics, strict=True):
             buffer.copy_(before)
 
-    def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """The forward pass. Returns a leaf (B, classes), valid until the next call."""
+    def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The forward pass. Returns leaves, valid until the next call."""
         self._images.copy_(images)
         self._forward.replay()
-        return self._logits.detach().requires_grad_()
+        return tuple(each.detach().requires_grad_() for each in self._outputs)
 
-    def update(self, gradient: torch.Tensor) -> None:
-        """The backward pass and the step of the optimizers, after `logits`.
+    def update(self, gradients: Sequence[torch.Tensor | None]) -> None:
+        """The backward pass and the step of the optimizers, after `outputs`.
 
         Args:
-            gradient: of the loss with respect to these logits, (B, classes).
+            gradients: of the loss with respect to these outputs; None if it does not use one.
         """
-        self._gradient.copy_(gradient)
+        for kept, gradient in zip(self._gradients, gradients, strict=True):
+            if gradient is None:
+                kept.zero_()
+            else:
+                kept.copy_(gradient)
         self._backward.replay()
