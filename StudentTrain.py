@@ -1,19 +1,18 @@
-"""Distill the teacher into a student: DenseNet-121 (--model 1) or GoogLeNet (--model 2).
+"""Distill the teacher into a student: the first (--model 1) or the second (--model 2).
 
     python StudentTrain.py --model 1
     python StudentTrain.py --model 2
     python StudentTrain.py --model 2 --epochs 1 --subset 2000   quick test, writes to runs/quick/
     python StudentTrain.py --model 1 --resume                   continue a run that was stopped
     python StudentTrain.py --model 2 --distill-loss none        train without the teacher
-    python StudentTrain.py --model 1 --teacher PATH             use another ResNet-50 as teacher
+    python StudentTrain.py --model 1 --teacher PATH             use another network as teacher
     python StudentTrain.py --model 1 --context degraded         use noisy, dark, blurred images
     torchrun --standalone --nproc_per_node=2 StudentTrain.py --model 1          use two GPUs
 
 Needs checkpoints/teacher.pth, written by teacherTrain.py, or --teacher. Writes
-checkpoints/densenet121.pth or googlenet.pth (the epoch with the best validation accuracy) and a
-.csv file with the same name (one row per epoch). Without the teacher, the names are
-densenet121_alone.pth and googlenet_alone.pth; inference.py evaluates these as well.
-After both students are trained, run trainSelector.py.
+checkpoints/NAME.pth (the epoch with the best validation accuracy) and NAME.csv (one row per epoch).
+NAME is the student's in models/networks.py. Without the teacher, the name is NAME_alone.pth;
+inference.py evaluates these as well. After all students are trained, run trainSelector.py.
 """
 
 from utils import cli  # first: Ctrl-C while it imports PyTorch ends in one line
@@ -72,8 +71,8 @@ def main() -> None:
     claim(path)
     teacher, taught_by = None, None
     if not alone:
-        teacher_path = args.teacher or cli.found(args, FILES["resnet50"])
-        teacher, facts = load_network(teacher_path, "resnet50", STEM if args.teacher else None)
+        teacher_path = args.teacher or cli.found(args, FILES["teacher"])
+        teacher, facts = load_network(teacher_path, models.TEACHER, STEM if args.teacher else None)
         taught_by = fingerprint_of(teacher)
     train, val, test = load_splits(args.data_dir, args.subset, device)
     if teacher:
@@ -130,9 +129,10 @@ def read_flags() -> argparse.Namespace:
     parser.add_argument(
         "--model",
         type=int,
-        choices=(1, 2),
+        choices=range(1, len(models.STUDENTS) + 1),
         required=True,
-        help="the student: 1 is DenseNet-121, 2 is GoogLeNet",
+        help="the student, in the order of STUDENTS in models/networks.py: "
+        + ", ".join(models.NETWORKS[arch].title for arch in models.STUDENTS),
     )
     what = "distillation loss; none: cross-entropy only, no teacher"
     cli.add_flag(parser, "DISTILL_LOSS", DISTILL_LOSS, what)
@@ -140,9 +140,9 @@ def read_flags() -> argparse.Namespace:
         "--teacher",
         type=Path,
         metavar="PATH",
-        help="checkpoint of the teacher: one of this project, or any ResNet-50 weights with "
-        "torchvision's parameter names and a 3x3 first convolution (default: teacher.pth in "
-        "--checkpoint-dir)",
+        help="checkpoint of the teacher: one of this project, or weights with torchvision's "
+        f"parameter names for a {models.NETWORKS[models.TEACHER].title} with a 3x3 first "
+        "convolution (default: teacher.pth in --checkpoint-dir)",
     )
     what = "context of the student's images, see utils/contexts.py (the teacher's are clean)"
     cli.add_flag(parser, "CONTEXT", CONTEXT, what)

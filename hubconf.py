@@ -1,6 +1,9 @@
 """Entry points for torch.hub: the networks with the weights in checkpoints/, or untrained.
 
-torch.hub.load("path/to/the/clone", "densenet121", source="local")
+torch.hub.load("path/to/the/clone", "teacher", source="local")
+
+The teacher and each student also have an entry point with the name of their architecture, see
+TEACHER and STUDENTS in models/networks.py.
 """
 
 import pathlib
@@ -16,20 +19,21 @@ _CHECKPOINTS = pathlib.Path(__file__).resolve().parent / "checkpoints"
 
 
 def _classifier(
-    arch: str, pretrained: bool, stem: str | None, num_classes: int | None
+    name: str, pretrained: bool, stem: str | None, num_classes: int | None
 ) -> nn.Module:
+    arch = models.TEACHER if name == "teacher" else name
     asked = {"stem": stem, "classes": num_classes}
     asked = {name: value for name, value in asked.items() if value is not None}
     if not pretrained:
         return _checked(models.network(arch, **asked))
-    path = _CHECKPOINTS / checkpoint.FILES[arch]
+    path = _CHECKPOINTS / checkpoint.FILES[name]
     net, info = checkpoint.load_network(path, arch)
     found = {"stem": info["stem"], "classes": len(info["classes"])}
-    for name, value in asked.items():
-        if value != found[name]:
-            flag = {"classes": "num_classes"}.get(name, name)
+    for fact, value in asked.items():
+        if value != found[fact]:
+            flag = {"classes": "num_classes"}.get(fact, fact)
             raise ValueError(
-                f"{flag} is {value!r}, but {path} has {found[name]!r}: leave out {flag}"
+                f"{flag} is {value!r}, but {path} has {found[fact]!r}: leave out {flag}"
             )
     return _checked(net)
 
@@ -39,10 +43,10 @@ def _checked(net: nn.Module) -> nn.Module:
     return net
 
 
-def resnet50(
+def teacher(
     pretrained: bool = True, stem: str | None = None, num_classes: int | None = None
 ) -> nn.Module:
-    """The teacher, torchvision's ResNet-50: images (N, 3, 32, 32) -> logits (N, classes).
+    """The teacher: images (N, 3, 32, 32) -> logits (N, classes).
 
     Images are RGB values divided by 255, then normalized with mean (0.4914, 0.4822, 0.4465) and
     standard deviation (0.2470, 0.2435, 0.2616). The network raises ValueError if the input is not
@@ -61,34 +65,33 @@ def resnet50(
             writes it.
         ValueError: the weights have another stem or number of classes.
     """
-    return _classifier("resnet50", pretrained, stem, num_classes)
+    return _classifier("teacher", pretrained, stem, num_classes)
 
 
-def densenet121(
-    pretrained: bool = True, stem: str | None = None, num_classes: int | None = None
-) -> nn.Module:
-    """Student 1, torchvision's DenseNet-121: images (N, 3, 32, 32) -> logits (N, classes).
+def _student(arch: str, number: int):
+    def entry(
+        pretrained: bool = True, stem: str | None = None, num_classes: int | None = None
+    ) -> nn.Module:
+        return _classifier(arch, pretrained, stem, num_classes)
 
-    Images and arguments are the same as those of `resnet50`.
-    """
-    return _classifier("densenet121", pretrained, stem, num_classes)
+    entry.__name__ = entry.__qualname__ = arch
+    entry.__doc__ = (
+        f"Student {number}, {models.NETWORKS[arch].title}: images (N, 3, 32, 32) -> logits "
+        "(N, classes).\n\n    Images and arguments are the same as those of `teacher`.\n    "
+    )
+    return entry
 
 
-def googlenet(
-    pretrained: bool = True, stem: str | None = None, num_classes: int | None = None
-) -> nn.Module:
-    """Student 2, torchvision's GoogLeNet: images (N, 3, 32, 32) -> logits (N, classes).
-
-    Images and arguments are the same as those of `resnet50`.
-    """
-    return _classifier("googlenet", pretrained, stem, num_classes)
+globals()[models.TEACHER] = teacher
+for _number, _arch in enumerate(models.STUDENTS, 1):
+    globals()[_arch] = _student(_arch, _number)
 
 
 def selector(pretrained: bool = True) -> nn.Module:
     """The selector: images (N, 3, 32, 32) -> logits (N,).
 
     The sigmoid of a logit is the probability that student 1 has the smaller error. Images are the
-    same as those of `resnet50`.
+    same as those of `teacher`.
     """
     if not pretrained:
         return _checked(models.Selector())
@@ -102,7 +105,7 @@ def multistudent(
     """The whole system: the selector chooses one student for each image; only that one runs.
 
     Images (N, 3, 32, 32) -> logits (N, classes), and the index of the student that computed them,
-    int64 (N,), 0 or 1. Images and arguments are the same as those of `resnet50`. The threshold is
+    int64 (N,), from 0. Images and arguments are the same as those of `teacher`. The threshold is
     read from the checkpoint of the selector; it is 0.5 if not pretrained. Also raises
     utils.files.UserError if the selector was trained for other students. The system cannot be
     traced or exported: export its `students` and its `selector` one by one.

@@ -9,10 +9,9 @@
     python inference.py --out results      write the results to another folder
     python inference.py --subset 500       quick test: networks from runs/quick/ if present there
 
-Needs checkpoints/densenet121.pth, googlenet.pth and selector.pth. If present, the teacher
-(teacher.pth) and the students trained without it (densenet121_alone.pth, googlenet_alone.pth) are
-evaluated as well. If the test set is not available, the 1,000 test images of this repository are
-used.
+Needs the students and selector.pth in checkpoints/. If present, teacher.pth and the students that
+were trained without it (NAME_alone.pth) are evaluated as well. If the test set is not available,
+the 1,000 test images of this repository are used.
 """
 
 import argparse
@@ -23,7 +22,7 @@ from evaluation.classify import check_paths, print_answers, write_answers
 from evaluation.policies import POLICIES, assemble, parts_of, temperature_of
 from evaluation.report import write_report
 from evaluation.testset import measure, print_tables, test_images
-from models import STUDENTS
+from models import STUDENTS, TEACHER
 from utils import cli
 from utils.checkpoint import ALONE, FILES, check_classes, fingerprint_of, load_network, load_parts
 from utils.contexts import image_seeds, in_context, kinds
@@ -128,7 +127,7 @@ def measure_test_set(args: argparse.Namespace) -> int:
     weights = {arch: systems["selector"].made_of[arch] for arch in parts}
     if not paths["teacher"].exists():
         print(f"no teacher at {shown(paths['teacher'])}: it is not evaluated\n")
-    for name, arch in {"teacher": "resnet50", **{f"{arch}_alone": arch for arch in ALONE}}.items():
+    for name, arch in {"teacher": TEACHER, **{f"{arch}_alone": arch for arch in ALONE}}.items():
         if paths[name].exists():
             net, facts[name] = load_network(paths[name], arch)
             check_classes(paths[name], facts[name], test.classes, test.name)

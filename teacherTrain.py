@@ -1,4 +1,4 @@
-"""Train the teacher, a ResNet-50, on CIFAR-10.
+"""Train the teacher on CIFAR-10.
 
     python teacherTrain.py                            train with the hyperparameters below
     python teacherTrain.py --epochs 1 --subset 2000   quick test, writes to runs/quick/
@@ -15,6 +15,7 @@ from utils import cli  # first: Ctrl-C while it imports PyTorch ends in one line
 import torch
 import torch.nn.functional as F
 
+import models
 from utils.checkpoint import FILES, starting_network
 from utils.data import data_facts, load_splits
 from utils.device import autocast, pick_device, to_device
@@ -32,7 +33,6 @@ LEARNING_RATE = 5e-3  # maximum, reached after the warm-up
 SEED = 0
 
 # These have no flag, edit them here:
-ARCH = "resnet50"
 STEM = "cifar-pool"  # "cifar": no max-pool, more accurate, 4 times the MACs
 OPTIMIZER = "muon"  # or "adamw" with half the learning rate, or "sgd" with 0.1
 MOMENTUM = 0.9  # Nesterov momentum of Muon and SGD, beta1 of AdamW
@@ -51,19 +51,19 @@ def main() -> None:
     args = parser.parse_args()
     device = pick_device(args.device)
     join_group(device)
-    path = args.checkpoint_dir / FILES[ARCH]
+    path = args.checkpoint_dir / FILES["teacher"]
     claim(path)
     train, val, test = load_splits(args.data_dir, args.subset, device)
     torch.manual_seed(args.seed)
-    teacher, init = starting_network(ARCH, STEM, args.init, path, train.classes)
+    teacher, init = starting_network(models.TEACHER, STEM, args.init, path, train.classes)
     teacher = to_device(teacher, device)
     cli.announce(
-        f"Training the teacher, {ARCH} with the {STEM} stem",
+        f"Training the teacher, {models.TEACHER} with the {STEM} stem",
         **cli.training_facts(args, device, teacher, train, val, path),
     )
 
-    settings = cli.settings(globals(), args)
-    settings |= {"init": init, "data": data_facts(train.images, train.labels)}
+    settings = cli.settings(globals(), args) | {"arch": models.TEACHER, "init": init}
+    settings["data"] = data_facts(train.images, train.labels)
     run = Run(teacher, path, train, settings, resume=args.resume)
     for _ in run.epochs():
         for images, labels in run.batches(train.labels):

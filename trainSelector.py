@@ -6,7 +6,7 @@
     python trainSelector.py --context mixed --label-rule context --checkpoint-dir PATH
     torchrun --standalone --nproc_per_node=2 trainSelector.py     use two GPUs
 
-Needs checkpoints/densenet121.pth and googlenet.pth, written by StudentTrain.py. Writes
+Needs the students in checkpoints/, written by StudentTrain.py. Writes
 checkpoints/selector.pth (the epoch with the best routed accuracy on the validation images, and the
 thresholds for the policies of inference.py) and selector.csv (one row per epoch).
 """

@@ -1,9 +1,9 @@
 """Throughput of this code and of a plain PyTorch loop, measured alternately on this machine.
 
     python -m benchmarks                              all subjects, about ten minutes
-    python -m benchmarks data "step googlenet"        some subjects
+    python -m benchmarks data "step NETWORK"          some subjects
     python -m benchmarks --json results/benchmarks.json
-    python -m benchmarks "epoch googlenet" --batch-size 32 128 512 --threads 1 2
+    python -m benchmarks "epoch NETWORK" --batch-size 32 128 512 --threads 1 2
     python -m benchmarks data --images 1000 10000 45000
 
 Each subject has two sides, ours and plain, in two processes. After a warm-up, they run alternately

@@ -18,7 +18,7 @@ import teacherTrain
 import trainSelector
 from benchmarks.subjects import OurLoop
 from evaluation.testset import LABELS
-from models import STUDENTS, network
+from models import STUDENTS, TEACHER, network
 from utils import cli
 from utils.checkpoint import FILES
 from utils.data import normalize
@@ -28,7 +28,7 @@ BATCH_SIZE = teacherTrain.BATCH_SIZE
 STEPS = 4  # timed steps per network, after the same number of warm-up steps
 TRAIN, VAL, TEST = 45_000, 5_000, 10_000  # images
 ANSWER = 0.25  # time of inference, relative to training on the same number of images
-SELECTOR = 0.02  # time of a selector's training step, relative to GoogLeNet's
+SELECTOR = 0.02  # time of a selector's training step, relative to the faster student's
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,15 @@ def stages(
     """
     train, val, test = (min(count, subset or count) for count in (TRAIN, VAL, TEST))
     found = []
-    for arch, name in (("resnet50", "teacher"), *zip(STUDENTS, STUDENTS, strict=True)):
-        left = max(0, epochs[arch] - done.get(arch, 0))
-        seconds = left * step[arch] * (train + ANSWER * val)
-        if arch == STUDENTS[0]:  # the first student has to compute the teacher's logits
+    for name in ("teacher", *STUDENTS):
+        left = max(0, epochs[name] - done.get(name, 0))
+        seconds = left * step[name] * (train + ANSWER * val)
+        if name == STUDENTS[0]:  # the first student has to compute the teacher's logits
             views = min(StudentTrain.TEACHER_VIEWS, left)
-            seconds += ANSWER * step["resnet50"] * train * views
+            seconds += ANSWER * step["teacher"] * train * views
         found.append(Stage(LABELS[name], left, seconds))
     labels = ANSWER * (train + val) * sum(step[arch] for arch in STUDENTS)
-    epoch = SELECTOR * step["googlenet"] * train
+    epoch = SELECTOR * min(step[arch] for arch in STUDENTS) * train
     found.append(Stage("selector", epochs["selector"], labels + epochs["selector"] * epoch))
     return [*found, Stage("tables and figures", None, ANSWER * test * 3 * sum(step.values()))]
 
@@ -92,11 +92,11 @@ def told(seconds: float) -> str:
 def epochs_done(folder: Path) -> dict[str, int]:
     """The number of epochs done in the runs that --resume will continue."""
     found = {}
-    for arch, file in FILES.items():
+    for name, file in FILES.items():
         path = (folder / file).with_suffix(".csv")
         if path.exists() and (folder / file).with_suffix(".state.pth").exists():
             with open(path, newline="", encoding="utf-8", errors="replace") as rows:
-                found[arch] = sum(1 for _ in csv.DictReader(rows))
+                found[name] = sum(1 for _ in csv.DictReader(rows))
     return found
 
 
@@ -106,14 +106,16 @@ def main() -> None:
     parser.add_argument("--done", type=int, choices=range(5), default=0, help="stages already done")
     args = parser.parse_args()
     device = pick_device(args.device)
-    of = {"resnet50": teacherTrain, **dict.fromkeys(STUDENTS, StudentTrain)}
+    of = {"teacher": teacherTrain, **dict.fromkeys(STUDENTS, StudentTrain)}
     step = {
-        arch: seconds_per_image(arch, script.STEM, args.batch_size, device)
-        for arch, script in of.items()
+        name: seconds_per_image(
+            TEACHER if name == "teacher" else name, script.STEM, args.batch_size, device
+        )
+        for name, script in of.items()
     }
     epochs = {
-        arch: args.epochs or script.EPOCHS
-        for arch, script in {**of, "selector": trainSelector}.items()
+        name: args.epochs or script.EPOCHS
+        for name, script in {**of, "selector": trainSelector}.items()
     }
     done = epochs_done(args.checkpoint_dir) if args.resume else {}
     left = stages(step, epochs, done, args.subset)[args.done :]

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import plain
 from evaluation.export import PACKAGES, onnx_bytes
-from models import STUDENTS, MultiStudent, network
+from models import STUDENTS, TEACHER, MultiStudent, network
 from utils.augment import Augmentation, Batches
 from utils.checkpoint import FILES, load_network, load_parts
 from utils.data import Split, load_splits
@@ -48,9 +48,9 @@ class Place:
             self._splits = load_splits(self.data_dir, None, self.device)
         return self._splits[which].take(slice(count))
 
-    def load(self, arch: str) -> torch.nn.Module:
-        """Load a network of `checkpoint_dir` for inference."""
-        net = load_network(self.checkpoint_dir / FILES[arch], arch)[0]
+    def load(self, name: str) -> torch.nn.Module:
+        """Load a network of `checkpoint_dir` for inference; `name` is a key of FILES."""
+        net = load_network(self.checkpoint_dir / FILES[name])[0]
         return for_inference(net, self.device)
 
     def new(self, arch: str) -> torch.nn.Module:
@@ -95,7 +95,7 @@ def our_epoch(place: Place, arch: str, distilled: bool = False) -> Piece:
     batches = Batches(split.images, place.batch_size, 0, Augmentation(4, True, 0), int(distilled))
     rows = [split.labels]
     if distilled:
-        rows.append(predict(place.load("resnet50"), split.images).half())  # values do not matter
+        rows.append(predict(place.load("teacher"), split.images).half())  # values do not matter
     loop, epochs = OurLoop(place.new(arch), place.device), iter(range(10**9))
 
     def piece() -> int:
@@ -110,7 +110,7 @@ def plain_epoch(place: Place, arch: str, distilled: bool = False) -> Piece:
     loader = plain.loader(place.split(0, place.images or 4 * place.batch_size), place.batch_size)
     teacher = None
     if distilled:
-        teacher, _ = load_network(place.checkpoint_dir / FILES["resnet50"], "resnet50")
+        teacher, _ = load_network(place.checkpoint_dir / FILES["teacher"], TEACHER)
     loop = plain.Loop(place.new(arch), place.device, teacher)
 
     def piece() -> int:
@@ -190,7 +190,7 @@ def _parts(place: Place) -> tuple:
 
 
 def teacher(place: Place, count: int | None = None) -> Piece:
-    return _predicting([place.load("resnet50")], place, count)
+    return _predicting([place.load("teacher")], place, count)
 
 
 def everything(place: Place, count: int | None = None) -> Piece:
@@ -223,7 +223,7 @@ def _questions(place: Place, count: int | None) -> list[torch.Tensor]:
 Sides = tuple[Callable[[Place], Piece], Callable[[Place], Piece]]  # ours and plain
 SUBJECTS: dict[str, Sides] = {"data": (our_data, plain_data)}
 for _name, *_sides in (("step", our_step, plain_step), ("epoch", our_epoch, plain_epoch)):
-    for _arch in ("resnet50", *STUDENTS):
+    for _arch in (TEACHER, *STUDENTS):
         SUBJECTS[f"{_name} {_arch}"] = tuple(partial(side, arch=_arch) for side in _sides)
 for _arch in STUDENTS:
     _ours = partial(our_epoch, arch=_arch, distilled=True)

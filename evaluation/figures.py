@@ -3,6 +3,7 @@
 import csv
 import os
 from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 
 # Replaces the backend that a notebook sets in the environment, which may not be installed.
@@ -15,20 +16,21 @@ from matplotlib.figure import Figure
 
 from evaluation.significance import reliability, wilson_interval
 from evaluation.testset import LABELS, Measured
-from models import NAMES, STUDENTS
+from models import NETWORKS, STUDENTS
 from utils.files import UserError, replacing, shown
 
 # Each color has a contrast of at least 4.5 : 1 on white. Where two are similar in brightness, the
 # markers differ, for readers who cannot see the colors.
-COLORS = {
-    "teacher": "#222222",
-    "densenet121": "#b85c00",
-    "googlenet": "#00524a",
-    "routed": "#7b3fb5",
-    "cascade": "#0b3d91",
-    "ensemble": "#555555",
+OF_STUDENTS = [("#b85c00", "s"), ("#00524a", "^"), ("#a3195b", "v"), ("#5a6100", "P")]
+STYLES = {
+    "teacher": ("#222222", "X"),
+    **dict(zip(STUDENTS, cycle(OF_STUDENTS), strict=False)),
+    "routed": ("#7b3fb5", "o"),
+    "cascade": ("#0b3d91", "D"),
+    "ensemble": ("#555555", "*"),
 }
-MARKERS = {"teacher": "X", "densenet121": "s", "googlenet": "^", "routed": "o", "cascade": "D"}
+COLORS = {name: color for name, (color, _) in STYLES.items()}
+MARKERS = {name: marker for name, (_, marker) in STYLES.items()}
 WRONG = "#c1121f"
 MOST = 20  # maximum number of classes in a figure
 matplotlib.use("agg")  # needs no display
@@ -155,19 +157,19 @@ def samples(measured: Measured, count: int = 12) -> Figure:
     """The first images that only one student, or neither, classifies correctly."""
     one, two = measured.nets.students_right()
     groups = {
-        f"Only {NAMES[STUDENTS[0]]} is right": one & ~two,
-        f"Only {NAMES[STUDENTS[1]]} is right": two & ~one,
+        f"Only {NETWORKS[STUDENTS[0]].title} is right": one & ~two,
+        f"Only {NETWORKS[STUDENTS[1]].title} is right": two & ~one,
         "Neither student is right": ~one & ~two,
     }
     columns = 6
     figure = plt.figure(figsize=(9, 12))
     head, *parts = figure.subfigures(4, height_ratios=[0.15, 1, 1, 1])
+    told = ", ".join(f"{k}: {NETWORKS[arch].title}" for k, arch in enumerate(STUDENTS, 1))
     head.text(
         0.03,
         0.1,
         "Above each image: its class. Below: the answers of both students with probabilities.\n"
-        f"D: {NAMES[STUDENTS[0]]}, G: {NAMES[STUDENTS[1]]}. Triangle: chosen by the selector. "
-        "\N{BALLOT X}: wrong.",
+        f"{told}. Triangle: chosen by the selector. \N{BALLOT X}: wrong.",
         fontsize=11,
     )
     for part, (title, where) in zip(parts, groups.items(), strict=True):
@@ -199,7 +201,7 @@ def _draw_sample(axes: Axes, measured: Measured, place: int) -> None:
             "color": "black" if answer == label else WRONG,
         }
         wrong = "" if answer == label else " \N{BALLOT X}"
-        text = f"{NAMES[arch][0]} {_short(classes[answer], 10)} {percent:.0f} %{wrong}"
+        text = f"{row + 1} {_short(classes[answer], 10)} {percent:.0f} %{wrong}"
         axes.text(0, -0.05 - 0.16 * row, text, **style)
         if arch == chosen:
             axes.text(-0.11, -0.05 - 0.16 * row, "\N{BLACK RIGHT-POINTING TRIANGLE}", **style)

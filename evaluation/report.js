@@ -5,6 +5,9 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const [one, two] = data.students;
 const name = (network) => data.names[network];
+const placeOf = (network) => data.students.indexOf(network) % 4; // -1: not a student
+const colorOf = (network) =>
+  placeOf(network) < 0 ? `var(--${network})` : `var(--student-${placeOf(network) + 1})`;
 
 /** Decode numbers that report.py wrote as base64. */
 function column({ type, bytes }) {
@@ -153,10 +156,14 @@ const points = ["teacher", one, two, "ensemble"]
     accuracy: accuracyOf(network),
     macs: network === "ensemble" ? data.macs[one] + data.macs[two] : data.macs[network],
   }));
+const STUDENT_SHAPES = [
+  "M-5-5H5V5H-5Z",
+  "M0-6L6 5H-6Z",
+  "M0 6L6-5H-6Z",
+  "M-2-6H2V-2H6V2H2V6H-2V2H-6V-2H-2Z",
+];
 const SHAPES = {
   teacher: "M-5-5L5 5M-5 5L5-5",
-  [one]: "M-5-5H5V5H-5Z",
-  [two]: "M0-6L6 5H-6Z",
   ensemble: "M-6 0H6M0-6V6",
   selector: "M-7 0a7 7 0 1 0 14 0a7 7 0 1 0-14 0Z",
   cascade: "M0-8L8 0L0 8L-8 0Z",
@@ -240,10 +247,10 @@ function drawPlot() {
     const line = network === "teacher" || network === "ensemble";
     svg.append(
       draw("path", {
-        d: SHAPES[network],
+        d: SHAPES[network] ?? STUDENT_SHAPES[placeOf(network)],
         transform: `translate(${left} ${down})`,
-        fill: line ? "none" : `var(--${network})`,
-        stroke: line ? `var(--${network})` : "var(--paper)",
+        fill: line ? "none" : colorOf(network),
+        stroke: line ? colorOf(network) : "var(--paper)",
         "stroke-width": line ? 3 : 1,
       }),
     );
@@ -261,7 +268,7 @@ function drawPlot() {
     );
     taken.push(place);
     const label = write(text, place.left, place.bottom - 3, "start");
-    label.style.fill = `var(--${network})`;
+    label.style.fill = colorOf(network);
     if (network === state.policy) label.style.fontWeight = "bold";
     svg.append(label);
   }

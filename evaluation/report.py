@@ -18,7 +18,7 @@ from PIL import Image
 
 from evaluation.significance import auroc_apart, mcnemar_p
 from evaluation.testset import LABELS, Measured
-from models import NAMES, STUDENTS
+from models import NETWORKS, STUDENTS, TEACHER
 from utils.files import replacing
 
 FOLDER = Path(__file__).parent  # contains report.html and report.js
@@ -110,8 +110,8 @@ def verdict(measured: Measured) -> tuple[str, dict[str, str]]:
 
 
 def _what_it_does(teacher: bool) -> str:
-    one, two = (NAMES[arch] for arch in STUDENTS)
-    large = "a larger network, the teacher" + (f" ({NAMES['resnet50']})" if teacher else "")
+    one, two = (NETWORKS[arch].title for arch in STUDENTS)
+    large = "a larger network, the teacher" + (f" ({NETWORKS[TEACHER].title})" if teacher else "")
     return (
         f"Two small networks, the students ({one} and {two}), were trained to imitate {large}. "
         "The selector is an even smaller network. It reads an image and chooses one student; the "
@@ -130,7 +130,7 @@ def _told_apart(measured: Measured) -> tuple[str, bool]:
             "correctly, the other classifies correctly too."
         ), False
     low, high = interval
-    one, two = (NAMES[arch] for arch in STUDENTS)
+    one, two = (NETWORKS[arch].title for arch in STUDENTS)
     return (
         f"Take one image that only {one} classifies correctly and one that only {two} classifies "
         f"correctly. The selector tells which is which in {100 * area:.0f} of 100 such pairs (95 % "
@@ -151,8 +151,8 @@ def _what_it_gives(measured: Measured, better: str) -> str:
         f"With the selector, {right['routed']} of the answers are correct, at {cost['routed']} of "
         f"the cost of {of}, counted in multiply-accumulate operations (MACs). "
         f"With the cascade, {right['cascade']} are correct, at {cost['cascade']} of the cost. "
-        f"The better student, {NAMES[better]}, reaches {right[better]} at {cost[better]} of the "
-        "cost. "
+        f"The better student, {NETWORKS[better].title}, reaches {right[better]} at {cost[better]} "
+        "of the cost. "
         + (f"The teacher reaches {100 * accuracy['teacher']:.2f} %. " if teacher else "")
         + f"A perfect selector would reach {100 * accuracy['oracle']:.2f} %."
     )
@@ -173,7 +173,7 @@ def _worth_it(measured: Measured, works: bool) -> str:
     least, most = min(shares, key=shares.get), max(shares, key=shares.get)
     return (
         f"These images come from {len(contexts)} contexts. The selector sends "
-        f"{100 * shares[most]:.0f} % of the “{most}” images to {NAMES[one]}, and "
+        f"{100 * shares[most]:.0f} % of the “{most}” images to {NETWORKS[one].title}, and "
         f"{100 * shares[least]:.0f} % of the “{least}” images. "
     ) + (
         "The selector can recognize the context of an image, and this makes the system more "
@@ -223,7 +223,11 @@ def _data(measured: Measured) -> dict[str, Any]:
     return {
         "classes": measured.test.classes,
         "kinds": kinds,
-        "names": {"teacher": NAMES["resnet50"], **NAMES, "ensemble": LABELS["ensemble"]},
+        "names": {
+            "teacher": NETWORKS[TEACHER].title,
+            **{arch: NETWORKS[arch].title for arch in STUDENTS},
+            "ensemble": LABELS["ensemble"],
+        },
         "students": STUDENTS,
         "macs": nets.work,
         "thresholds": measured.thresholds,

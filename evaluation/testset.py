@@ -12,18 +12,16 @@ from torch import nn
 from evaluation import policies
 from evaluation.policies import Networks, Outcome, System, mean_temperature
 from evaluation.significance import calibration_error, wilson_interval
-from models import STUDENTS, macs
+from models import NETWORKS, STUDENTS, TEACHER, macs
 from utils.contexts import CONTEXTS
 from utils.data import Split, is_default, load_sample, load_splits
 from utils.files import UserError
 from utils.logits import predict
 
 LABELS = {  # names of the networks and policies in tables and figures
-    "teacher": "teacher, ResNet-50",
-    "densenet121": "student 1, DenseNet-121",
-    "googlenet": "student 2, GoogLeNet",
-    "densenet121_alone": "DenseNet-121 without the teacher",
-    "googlenet_alone": "GoogLeNet without the teacher",
+    "teacher": f"teacher, {NETWORKS[TEACHER].title}",
+    **{arch: f"student {k}, {NETWORKS[arch].title}" for k, arch in enumerate(STUDENTS, 1)},
+    **{f"{arch}_alone": f"{NETWORKS[arch].title} without the teacher" for arch in STUDENTS},
     "routed": "routed by the selector",
     "cascade": "cascade: both if student 2 is unsure",
     "better_student": "the better student",

@@ -3,15 +3,25 @@
 from models.cascade import Cascade, confidence
 from models.cost import macs, parameters
 from models.multistudent import MultiStudent
-from models.networks import ARCHS, CLASS_COUNTS, NAMES, STEMS, STUDENTS, check_images, network
+from models.networks import (
+    CLASS_COUNTS,
+    NETWORKS,
+    STEMS,
+    STUDENTS,
+    TEACHER,
+    Arch,
+    check_images,
+    network,
+)
 from models.selector import Selector
 
 __all__ = [
-    "ARCHS",
     "CLASS_COUNTS",
-    "NAMES",
+    "NETWORKS",
     "STEMS",
     "STUDENTS",
+    "TEACHER",
+    "Arch",
     "Cascade",
     "MultiStudent",
     "Selector",

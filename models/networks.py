@@ -1,58 +1,110 @@
-"""The teacher and the students: torchvision's networks with a stem for 32x32 images."""
+"""The networks that can be teacher or student, and the choice of both."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import torch
-import torchvision
 from torch import nn
+from torchvision import models
 
-NAMES = {"resnet50": "ResNet-50", "densenet121": "DenseNet-121", "googlenet": "GoogLeNet"}
-ARCHS = tuple(NAMES)
-STUDENTS = ("densenet121", "googlenet")  # student 1 and student 2
+from models.selector import SmallCNN
+
+TEACHER, STUDENTS = "resnet50", ("densenet121", "googlenet")  # edit here: names in NETWORKS
+
+
+class Arch(NamedTuple):
+    """One row of NETWORKS.
+
+    title: the name in tables and figures.
+    constructor: creates the network, given `num_classes`, for images of 224x224 pixels.
+    first: the name of its first convolution.
+    pool: the name of the max-pool behind it; None if there is none.
+    """
+
+    title: str
+    constructor: Callable[..., nn.Module]
+    first: str
+    pool: str | None = None
+
+
+# A further network is a further row. A constructor may occur twice, under two names.
+NETWORKS = {
+    "resnet18": Arch(
+        "ResNet-18", partial(models.resnet18, zero_init_residual=True), "conv1", "maxpool"
+    ),
+    "resnet50": Arch(
+        "ResNet-50", partial(models.resnet50, zero_init_residual=True), "conv1", "maxpool"
+    ),
+    "resnet101": Arch(
+        "ResNet-101", partial(models.resnet101, zero_init_residual=True), "conv1", "maxpool"
+    ),
+    "wide_resnet50_2": Arch(
+        "Wide ResNet-50-2",
+        partial(models.wide_resnet50_2, zero_init_residual=True),
+        "conv1",
+        "maxpool",
+    ),
+    "densenet121": Arch("DenseNet-121", models.densenet121, "features.conv0", "features.pool0"),
+    "densenet169": Arch("DenseNet-169", models.densenet169, "features.conv0", "features.pool0"),
+    "googlenet": Arch(
+        "GoogLeNet",
+        partial(models.googlenet, aux_logits=False, transform_input=False, init_weights=True),
+        "conv1.conv",
+        "maxpool1",
+    ),
+    "mobilenet_v2": Arch("MobileNetV2", models.mobilenet_v2, "features.0.0"),
+    "mobilenet_v3_small": Arch("MobileNetV3 small", models.mobilenet_v3_small, "features.0.0"),
+    "shufflenet_v2_x1_0": Arch("ShuffleNetV2", models.shufflenet_v2_x1_0, "conv1.0", "maxpool"),
+    "efficientnet_b0": Arch("EfficientNet-B0", models.efficientnet_b0, "features.0.0"),
+    "vgg11_bn": Arch("VGG-11", models.vgg11_bn, "features.0", "features.3"),
+    "cnn": Arch("small CNN", SmallCNN, "blocks.0"),
+}
 STEMS = ("cifar", "cifar-pool")
 CLASS_COUNTS = range(2, 1001)
 
+for _name in (TEACHER, *STUDENTS):
+    if _name not in NETWORKS or STUDENTS.count(_name) > 1:
+        raise ValueError(f"TEACHER or STUDENTS: {_name!r} is not in NETWORKS, or is there twice")
+
 
 def network(arch: str, stem: str = "cifar-pool", classes: int = 10) -> nn.Module:
-    """Create one of torchvision's classifiers with random weights and a stem for 32x32 images.
+    """Create a classifier with random weights and a stem for 32x32 images.
 
-    The original networks are for 224x224 images and downsample by 4 before the first block. Both
-    stems replace the 7x7 convolution of stride 2 by a 3x3 convolution of stride 1. The stem "cifar"
-    also removes the max-pool after it, which is more accurate. The stem "cifar-pool" keeps it and
-    needs a quarter of the MACs.
+    The original networks are for 224x224 images. ResNet, DenseNet, GoogLeNet and ShuffleNet
+    downsample by 4 before the first block, with a convolution of stride 2 and a max-pool. Here, the
+    first convolution has stride 1 and a kernel of at most 3x3. The stem "cifar" also removes the
+    max-pool behind it, which is more accurate. The stem "cifar-pool" keeps it and needs about a
+    quarter of the MACs. MobileNet and EfficientNet have no max-pool, and the small CNN has one in
+    each block, none of which is a stem: for these, both stems are the same network.
 
     The network maps normalized images (N, 3, 32, 32) to logits (N, classes). It is float32, also if
     PyTorch's default type is another. Its state dict has the same keys as torchvision's.
 
     Args:
-        arch: one of ARCHS.
+        arch: a name in NETWORKS.
         stem: one of STEMS.
         classes: 2 to 1,000.
 
     Raises:
         ValueError: an argument has another value.
     """
-    if arch not in ARCHS:
-        raise ValueError(f"arch is {arch!r}: choose from {', '.join(ARCHS)}")
+    if arch not in NETWORKS:
+        raise ValueError(f"arch is {arch!r}: choose from {', '.join(NETWORKS)}")
     if stem not in STEMS:
         raise ValueError(f"stem is {stem!r}: choose from {', '.join(STEMS)}")
     if classes not in CLASS_COUNTS:
         raise ValueError(f"classes is {classes!r}: choose 2 to {CLASS_COUNTS[-1]:,}")
-    if arch == "resnet50":
-        net = torchvision.models.resnet50(num_classes=classes, zero_init_residual=True)
-        net.conv1 = _first_convolution()
-        if stem == "cifar":
-            net.maxpool = nn.Identity()
-    elif arch == "densenet121":
-        net = torchvision.models.densenet121(num_classes=classes)
-        net.features.conv0 = _first_convolution()
-        if stem == "cifar":
-            net.features.pool0 = nn.Identity()
-    else:
-        net = torchvision.models.googlenet(
-            num_classes=classes, aux_logits=False, transform_input=False, init_weights=True
-        )
-        net.conv1.conv = _first_convolution()
-        if stem == "cifar":
-            net.maxpool1 = nn.Identity()
+    row = NETWORKS[arch]
+    net = row.constructor(num_classes=classes)
+    conv = net.get_submodule(row.first)
+    if max(conv.kernel_size) > 3:
+        conv = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        net.set_submodule(row.first, conv)
+    conv.stride = (1, 1)
+    if stem == "cifar" and row.pool:
+        net.set_submodule(row.pool, nn.Identity())
     return net.float()
 
 
@@ -62,11 +114,5 @@ def check_images(net: nn.Module, inputs: tuple[torch.Tensor]) -> None:
     if not images.is_floating_point() or list(images.shape[1:]) != [3, 32, 32]:
         raise ValueError(
             f"images are {images.dtype} {list(images.shape)}, but this network takes float "
-            "[N, 3, 32, 32], divided by 255 and normalized: see hubconf.resnet50"
+            "[N, 3, 32, 32], divided by 255 and normalized: see hubconf.teacher"
         )
-
-
-def _first_convolution() -> nn.Conv2d:
-    conv = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return conv

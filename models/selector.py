@@ -6,18 +6,18 @@ from torch import nn
 WIDTHS = (32, 64, 96, 128)  # output channels of blocks 1 to 4
 
 
-class Selector(nn.Module):
-    """`depth` blocks of 3x3 convolution, batch norm, ReLU and max-pool, then one logit.
+class SmallCNN(nn.Module):
+    """`depth` blocks of 3x3 convolution, batch norm, ReLU and max-pool, then a linear layer.
 
-    Maps normalized images (N, 3, 32, 32) to logits (N,). The sigmoid of a logit is the probability
-    that student 1 has the smaller error. With depth 3: 0.08 M parameters, 9.1 M MACs.
+    Maps normalized images (N, 3, 32, 32) to logits (N, num_classes), of the mean over positions.
 
     Args:
+        num_classes: number of logits.
         depth: 1 to 4; else ValueError.
         batch_norm: whether the blocks have batch norm.
     """
 
-    def __init__(self, depth: int = 3, batch_norm: bool = True) -> None:
+    def __init__(self, num_classes: int, depth: int = 3, batch_norm: bool = True) -> None:
         super().__init__()
         if not 1 <= depth <= len(WIDTHS):
             raise ValueError(f"depth is {depth}: choose 1 to {len(WIDTHS)}")
@@ -28,8 +28,22 @@ class Selector(nn.Module):
                 blocks.append(nn.BatchNorm2d(width))
             blocks += [nn.ReLU(inplace=True), nn.MaxPool2d(2)]
         self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Linear(WIDTHS[depth - 1], 1)
+        self.head = nn.Linear(WIDTHS[depth - 1], num_classes)
         self.float()  # PyTorch's default type may be another
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.head(self.blocks(images).mean(dim=(2, 3))).squeeze(1)
+        return self.head(self.blocks(images).mean(dim=(2, 3)))
+
+
+class Selector(SmallCNN):
+    """A `SmallCNN` with one logit.
+
+    Maps normalized images (N, 3, 32, 32) to logits (N,). The sigmoid of a logit is the probability
+    that student 1 has the smaller error. With depth 3: 0.08 M parameters, 9.1 M MACs.
+    """
+
+    def __init__(self, depth: int = 3, batch_norm: bool = True) -> None:
+        super().__init__(1, depth, batch_norm)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images).squeeze(1)

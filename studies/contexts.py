@@ -39,7 +39,7 @@ from evaluation import figures_into
 from evaluation.policies import Networks, Outcome, cascade, oracle, routed, selector
 from evaluation.policies import ensemble as mean_of_both
 from evaluation.significance import mcnemar_p
-from models import STUDENTS, MultiStudent, confidence, macs
+from models import STUDENTS, TEACHER, MultiStudent, confidence, macs
 from studies.policies import measured, measured_policy
 from studies.selectors import STEP, fit
 from utils import cli
@@ -263,7 +263,7 @@ def planned(args: argparse.Namespace, data: str) -> dict[str, Network]:
             "model": 1 + STUDENTS.index(arch),
             "context": context,
             "init": shipped[arch],
-            "teacher": shipped["resnet50"],
+            "teacher": shipped["teacher"],
             "epochs": made["epochs"],
             "lr": LEARNING_RATE,
             "checkpoint-dir": shown(folder),
@@ -272,14 +272,13 @@ def planned(args: argparse.Namespace, data: str) -> dict[str, Network]:
         words = ("StudentTrain.py", *words, *args.again)
         return Network(folder / FILES[arch], arch, words, made, paired=times == 1)
 
-    path, clean = Path(shipped["resnet50"]), {"context": "clean"}
+    first, second = STUDENTS
+    path, clean = Path(shipped["teacher"]), {"context": "clean"}
     words = ("teacherTrain.py", "--checkpoint-dir", shown(path.parent), *args.again)
     networks = {
-        "teacher": Network(path, "resnet50", words, clean),
-        "densenet121": student("densenet121", "degraded", system, 1),
-        "googlenet": Network(
-            system / FILES["googlenet"], "googlenet", (shipped["googlenet"],), clean, paired=True
-        ),
+        "teacher": Network(path, TEACHER, words, clean),
+        first: student(first, "degraded", system, 1),
+        second: Network(system / FILES[second], second, (shipped[second],), clean, paired=True),
     }
     words = ("trainSelector.py", "--context", "mixed", "--label-rule", "context")
     networks["selector"] = Network(

@@ -18,7 +18,7 @@ from typing import Any
 
 from evaluation import figures_into
 from evaluation.significance import t_interval
-from models import NAMES
+from models import NETWORKS, STUDENTS, TEACHER
 from utils import checkpoint, cli
 from utils.checkpoint import ALONE, FILES, ROOT, fingerprint_of, load_network, read_checkpoint
 from utils.data import data_facts, load_splits
@@ -32,11 +32,8 @@ OUT = Path("results")  # for distillation.json and distillation.png
 RUNS = ROOT / "runs" / "distillation"  # for the students
 
 PAIRS = (  # student and distillation loss
-    ("densenet121", "none"),
-    ("densenet121", "mse"),
-    ("googlenet", "none"),
-    ("googlenet", "mse"),
-    ("googlenet", "kl"),
+    *((arch, loss) for arch in STUDENTS for loss in ("none", "mse")),
+    (STUDENTS[-1], "kl"),
 )
 LOSSES = {"none": "alone", "mse": "MSE between logits", "kl": "softened outputs, temperature 4"}
 
@@ -85,7 +82,7 @@ def read(path: Path, of: dict[str, Any]) -> list[Trained]:
 
 def train(student: str, loss: str, seed: int, folder: Path, flags: list[str]) -> dict[str, Any]:
     """Run StudentTrain.py (or continue a run that was stopped). Returns the accuracies."""
-    model = 1 + list(ALONE).index(student)
+    model = 1 + STUDENTS.index(student)
     words = ["--model", model, "--distill-loss", loss, "--seed", seed, "--checkpoint-dir", folder]
     cli.run_script("StudentTrain.py", [*map(str, words), *flags])
     made = read_checkpoint(folder / (ALONE if loss == "none" else FILES)[student])
@@ -120,7 +117,7 @@ def summary(runs: list[Trained]) -> list[dict[str, Any]]:
 
 def name_of(row: dict[str, Any]) -> str:
     """Student and loss of a row of `summary`, for people."""
-    return f"{NAMES[row['student']]}, {LOSSES[row['distill_loss']]}"
+    return f"{NETWORKS[row['student']].title}, {LOSSES[row['distill_loss']]}"
 
 
 def cells(row: dict[str, Any], sign: str) -> list[str]:
@@ -161,12 +158,12 @@ def main() -> None:
     cli.add_out(parser, OUT, "distillation.json and distillation.png")
     args = parser.parse_args()
     figures = figures_into(args.out)
-    teacher = args.checkpoint_dir / FILES["resnet50"]
+    teacher = args.checkpoint_dir / FILES["teacher"]
     images = load_splits(args.data_dir, args.subset)[0]
     of = {
         "epochs": args.epochs,
         "batch_size": args.batch_size,
-        "teacher": fingerprint_of(load_network(teacher, "resnet50")[0]),
+        "teacher": fingerprint_of(load_network(teacher, TEACHER)[0]),
         "data": data_facts(images.images, images.labels),
     }
     path = args.out / "distillation.json"

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from evaluation.figures import COLORS, MARKERS, WRONG, save
 from evaluation.testset import LABELS
-from models import NAMES, STUDENTS, MultiStudent
+from models import NETWORKS, STUDENTS, MultiStudent
 from utils.contexts import DEGRADED, GROUPS, UNSEEN, degrade
 from utils.data import Split
 from utils.logits import predict
@@ -30,8 +30,10 @@ def accuracy_against_work(routing: dict) -> Figure:
     policies, curves = routing["policies"], routing["study"]["curves"]
     points = {  # facts, label, and offset of the label in points
         "teacher": (routing["teacher"], LABELS["teacher"], (-8, 8), "right"),
-        STUDENTS[0]: (routing["students"][STUDENTS[0]], NAMES[STUDENTS[0]], (8, -14), "left"),
-        STUDENTS[1]: (routing["students"][STUDENTS[1]], NAMES[STUDENTS[1]], (0, -16), "center"),
+        **{
+            arch: (routing["students"][arch], NETWORKS[arch].title, (0, -16), "center")
+            for arch in STUDENTS
+        },
         "ensemble": (policies["ensemble"], "mean of both", (0, -16), "center"),
         "random": (policies["random"], LABELS["random"], (4, -16), "left"),
         "routed": (policies["selector"], "selector", (6, 6), "left"),
@@ -170,11 +172,11 @@ def contexts_accuracy(study: dict) -> Figure:
     rows = {
         LABELS["teacher"]: study["teacher"],
         **{
-            f"{NAMES[arch]}, {facts['trained']['context']}": facts
+            f"{NETWORKS[arch].title}, {facts['trained']['context']}": facts
             for arch, facts in study["students"].items()
         },
         **{
-            f"{NAMES[name.partition(',')[0]]}, mixed {name.partition(', ')[2]}": facts
+            f"{NETWORKS[name.partition(',')[0]].title}, mixed {name.partition(', ')[2]}": facts
             for name, facts in study["generalists"].items()
         },
         **study["policies"],
@@ -208,7 +210,7 @@ def contexts_shares(study: dict) -> Figure:
     figure, axes = plt.subplots(figsize=(8, 3.8), layout="constrained")
     for arch, widths, left in zip(STUDENTS, (first, 100 - first), (0, first), strict=True):
         context = study["students"][arch]["trained"]["context"]
-        label = f"{NAMES[arch]}, trained on {context} images"
+        label = f"{NETWORKS[arch].title}, trained on {context} images"
         axes.barh(names, widths, left=left, color=COLORS[arch], label=label)
     for place, value in enumerate(first):
         axes.text(1, place, f"{value:.1f}", va="center", size=9, color="white")
@@ -252,7 +254,7 @@ def contexts_pictures(system: MultiStudent, test: Split, count: int = 3) -> Figu
                     test.classes[answer] + ("" if right else " (wrong)"),
                     "black" if right else WRONG,
                 ),
-                (-0.2, NAMES[arch], COLORS[arch]),
+                (-0.2, NETWORKS[arch].title, COLORS[arch]),
             ):
                 axes.text(
                     0.5,

@@ -47,7 +47,6 @@ from utils.safe_load import brief, read_array, read_arrays
 BATCH_SIZE = 500  # images per step
 OUT = Path("results")  # for logits.npz, routing.json and routing.png
 THRESHOLDS = [k / 100 for k in range(102)]
-ARRAYS = {arch: Path(file).stem for arch, file in FILES.items()}  # names in logits.npz
 
 
 # ------------------------------------------------------------------ results
@@ -71,8 +70,8 @@ def measured_policy(nets: Networks, outcome: Outcome, scores: torch.Tensor | Non
         f"share_{STUDENTS[0]}": share(outcome.first_ran),
         "mcnemar_p": mcnemar_p(outcome.right, nets.right(nets.better_student())),
     }
-    if "resnet50" in nets.logits:
-        facts["mcnemar_p_teacher"] = mcnemar_p(outcome.right, nets.right("resnet50"))
+    if "teacher" in nets.logits:
+        facts["mcnemar_p_teacher"] = mcnemar_p(outcome.right, nets.right("teacher"))
     if scores is not None:
         area, interval = auroc_apart(scores, *nets.students_right())
         if interval:
@@ -104,7 +103,7 @@ def report(nets: Networks, thresholds: dict[str, float]) -> dict:
         areas["both confidences"] = both
     return {
         "images": len(nets.labels),
-        "teacher": measured(nets.right("resnet50"), nets.work["resnet50"]),
+        "teacher": measured(nets.right("teacher"), nets.work["teacher"]),
         "better_student": {"name": better, **measured(nets.right(better), nets.work[better])},
         "students": {arch: measured(nets.right(arch), nets.work[arch]) for arch in STUDENTS},
         "policies": policies,
@@ -243,8 +242,8 @@ def collect(args: argparse.Namespace) -> None:
     print(f"computing logits for {described(*splits)}", flush=True)
     about = {
         "classes": facts[STUDENTS[0]]["classes"],
-        "weights": {ARRAYS[arch]: fingerprint_of(net) for arch, net in nets.items()},
-        "macs": {ARRAYS[arch]: macs(net) for arch, net in nets.items()},
+        "weights": {arch: fingerprint_of(net) for arch, net in nets.items()},
+        "macs": {arch: macs(net) for arch, net in nets.items()},
         "thresholds": {
             name: facts["selector"].get(*POLICIES[name].threshold)
             for name in ("selector", "cascade")
@@ -258,9 +257,9 @@ def collect(args: argparse.Namespace) -> None:
     }
     images = torch.cat([split.images for split in splits])
     for arch, net in nets.items():
-        logits = predict(for_inference(net, device), images, ARRAYS[arch], args.batch_size)
-        arrays[ARRAYS[arch]] = logits.half().cpu().numpy()
-        if not np.isfinite(arrays[ARRAYS[arch]]).all():
+        logits = predict(for_inference(net, device), images, arch, args.batch_size)
+        arrays[arch] = logits.half().cpu().numpy()
+        if not np.isfinite(arrays[arch]).all():
             raise UserError(
                 f"{FILES[arch]}: its logits are not finite in half precision; train it again"
             )
@@ -276,14 +275,14 @@ def read_logits(path: Path) -> tuple[Networks, Networks, dict[str, float]]:
     """
     remedy = f"make it with: python -m studies.policies --collect --out {shown(path.parent)}"
     try:
-        arrays = read_arrays(path, [*ARRAYS.values(), "labels", "validation", "about"])
+        arrays = read_arrays(path, [*FILES, "labels", "validation", "about"])
     except UserError as error:
         raise UserError(f"{error}; {remedy}") from error
     try:
         about = json.loads(str(arrays["about"]))
         labels = torch.from_numpy(arrays["labels"])
-        logits = {arch: torch.from_numpy(arrays[name]).float() for arch, name in ARRAYS.items()}
-        work = {arch: int(about["macs"][name]) for arch, name in ARRAYS.items()}
+        logits = {arch: torch.from_numpy(arrays[arch]).float() for arch in FILES}
+        work = {arch: int(about["macs"][arch]) for arch in FILES}
         thresholds = {name: float(about["thresholds"][name]) for name in ("selector", "cascade")}
         middle = int(arrays["validation"])
         shapes = {arch: (len(labels), len(about["classes"])) for arch in FILES}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.testset import LABELS
-from models import NAMES, STUDENTS, parameters
+from models import NETWORKS, STUDENTS, TEACHER, parameters
 from studies.compression import PUBLISHED, all_costs
 from studies.distillation import Trained, cells, name_of, summary
 from utils import cli
@@ -30,16 +30,16 @@ OTHERS_TOP1 = {  # results of others with the same architecture
 POLICIES = ("better_student", "selector", "cascade", "ensemble", "random", "oracle")
 SUBJECTS = {
     "data": "data: crop, flip, cutout, normalize",
-    "step resnet50": "training step, ResNet-50",
-    "step densenet121": "training step, DenseNet-121",
-    "step googlenet": "training step, GoogLeNet",
-    "epoch resnet50": "epoch with its data, ResNet-50",
-    "epoch densenet121": "epoch with its data, DenseNet-121",
-    "epoch googlenet": "epoch with its data, GoogLeNet",
-    "distillation, training densenet121": "distillation beside training alone, DenseNet-121",
-    "distillation, training googlenet": "distillation beside training alone, GoogLeNet",
-    "distillation densenet121": "distillation, DenseNet-121",
-    "distillation googlenet": "distillation, GoogLeNet",
+    **{
+        f"{subject} {arch}": f"{words}, {NETWORKS[arch].title}"
+        for subject, words, archs in (
+            ("step", "training step", (TEACHER, *STUDENTS)),
+            ("epoch", "epoch with its data", (TEACHER, *STUDENTS)),
+            ("distillation, training", "distillation beside training alone", STUDENTS),
+            ("distillation", "distillation", STUDENTS),
+        )
+        for arch in archs
+    },
     "routed, teacher": "routed beside the teacher",
     "routed, all": "routed beside selector and both students on every image",
     "one image": "routed beside the teacher, one image at a time",
@@ -53,13 +53,17 @@ CHOSEN = {  # chosen on the validation images: name in the table, key in the che
 }
 SHORT = ("teacher", *STUDENTS, "routed", "cascade", "oracle")  # keys of LABELS for the README
 IN_CONTEXTS = {  # rows of contexts.json: name there, label
-    "teacher": "teacher, ResNet-50, trained on clean images",
-    "densenet121": "student 1, DenseNet-121, trained on degraded images",
-    "googlenet": "student 2, GoogLeNet, trained on clean images",
-    "densenet121, once": "DenseNet-121 trained on both",
-    "densenet121, twice": "DenseNet-121 trained on both, twice as long",
-    "googlenet, once": "GoogLeNet trained on both",
-    "googlenet, twice": "GoogLeNet trained on both, twice as long",
+    **{
+        name: f"{LABELS[name]}, trained on {context} images"
+        for name, context in zip(
+            ("teacher", *STUDENTS), ("clean", "degraded", "clean"), strict=True
+        )
+    },
+    **{
+        f"{arch}, {stage}": f"{NETWORKS[arch].title} trained on both{longer}"
+        for arch in STUDENTS
+        for stage, longer in (("once", ""), ("twice", ", twice as long"))
+    },
     "selector": "**routed by the shipped selector**",
     "selector, published labels": "selector: published labels",
     "selector, weighted labels": "selector: weighted labels",
@@ -123,7 +127,7 @@ def routing(study: dict) -> str:
         facts = study["policies"].get(name) or study[name]
         share, area, *ps = (
             facts.get(key)
-            for key in ("share_densenet121", "auroc", "mcnemar_p", "mcnemar_p_teacher")
+            for key in (f"share_{STUDENTS[0]}", "auroc", "mcnemar_p", "mcnemar_p_teacher")
         )
         rows.append(
             [
@@ -135,7 +139,14 @@ def routing(study: dict) -> str:
                 *("" if p is None else f"{p:.2g}" for p in ps),
             ]
         )
-    heads = ["", "top-1, %", "MACs of the teacher's", "DenseNet-121 runs on", "AUROC", "p"]
+    heads = [
+        "",
+        "top-1, %",
+        "MACs of the teacher's",
+        f"{NETWORKS[STUDENTS[0]].title} runs on",
+        "AUROC",
+        "p",
+    ]
     heads.append("p, teacher")
     return markdown(heads, rows)
 
@@ -156,7 +167,7 @@ def selectors(study: dict) -> str:
                 f"{100 * accuracy['mean']:.2f} ({_ends(accuracy['interval'], 100, 1)})",
                 f"{area['mean']:.3f} ({_ends(area['interval'], 1, 2)})",
                 f"{area['std']:.3f}",
-                f"{100 * row['share_densenet121']['mean']:.0f} %",
+                f"{100 * row[f'share_{STUDENTS[0]}']['mean']:.0f} %",
                 f"{min(ps):.2g} to {max(ps):.2g}",
             ]
         )
@@ -166,7 +177,7 @@ def selectors(study: dict) -> str:
         "top-1, % (95 % interval)",
         "AUROC (95 % interval)",
         "its deviation",
-        "to DenseNet-121",
+        f"to {NETWORKS[STUDENTS[0]].title}",
         "p",
     ]
     return markdown(heads, rows)
@@ -262,7 +273,9 @@ def compression(metrics: dict, stem: str) -> str:
         theirs = PUBLISHED.get(name, (None,) * 3)
         rows.append(
             [
-                " + ".join(NAMES.get(part, part) for part in name.split(" + ")),
+                " + ".join(
+                    NETWORKS[part].title if part in NETWORKS else part for part in name.split(" + ")
+                ),
                 *(
                     f"{100 * mine:.1f}" + ("" if each is None else f" ({each:.1f})")
                     for mine, each in zip(ours, theirs, strict=True)
@@ -303,7 +316,10 @@ def _facts(path: Path) -> dict[str, str]:
 
 def command(info: dict) -> str:
     """The command that trained a checkpoint; initial weights, if any, are called FIRST.pth."""
-    words, recipe = COMMANDS[info["arch"]], info["hyperparameters"]
+    words, recipe = (
+        COMMANDS["teacher" if info["arch"] == TEACHER else info["arch"]],
+        info["hyperparameters"],
+    )
     if recipe.get("init"):
         rate = recipe.get("learning_rate", recipe.get("lr"))  # "lr" in older checkpoints
         flags = {"init": "FIRST.pth", "epochs": recipe["epochs"], "lr": rate}
@@ -352,7 +368,7 @@ def table(function: Callable[..., str], name: str, **options: Any) -> str:
 def texts() -> dict[Path, str]:
     """The files to write, and their new texts."""
     folder = ROOT / "checkpoints"
-    stem = read_checkpoint(folder / FILES["densenet121"])["stem"]
+    stem = read_checkpoint(folder / FILES["teacher"])["stem"]
     # Only the checkpoints that are in the repository, according to .gitignore.
     kept = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
     paths = [folder / name for name in FILES.values() if f"!checkpoints/{name}" in kept]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from models import CLASS_COUNTS, STEMS, STUDENTS, Selector, network
+from models import CLASS_COUNTS, NETWORKS, STEMS, STUDENTS, TEACHER, Selector, network
 from utils.data import CLASSES, MEAN, STD, are_names, fingerprint, listed, numbered
 from utils.distributed import by_first, rank
 from utils.files import UserError, previous, replacing, shown
@@ -18,19 +18,14 @@ from utils.safe_load import brief, read_dict
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINTS = ROOT / "checkpoints"  # default folder
 QUICK = ROOT / "runs" / "quick"  # default folder of a quick test, that is, with --subset
-FILES = {
-    "resnet50": "teacher.pth",
-    "densenet121": "densenet121.pth",
-    "googlenet": "googlenet.pth",
-    "selector": "selector.pth",
-}
+FILES = {name: f"{name}.pth" for name in ("teacher", *STUDENTS, "selector")}
 ALONE = {arch: f"{arch}_alone.pth" for arch in STUDENTS}  # trained without the teacher
 COMMANDS = {
-    "resnet50": "python teacherTrain.py",
-    "densenet121": "python StudentTrain.py --model 1",
-    "googlenet": "python StudentTrain.py --model 2",
+    "teacher": "python teacherTrain.py",
+    **{arch: f"python StudentTrain.py --model {k}" for k, arch in enumerate(STUDENTS, 1)},
     "selector": "python trainSelector.py",
 }
+ARCHS = (*NETWORKS, "selector")
 WRAPPERS = ("state_dict", "net", "model", "model_state_dict")  # keys of weights in other projects
 
 
@@ -122,7 +117,11 @@ def read_checkpoint(path: Path, arch: str | None = None, stem: str | None = None
         )
     _check_facts(path, checkpoint)
     if arch is not None and checkpoint["arch"] != arch:
-        raise UserError(f"{path} holds {checkpoint['arch']!r}, expected {arch!r}")
+        raise UserError(
+            f"{path} holds {checkpoint['arch']!r}, expected {arch!r}: "
+            + (f"run {command.removeprefix('python ')}, or " if command else "")
+            + "edit TEACHER and STUDENTS in models/networks.py"
+        )
     return checkpoint
 
 
@@ -134,7 +133,9 @@ def _from_elsewhere(content: dict[str, Any], arch: str, stem: str) -> dict[str, 
     while names and all(name.startswith("module.") for name in names):
         names = [name.removeprefix("module.") for name in names]
     state_dict = dict(zip(names, weights.values(), strict=True))
-    last = state_dict.get("classifier.bias" if arch == "densenet121" else "fc.bias")
+    with torch.device("meta"):  # only the names count
+        *_, bias = network(arch, stem).state_dict()
+    last = state_dict.get(bias)
     count = len(last) if isinstance(last, torch.Tensor) and last.ndim == 1 else 0
     return {
         "arch": arch,
@@ -157,7 +158,7 @@ def _is_color(it: Any) -> bool:
 
 
 FACTS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # what a value must be, in words; its test
-    "arch": (f"one of {', '.join(FILES)}", lambda it: type(it) is str and it in FILES),
+    "arch": (f"one of {', '.join(ARCHS)}", lambda it: type(it) is str and it in ARCHS),
     "stem": (
         f"one of {', '.join(STEMS)}, or None",
         lambda it: it is None or (type(it) is str and it in STEMS),
@@ -204,7 +205,7 @@ def load_network(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Load a network and its checkpoint dictionary. The network is float32, in eval mode, on CPU.
 
-    Loads one of the four checkpoints of this project. With `stem`, also loads weights of other
+    With `stem`, also loads weights of other
     projects, see `read_checkpoint`. Raises UserError as `read_checkpoint` does, or if the weights
     do not fit the architecture or are not finite.
     """
@@ -242,26 +243,29 @@ def fingerprint_of(net: nn.Module) -> str:
 
 
 def load_parts(
-    find: Callable[[str], Path], archs: Sequence[str] = tuple(FILES)[1:]
+    find: Callable[[str], Path], names: Sequence[str] = (*STUDENTS, "selector")
 ) -> dict[str, tuple[nn.Module, dict[str, Any]]]:
     """Load networks that work together: for each, the network and its checkpoint dictionary.
 
     Args:
         find: returns the path of a file of FILES.
-        archs: keys of FILES; by default both students and the selector. If "selector" is one of
-            them, both students must be too.
+        names: keys of FILES; by default all students and the selector. If "selector" is one of
+            them, all students must be too.
 
     Raises:
         UserError: as `load_network`; or the students have different classes; or the selector was
             trained for other students.
     """
-    paths = {arch: find(FILES[arch]) for arch in archs}
-    parts = {arch: load_network(path, arch) for arch, path in paths.items()}
-    first, classes = shown(paths[archs[0]]), parts[archs[0]][1]["classes"]
-    for arch in archs:
-        if arch != "selector":
-            check_classes(paths[arch], parts[arch][1], classes, first)
-    if "selector" in archs:
+    paths = {name: find(FILES[name]) for name in names}
+    parts = {
+        name: load_network(path, TEACHER if name == "teacher" else name)
+        for name, path in paths.items()
+    }
+    first, classes = shown(paths[names[0]]), parts[names[0]][1]["classes"]
+    for name in names:
+        if name != "selector":
+            check_classes(paths[name], parts[name][1], classes, first)
+    if "selector" in names:
         students = [parts[arch][0] for arch in STUDENTS]
         check_students(paths["selector"], parts["selector"][1], students)
     return parts
@@ -273,7 +277,7 @@ def check_students(path: Path, selector: Mapping[str, Any], students: Sequence[n
     Args:
         path: checkpoint of the selector.
         selector: the dictionary in it.
-        students: both students, from `load_network`.
+        students: all students, from `load_network`.
     """
     weights = [fingerprint_of(student) for student in students]
     if selector["hyperparameters"].get("students") != weights:
