@@ -21,9 +21,9 @@ _CHECKPOINTS = pathlib.Path(__file__).resolve().parent / "checkpoints"
 def _classifier(
     name: str, pretrained: bool, stem: str | None, num_classes: int | None
 ) -> nn.Module:
-    arch = models.TEACHER if name == "teacher" else name
+    arch = checkpoint.EXPECTED[name]
     asked = {"stem": stem, "classes": num_classes}
-    asked = {name: value for name, value in asked.items() if value is not None}
+    asked = {fact: value for fact, value in asked.items() if value is not None}
     if not pretrained:
         return _checked(models.network(arch, **asked))
     path = _CHECKPOINTS / checkpoint.FILES[name]

@@ -18,9 +18,9 @@ import teacherTrain
 import trainSelector
 from benchmarks.subjects import OurLoop
 from evaluation.testset import LABELS
-from models import STUDENTS, TEACHER, network
+from models import STUDENTS, network
 from utils import cli
-from utils.checkpoint import FILES
+from utils.checkpoint import EXPECTED, FILES
 from utils.data import normalize
 from utils.device import pick_device, precision
 
@@ -108,9 +108,7 @@ def main() -> None:
     device = pick_device(args.device)
     of = {"teacher": teacherTrain, **dict.fromkeys(STUDENTS, StudentTrain)}
     step = {
-        name: seconds_per_image(
-            TEACHER if name == "teacher" else name, script.STEM, args.batch_size, device
-        )
+        name: seconds_per_image(EXPECTED[name], script.STEM, args.batch_size, device)
         for name, script in of.items()
     }
     epochs = {

@@ -17,7 +17,7 @@ from benchmarks import plain
 from evaluation.export import PACKAGES, onnx_bytes
 from models import STUDENTS, TEACHER, MultiStudent, network
 from utils.augment import Augmentation, Batches
-from utils.checkpoint import FILES, load_network, load_parts
+from utils.checkpoint import EXPECTED, FILES, load_network, load_parts
 from utils.data import Split, load_splits
 from utils.device import autocast, for_inference, to_device
 from utils.logits import predict
@@ -50,7 +50,7 @@ class Place:
 
     def load(self, name: str) -> torch.nn.Module:
         """Load a network of `checkpoint_dir` for inference; `name` is a key of FILES."""
-        net = load_network(self.checkpoint_dir / FILES[name])[0]
+        net = load_network(self.checkpoint_dir / FILES[name], EXPECTED[name])[0]
         return for_inference(net, self.device)
 
     def new(self, arch: str) -> torch.nn.Module:

@@ -307,19 +307,16 @@ def _facts(path: Path) -> dict[str, str]:
         "validation top-1, %": f"{100 * info['val_accuracy']:.2f}",
         "test top-1, %": "" if test is None else f"{100 * test:.2f}",
         "PyTorch": info["torch_version"],
-        "made by": f"`{command(info)}`",
+        "made by": f"`{command(path.stem, info)}`",
         "epoch of the weights": str(info["epoch"]),
         **{f"`{name}`": _plain(value) for name, value in info["hyperparameters"].items()},
         **{name: _plain(info[key]) for name, key in CHOSEN.items() if key in info},
     }
 
 
-def command(info: dict) -> str:
-    """The command that trained a checkpoint; initial weights, if any, are called FIRST.pth."""
-    words, recipe = (
-        COMMANDS["teacher" if info["arch"] == TEACHER else info["arch"]],
-        info["hyperparameters"],
-    )
+def command(name: str, info: dict) -> str:
+    """The command that trained NAME.pth; initial weights, if any, are called FIRST.pth."""
+    words, recipe = COMMANDS[name], info["hyperparameters"]
     if recipe.get("init"):
         rate = recipe.get("learning_rate", recipe.get("lr"))  # "lr" in older checkpoints
         flags = {"init": "FIRST.pth", "epochs": recipe["epochs"], "lr": rate}

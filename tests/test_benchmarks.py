@@ -161,12 +161,12 @@ def test_an_unknown_subject_is_named():
 
 
 def test_the_time_that_is_left_is_that_of_the_epochs_that_are_left(monkeypatch):
-    step = {"resnet50": 4e-3, "densenet121": 2e-3, "googlenet": 1e-3}
-    epochs = {"resnet50": 10, "densenet121": 20, "googlenet": 20, "selector": 5}
+    step = {"teacher": 4e-3, "densenet121": 2e-3, "googlenet": 1e-3}
+    epochs = {"teacher": 10, "densenet121": 20, "googlenet": 20, "selector": 5}
     monkeypatch.setattr(reproduce, "ANSWER", 0.5)
     monkeypatch.setattr(reproduce, "SELECTOR", 0.1)
     monkeypatch.setattr(reproduce.StudentTrain, "TEACHER_VIEWS", 16)
-    done = {"resnet50": 9, "googlenet": 20}
+    done = {"teacher": 9, "googlenet": 20}
     found = reproduce.stages(step, epochs, done)
     assert [stage.epochs for stage in found] == [1, 20, 0, 5, None]
     assert [stage.seconds for stage in found] == pytest.approx(
@@ -195,4 +195,4 @@ def test_epochs_count_as_done_where_a_run_can_go_on(tmp_path):
     for name in ("teacher", "googlenet"):
         (tmp_path / f"{name}.csv").write_text(history)
     (tmp_path / "teacher.state.pth").touch()
-    assert reproduce.epochs_done(tmp_path) == {"resnet50": 2}
+    assert reproduce.epochs_done(tmp_path) == {"teacher": 2}

@@ -114,7 +114,7 @@ def test_samples_are_in_groups_with_both_answers_and_the_choice():
         "Neither student is right: 0.0 % of the images",
     ]
     first = [text.get_text() for text in groups[1].axes[0].texts]
-    assert first == ["D b 100 % \N{BALLOT X}", "\N{BLACK RIGHT-POINTING TRIANGLE}", "G a 100 %"]
+    assert first == ["1 b 100 % \N{BALLOT X}", "\N{BLACK RIGHT-POINTING TRIANGLE}", "2 a 100 %"]
 
 
 def test_without_matplotlib_nothing_is_begun():

@@ -5,10 +5,20 @@ import io
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import nn
 
-from models import ARCHS, Cascade, MultiStudent, Selector, confidence, macs, network, parameters
+from models import (
+    NETWORKS,
+    STEMS,
+    STUDENTS,
+    Cascade,
+    MultiStudent,
+    Selector,
+    confidence,
+    macs,
+    network,
+    parameters,
+)
 from utils.data import normalize
 
 SIZES = {  # millions of parameters, of MACs with the stem "cifar" and with "cifar-pool"
@@ -18,64 +28,48 @@ SIZES = {  # millions of parameters, of MACs with the stem "cifar" and with "cif
 }
 
 
-def torchvision_network(arch):
-    options = {"aux_logits": False, "init_weights": False} if arch == "googlenet" else {}
-    return getattr(torchvision.models, arch)(num_classes=10, **options)
-
-
 @pytest.fixture(scope="module")
 def images(sample):
     """Four real images, normalized."""
     return normalize(sample.images[:4])
 
 
-@pytest.fixture(scope="module")
-def networks(sample):
-    """All three, untrained, with batch-norm statistics of 8 images, so that outputs are not 0."""
-    torch.manual_seed(0)
-    nets = {arch: network(arch) for arch in ARCHS}
-    with torch.no_grad():
-        for net in nets.values():
-            for module in net.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.momentum = 1.0
-            net(normalize(sample.images[:8]))
-    return {arch: net.eval() for arch, net in nets.items()}
-
-
 # ------------------------------------------------------------------ teacher and students
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", SIZES)
 def test_parameters_and_macs_are_as_documented(arch):
     with torch.device("meta"):  # shapes without numbers: counting takes no work
-        nets = [network(arch, stem) for stem in ("cifar", "cifar-pool")]
+        nets = [network(arch, stem) for stem in STEMS]
     size, *work = SIZES[arch]
     assert [parameters(net) for net in nets] == pytest.approx([size, size], rel=0.01)
     assert [macs(net) / 1e6 for net in nets] == pytest.approx(work, rel=0.01)
 
 
-@pytest.mark.parametrize("stem", ["cifar", "cifar-pool"])
-@pytest.mark.parametrize("arch", ARCHS)
-def test_weights_have_torchvision_names(arch, stem):
+@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("arch", NETWORKS)
+def test_a_row_is_a_classifier_of_torchvision_for_small_images(arch, stem, images):
+    row = NETWORKS[arch]
+    net = network(arch, stem)
+    conv = next(module for module in net.modules() if isinstance(module, nn.Conv2d))
+    assert net.get_submodule(row.first) is conv
+    assert (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
+    if row.pool:
+        pool = nn.Identity if stem == "cifar" else nn.MaxPool2d
+        assert isinstance(net.get_submodule(row.pool), pool)
     with torch.device("meta"):
-        ours, theirs = network(arch, stem).state_dict(), torchvision_network(arch).state_dict()
+        ours, theirs = net.state_dict(), row.constructor(num_classes=10).state_dict()
     assert list(ours) == list(theirs)
     other = [name for name in ours if ours[name].shape != theirs[name].shape]
-    assert len(other) == 1  # the first convolution, 3x3 instead of 7x7
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("arch", ARCHS)
-def test_network_ends_in_logits_not_probabilities(arch, networks, images):
-    logits = networks[arch](images)
-    assert logits.shape == (4, 10)
-    assert (logits < 0).any()
-    assert ((logits.sum(1) - 1).abs() > 1e-3).any()
+    assert other in ([], [f"{row.first}.weight"])  # 3x3 instead of 7x7
+    logits = net(images)
+    assert logits.shape == (4, 10) and (logits < 0).any()
+    assert ((logits.sum(dim=1) - 1).abs() > 1e-3).any()  # not probabilities
+    assert torch.autograd.grad(logits.square().sum(), conv.weight)[0].any()
 
 
 def test_unknown_arch_or_stem_is_refused():
-    with pytest.raises(ValueError, match="'vgg16': choose from resnet50, densenet121, googlenet"):
+    with pytest.raises(ValueError, match=f"'vgg16': choose from {', '.join(NETWORKS)}"):
         network("vgg16")
     with pytest.raises(ValueError, match="'imagenet': choose from cifar, cifar-pool"):
         network("googlenet", "imagenet")
@@ -211,8 +205,15 @@ def test_two_students_are_needed(pair):
 
 
 @torch.no_grad()
-def test_real_students_answer_as_they_do_alone(networks, images):
-    students = networks["densenet121"], networks["googlenet"]
+def test_real_students_answer_as_they_do_alone(images):
+    torch.manual_seed(0)
+    students = [network(arch) for arch in STUDENTS]
+    for student in students:  # with batch-norm statistics of the images, so that outputs are not 0
+        for module in student.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 1.0
+        student(images)
+        student.eval()
     selector = Selector().eval()
     scores = selector(images).sigmoid()
     threshold = scores.sort().values[1:3].mean().item()  # two images for each student

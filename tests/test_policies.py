@@ -23,7 +23,7 @@ from utils.logits import predict
 
 ROOT = Path(__file__).resolve().parent.parent
 CAT, DOG, BOTH = [4.0, 0.0], [0.0, 4.0], [0.5, 0.0]  # sure of 0, sure of 1, 0 by a little: 0.62
-WORK = {"resnet50": 1000, "densenet121": 500, "googlenet": 200, "selector": 10}
+WORK = {"teacher": 1000, "densenet121": 500, "googlenet": 200, "selector": 10}
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def nets():
     """Eight images of class 0. Student 1 is correct on 1 to 5, student 2 on 1, 2, 6 and 7."""
     return Networks(
         {
-            "resnet50": torch.tensor([CAT] * 7 + [DOG]),
+            "teacher": torch.tensor([CAT] * 7 + [DOG]),
             "densenet121": torch.tensor([CAT] * 5 + [DOG] * 3),
             "googlenet": torch.tensor([CAT, BOTH, DOG, [0.0, 0.5], DOG, CAT, BOTH, DOG]),
             "selector": torch.tensor([-9.0, -9, 1, 2, -1, -2, 3, -9]),

@@ -205,8 +205,8 @@ def test_every_subject_of_the_benchmarks_has_a_row():
 def test_the_command_of_a_checkpoint_tells_what_it_started_from():
     recipe = {"init": None, "epochs": 12, "lr": 0.002, "seed": 1}
     info = {"arch": "googlenet", "hyperparameters": recipe}
-    assert tables.command(info) == "python StudentTrain.py --model 2"
+    assert tables.command("googlenet", info) == "python StudentTrain.py --model 2"
     recipe["init"] = "0123456789ab"
-    assert tables.command(info) == (
+    assert tables.command("googlenet", info) == (
         "python StudentTrain.py --model 2 --init FIRST.pth --epochs 12 --lr 0.002 --seed 1"
     )

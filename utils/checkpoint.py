@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINTS = ROOT / "checkpoints"  # default folder
 QUICK = ROOT / "runs" / "quick"  # default folder of a quick test, that is, with --subset
 FILES = {name: f"{name}.pth" for name in ("teacher", *STUDENTS, "selector")}
+EXPECTED = {name: TEACHER if name == "teacher" else name for name in FILES}  # architectures
 ALONE = {arch: f"{arch}_alone.pth" for arch in STUDENTS}  # trained without the teacher
 COMMANDS = {
     "teacher": "python teacherTrain.py",
@@ -104,9 +105,10 @@ def read_checkpoint(path: Path, arch: str | None = None, stem: str | None = None
         UserError: the file is missing, truncated, not a checkpoint, for another architecture, or
             contains code. Only `load_network` checks that the weights fit the architecture.
     """
-    command = next((COMMANDS[name] for name in COMMANDS if FILES[name] == path.name), None)
+    name = next((name for name in FILES if FILES[name] == path.name), "")
+    command = COMMANDS.get(name, "").removeprefix("python ")
     if command and not os.path.exists(path):
-        raise UserError(f"{path} is missing; run {command.removeprefix('python ')}")
+        raise UserError(f"{path} is missing; run {command}")
     checkpoint = read_dict(path)
     missing = [key for key in KEYS if key not in checkpoint]
     if missing and arch and stem:
@@ -119,8 +121,8 @@ def read_checkpoint(path: Path, arch: str | None = None, stem: str | None = None
     if arch is not None and checkpoint["arch"] != arch:
         raise UserError(
             f"{path} holds {checkpoint['arch']!r}, expected {arch!r}: "
-            + (f"run {command.removeprefix('python ')}, or " if command else "")
-            + "edit TEACHER and STUDENTS in models/networks.py"
+            + (f"run {command}" if EXPECTED.get(name) == arch else "name another file")
+            + ", or edit TEACHER and STUDENTS in models/networks.py"
         )
     return checkpoint
 
@@ -158,7 +160,10 @@ def _is_color(it: Any) -> bool:
 
 
 FACTS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # what a value must be, in words; its test
-    "arch": (f"one of {', '.join(ARCHS)}", lambda it: type(it) is str and it in ARCHS),
+    "arch": (
+        "selector or a name in models/networks.py",
+        lambda it: type(it) is str and it in ARCHS,
+    ),
     "stem": (
         f"one of {', '.join(STEMS)}, or None",
         lambda it: it is None or (type(it) is str and it in STEMS),
@@ -257,10 +262,7 @@ def load_parts(
             trained for other students.
     """
     paths = {name: find(FILES[name]) for name in names}
-    parts = {
-        name: load_network(path, TEACHER if name == "teacher" else name)
-        for name, path in paths.items()
-    }
+    parts = {name: load_network(path, EXPECTED[name]) for name, path in paths.items()}
     first, classes = shown(paths[names[0]]), parts[names[0]][1]["classes"]
     for name in names:
         if name != "selector":

@@ -109,8 +109,8 @@ def ready_teacher(
 
     If it is `fused` (see `for_inference`), it is faster, but its modules give no outputs.
 
-    The weights of both stems have the same shapes. For weights of another project,
-    the stem with the higher accuracy on up to 500 images of `val` is used, and a line says so.
+    The weights of both stems have the same shapes. For weights of another project, the stem with
+    the higher accuracy on up to 500 images of `val` is used, and a line says so.
     Raises UserError, which names `path`, if the teacher has other classes than `val`.
     """
     check_classes(path, facts, val.classes, val.name)

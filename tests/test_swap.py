@@ -1,0 +1,55 @@
+"""Another teacher and other students: one line of models/networks.py is edited, nothing else."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+RUN = """
+import sys
+from utils import cli
+
+for script, *flags in COMMANDS:
+    sys.argv = [script, *flags, "--subset", "80", "--device", "cpu"]
+    try:
+        cli.run(__import__(script.removesuffix(".py")).main)
+    except SystemExit as stop:
+        print(stop.code)
+        assert not stop.code, stop.code
+"""
+EPOCH = ["--epochs", "1", "--batch-size", "40"]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "students"), [("shufflenet_v2_x1_0", ("mobilenet_v3_small", "cnn"))]
+)
+def test_the_scripts_run_to_the_report_with_other_networks(teacher, students, tmp_path, small_npz):
+    for folder in ("models", "utils", "evaluation"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    path = tmp_path / "models" / "networks.py"
+    line = f"TEACHER, STUDENTS = {teacher!r}, {students!r}"
+    text, edited = re.subn("^TEACHER, STUDENTS = .*", line, path.read_text(), flags=re.MULTILINE)
+    assert edited == 1
+    path.write_text(text)
+    commands = [
+        ("teacherTrain.py", *EPOCH),
+        *(("StudentTrain.py", "--model", str(k + 1), *EPOCH) for k in range(len(students))),
+        ("trainSelector.py", *EPOCH),
+        ("inference.py", "--out", "out"),
+    ]
+    commands = [[*command, "--data-dir", str(small_npz)] for command in commands]
+    code = RUN.replace("COMMANDS", repr(commands))
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (tmp_path / "out" / "report.html").read_text()
+    files = {path.name for path in (tmp_path / "runs" / "quick").glob("*.pth")}
+    for name in ("teacher", *students, "selector"):
+        assert f"{name}.pth" in files and f'"{name}"' in page
