@@ -22,14 +22,15 @@ test-long: .venv/dev
 	FUZZ=50000 .venv/bin/python -m pytest -m "slow or not slow"
 
 TO_COME = .venv/bin/python -m benchmarks.reproduce $(FLAGS) --done
+STUDENTS = .venv/bin/python -c 'import models; print(*range(1, len(models.STUDENTS) + 1))'
 reproduce: .venv/runtime
 	@$(TO_COME) 0
 	.venv/bin/python teacherTrain.py $(FLAGS)
-	@$(TO_COME) 1
-	.venv/bin/python StudentTrain.py --model 1 $(FLAGS)
-	@$(TO_COME) 2
-	.venv/bin/python StudentTrain.py --model 2 $(FLAGS)
-	@$(TO_COME) 3
+	@for student in $$($(STUDENTS)); do \
+		$(TO_COME) $$student || exit; \
+		echo .venv/bin/python StudentTrain.py --model $$student $(FLAGS); \
+		.venv/bin/python StudentTrain.py --model $$student $(FLAGS) || exit; \
+	done; $(TO_COME) $$((student + 1))
 	.venv/bin/python trainSelector.py $(FLAGS)
 	.venv/bin/python inference.py $(if $(SUBSET),--subset $(SUBSET))
 

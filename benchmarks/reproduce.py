@@ -1,7 +1,7 @@
 """Estimate how long `make reproduce` takes on this machine, from a few steps of each training.
 
-    python -m benchmarks.reproduce             all five stages
-    python -m benchmarks.reproduce --done 2    the remaining stages after two of the five
+    python -m benchmarks.reproduce             all stages
+    python -m benchmarks.reproduce --done 2    the remaining stages after two of them
 
 The networks are trained for a few steps on random images, with the settings of the scripts.
 """
@@ -33,7 +33,7 @@ SELECTOR = 0.02  # time of a selector's training step, relative to the faster st
 
 @dataclass(frozen=True)
 class Stage:
-    """One of the five stages of `make reproduce`, and its time."""
+    """A stage of `make reproduce`, and its time."""
 
     name: str
     epochs: int | None
@@ -58,7 +58,7 @@ def seconds_per_image(arch: str, stem: str, batch_size: int, device: torch.devic
 def stages(
     step: dict[str, float], epochs: dict[str, int], done: dict[str, int], subset: int | None = None
 ) -> list[Stage]:
-    """The five stages of `make reproduce`.
+    """The stages of `make reproduce`: one for each network, then the tables and figures.
 
     Args:
         step: seconds per image of a training step, for each network except the selector.
@@ -103,7 +103,10 @@ def epochs_done(folder: Path) -> dict[str, int]:
 def main() -> None:
     parser = cli.training_parser(__doc__, vars(teacherTrain))
     parser.set_defaults(epochs=None)
-    parser.add_argument("--done", type=int, choices=range(5), default=0, help="stages already done")
+    every = len(STUDENTS) + 3  # with teacher, selector, and tables and figures
+    parser.add_argument(
+        "--done", type=int, choices=range(every), default=0, help="stages already done"
+    )
     args = parser.parse_args()
     device = pick_device(args.device)
     of = {"teacher": teacherTrain, **dict.fromkeys(STUDENTS, StudentTrain)}
@@ -119,9 +122,10 @@ def main() -> None:
     left = stages(step, epochs, done, args.subset)[args.done :]
     what = "remaining time" if args.done else "total time"
     print(f"{what}, estimated from a few training steps on {device}, {precision(device)}:")
+    wide = 2 + max(len(stage.name) for stage in left)
     for number, stage in enumerate(left, args.done + 1):
         count = "" if stage.epochs is None else f"{stage.epochs} epochs"
-        print(f"  {number} of 5  {stage.name:<28}{count:<12}{told(stage.seconds)}")
+        print(f"  {number} of {every}  {stage.name:<{wide}}{count:<12}{told(stage.seconds)}")
     print(f"  in total {told(sum(stage.seconds for stage in left))}\n", flush=True)
 
 

@@ -58,7 +58,8 @@ def print_answers(system: System, paths: list[Path], batch_size: int, device: to
     """
     failed = 0
     width = max(12, *(len(name) + 1 for name in system.made_of["classes"]))
-    print(f"{'class':<{width}}{'probability':>11}  {'student':<13}file")
+    wide = max(13, *(len(name) + 2 for name in system.names))
+    print(f"{'class':<{width}}{'probability':>11}  {'student':<{wide}}file")
     for batch in answers(system, image_files(paths), batch_size, device):
         for each in batch:
             if each.error:
@@ -66,7 +67,7 @@ def print_answers(system: System, paths: list[Path], batch_size: int, device: to
                 print(f"inference.py: error: {each.error}", file=sys.stderr)
             else:
                 print(
-                    f"{each.label:<{width}}{each.probability:>11.1%}  {each.student:<13}"
+                    f"{each.label:<{width}}{each.probability:>11.1%}  {each.student:<{wide}}"
                     f"{one_line(each.file)}"
                 )
         sys.stdout.flush()

@@ -270,8 +270,9 @@ def _on(shade: tuple[float, ...]) -> str:
 def reliability_diagrams(measured: Measured) -> Figure:
     """Accuracy against predicted probability, one panel per classifier."""
     names = [name for name in COLORS if name in measured.answers]
+    down = -(-len(names) // 3)
     figure, grid = plt.subplots(
-        2, 3, figsize=(9, 6.6), layout="constrained", sharex=True, sharey=True
+        down, 3, figsize=(9, 3.3 * down), layout="constrained", sharex=True, sharey=True
     )
     for axes in grid.flat[len(names) :]:
         axes.axis("off")
@@ -301,8 +302,8 @@ def reliability_diagrams(measured: Measured) -> Figure:
             title_fontsize=9,
         )
         axes.grid(axis="both", alpha=0.3)
-    grid[0, 0].set_xlim(20, 100)
-    grid[0, 0].set_ylim(20, 100)
+    grid.flat[0].set_xlim(20, 100)
+    grid.flat[0].set_ylim(20, 100)
     figure.supxlabel("predicted probability, %", fontsize=10)
     figure.supylabel("correct answers, %", fontsize=10)
     return figure

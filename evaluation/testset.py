@@ -235,21 +235,22 @@ def print_tables(metrics: dict) -> None:
         )
     columns = [name for name in ("teacher", *STUDENTS, "routed") if name in metrics["accuracy"]]
     heads = [*columns, "to student 1"]
+    wide = max(14, *(len(head) + 2 for head in heads))
     width = max(18, *(len(label) + 1 for label in metrics["route_share_per_class"]))
-    print(f"\n{'top-1 % by class':<{width}}" + "".join(f"{head:>14}" for head in heads))
+    print(f"\n{'top-1 % by class':<{width}}" + "".join(f"{head:>{wide}}" for head in heads))
     for label, share in metrics["route_share_per_class"].items():
         shares = [*(metrics["per_class"][name][label] for name in columns), share]
-        print(f"{label:<{width}}" + "".join(f"{100 * each:>14.1f}" for each in shares))
+        print(f"{label:<{width}}" + "".join(f"{100 * each:>{wide}.1f}" for each in shares))
     shares = [*(metrics["accuracy"][name] for name in columns), metrics["route_share"][STUDENTS[0]]]
-    print(f"{'all':<{width}}" + "".join(f"{100 * each:>14.1f}" for each in shares) + "\n")
+    print(f"{'all':<{width}}" + "".join(f"{100 * each:>{wide}.1f}" for each in shares) + "\n")
     if metrics["context"] == "clean":
         return
     heads = [*columns, "to student 1", "to student 2"]
-    print(f"{'top-1 % by context':<18}" + "".join(f"{head:>14}" for head in heads))
+    print(f"{'top-1 % by context':<18}" + "".join(f"{head:>{wide}}" for head in heads))
     for kind, facts in metrics["per_context"].items():
         print(
             f"{kind:<18}"
-            + "".join(f"{100 * facts['accuracy'][name]:>14.1f}" for name in columns)
-            + "".join(f"{facts['sent'][name]:>14,}" for name in STUDENTS)
+            + "".join(f"{100 * facts['accuracy'][name]:>{wide}.1f}" for name in columns)
+            + "".join(f"{facts['sent'][name]:>{wide},}" for name in STUDENTS)
         )
     print()

@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from evaluation.testset import LABELS
-from models import NETWORKS, STUDENTS, TEACHER, parameters
+from models import NETWORKS, STEMS, STUDENTS, TEACHER, macs, network, parameters
 from studies.compression import PUBLISHED, all_costs
 from studies.distillation import Trained, cells, name_of, summary
 from utils import cli
@@ -286,6 +288,22 @@ def compression(metrics: dict, stem: str) -> str:
     return markdown(heads, rows)
 
 
+def networks() -> str:
+    """Table of all networks: parameters, and MACs for one 32x32 image with each stem."""
+    with torch.device("meta"):  # counting needs no weights
+        nets = {arch: {stem: network(arch, stem) for stem in STEMS} for arch in NETWORKS}
+        rows = [
+            [
+                f"`{arch}`",
+                NETWORKS[arch].title,
+                f"{parameters(stems[STEMS[0]]):.2f}",
+                *(f"{macs(net) / 1e6:.1f}" for net in stems.values()),
+            ]
+            for arch, stems in nets.items()
+        ]
+    return markdown(["name", "", "M parameters", *(f"MMACs, `{stem}`" for stem in STEMS)], rows)
+
+
 def checkpoints(paths: Sequence[Path]) -> str:
     """Table of the facts in the checkpoints, one column each; then SHA-256 as from sha256sum."""
     columns = [_facts(path) for path in paths]
@@ -379,6 +397,7 @@ def texts() -> dict[Path, str]:
             "distillation": table(distillation, "distillation"),
             "routing": table(routing, "routing"),
         },
+        ROOT / "docs" / "networks.md": {"networks": networks()},
         ROOT / "docs" / "speed.md": {"speed": table(speed, "benchmarks")},
         ROOT / "docs" / "tried.md": {
             "selectors": table(selectors, "selectors"),

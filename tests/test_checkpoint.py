@@ -20,6 +20,7 @@ from torch import nn
 from models import Selector, network
 from utils.checkpoint import (
     COMMANDS,
+    EXPECTED,
     FILES,
     KEYS,
     amend_checkpoint,
@@ -121,6 +122,17 @@ def test_all_documented_keys_are_there(path):
 
 
 # ------------------------------------------------------------------ files that are refused
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_network_in_the_place_of_another_is_refused_by_name(name, tmp_path):
+    path = tmp_path / FILES[name]
+    save_checkpoint(path, network("resnet18"), "resnet18", "cifar-pool", {}, 1, 0.1)
+    with pytest.raises(UserError) as error:
+        load_network(path, EXPECTED[name])
+    command = COMMANDS[name].removeprefix("python ")
+    for fact in (path, "'resnet18'", repr(EXPECTED[name]), command, "models/networks.py"):
+        assert str(fact) in str(error.value)
 
 
 @pytest.mark.parametrize("arch", FILES)
@@ -523,8 +535,8 @@ def test_tensor_expanded_to_a_million_million_numbers_is_refused(place, path):
 
 def test_tensors_that_share_a_record_are_counted_each(path):
     record = torch.zeros(2**20)
-    save_selector(path, extra=[record.view(2, -1) for _ in range(200)])
-    assert "its tensors have more than 536,870,912 bytes" in refusal(path)
+    save_selector(path, extra=[record.view(2, -1) for _ in range(600)])
+    assert "its tensors have more than 2,147,483,648 bytes" in refusal(path)
 
 
 def test_numbers_without_a_tensor_are_refused(path):

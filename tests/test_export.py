@@ -155,7 +155,7 @@ def test_a_missing_network_is_told_with_its_command(command, tmp_path, part):
             (tmp_path / FILES[arch]).symlink_to(ROOT / "checkpoints" / FILES[arch])
     status, said = command("--checkpoint-dir", tmp_path, "--out", tmp_path / "out")
     assert status == 2 and said.out == "" and len(said.err.splitlines()) == 1
-    assert f"{part}.pth is missing; make it with: python" in said.err
+    assert f"{part}.pth is missing; run " in said.err
 
 
 def test_both_sides_of_the_benchmark_answer_the_same_images(clone, small_npz, monkeypatch):

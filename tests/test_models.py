@@ -21,12 +21,6 @@ from models import (
 )
 from utils.data import normalize
 
-SIZES = {  # millions of parameters, of MACs with the stem "cifar" and with "cifar-pool"
-    "resnet50": (23.52, 1298, 325.8),
-    "densenet121": (6.96, 888, 223.4),
-    "googlenet": (5.60, 452, 114.4),
-}
-
 
 @pytest.fixture(scope="module")
 def images(sample):
@@ -35,15 +29,6 @@ def images(sample):
 
 
 # ------------------------------------------------------------------ teacher and students
-
-
-@pytest.mark.parametrize("arch", SIZES)
-def test_parameters_and_macs_are_as_documented(arch):
-    with torch.device("meta"):  # shapes without numbers: counting takes no work
-        nets = [network(arch, stem) for stem in STEMS]
-    size, *work = SIZES[arch]
-    assert [parameters(net) for net in nets] == pytest.approx([size, size], rel=0.01)
-    assert [macs(net) / 1e6 for net in nets] == pytest.approx(work, rel=0.01)
 
 
 @pytest.mark.parametrize("stem", STEMS)
