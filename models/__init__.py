@@ -9,7 +9,6 @@ from models.networks import (
     STEMS,
     STUDENTS,
     TEACHER,
-    Arch,
     check_images,
     network,
 )
@@ -21,7 +20,6 @@ __all__ = [
     "STEMS",
     "STUDENTS",
     "TEACHER",
-    "Arch",
     "Cascade",
     "MultiStudent",
     "Selector",

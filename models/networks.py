@@ -75,8 +75,8 @@ def network(arch: str, stem: str = "cifar-pool", classes: int = 10) -> nn.Module
     downsample by 4 before the first block, with a convolution of stride 2 and a max-pool. Here, the
     first convolution has stride 1 and a kernel of at most 3x3. The stem "cifar" also removes the
     max-pool behind it, which is more accurate. The stem "cifar-pool" keeps it and needs about a
-    quarter of the MACs. MobileNet and EfficientNet have no max-pool, and the small CNN has one in
-    each block, none of which is a stem: for these, both stems are the same network.
+    quarter of the MACs. MobileNet and EfficientNet have no such max-pool, and the small CNN has
+    one in each block: for these, both stems are the same network.
 
     The network maps normalized images (N, 3, 32, 32) to logits (N, classes). It is float32, also if
     PyTorch's default type is another. Its state dict has the same keys as torchvision's.

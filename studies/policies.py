@@ -225,7 +225,7 @@ def _read_scores(path: Path, val: int, test: int) -> torch.Tensor:
 
 
 def collect(args: argparse.Namespace) -> None:
-    """Compute the logits of the four networks for validation and test images; write logits.npz.
+    """Compute the logits of all networks for validation and test images; write logits.npz.
 
     Raises UserError if a checkpoint or the data set is not available, or if the selector was
     trained for other students.

@@ -11,7 +11,7 @@ import torch
 import hubconf
 import inference
 from benchmarks import subjects
-from models import STUDENTS
+from models import STUDENTS, TEACHER
 from studies import policies
 from utils.checkpoint import FILES, load_network, read_checkpoint, write_dict
 from utils.data import MEAN, STD, normalize
@@ -19,7 +19,7 @@ from utils.files import UserError
 from utils.logits import top1
 
 ROOT = Path(__file__).resolve().parent.parent
-ENTRIES = ("teacher", "resnet50", "densenet121", "googlenet", "selector", "multistudent")
+ENTRIES = ("teacher", TEACHER, *STUDENTS, "selector", "multistudent")
 
 
 def hub(name, **options):
@@ -137,7 +137,7 @@ def test_the_help_of_every_entry_tells_shapes_and_normalization():
     texts = {name: getattr(hubconf, name).__doc__ for name in ENTRIES}  # from torch.hub.help
     for name, text in texts.items():
         assert "(N, 3, 32, 32) ->" in text and (
-            name in ("teacher", "resnet50") or "those of `teacher`" in text
+            name in ("teacher", TEACHER) or "those of `teacher`" in text
         )
     assert "num_classes: 2 to 1,000" in texts["teacher"]
     for color in (MEAN, STD):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from models import NETWORKS
+
 ROOT = Path(__file__).resolve().parent.parent
 RUN = """
 import sys
@@ -21,6 +23,7 @@ for script, *flags in COMMANDS:
         print(stop.code)
         assert not stop.code, stop.code
 """
+CODE = (".py", ".js", ".html")
 EPOCH = ["--epochs", "1", "--batch-size", "40"]
 
 
@@ -54,3 +57,12 @@ def test_the_scripts_run_to_the_report_with_other_networks(teacher, students, tm
     files = {path.name for path in (tmp_path / "runs" / "quick").glob("*.pth")}
     for name in ("teacher", *students, "selector"):
         assert f"{name}.pth" in files and f'"{name}"' in page
+
+
+def test_only_the_table_names_architectures():
+    folders = [ROOT, *(ROOT / name for name in ("models", "utils", "evaluation", "benchmarks"))]
+    files = [path for folder in folders for path in folder.glob("*") if path.suffix in CODE]
+    for path in files:
+        told = path.read_text(encoding="utf-8")
+        if path.name != "networks.py":
+            assert [arch for arch in NETWORKS if arch in told and arch != "cnn"] == [], path
