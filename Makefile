@@ -2,11 +2,12 @@
 # make test        lint, then the test suite
 # make test-long   all tests, including the slow ones, 50,000 mutated checkpoints and pictures
 # make reproduce   train everything; EPOCHS=1 SUBSET=2000 for a quick test, RESUME=1 to continue;
+#                  DATA=cifar100 or DATA=mine.npz for other images;
 #                  with SUBSET, writes to runs/quick/
 # make reproduce-contexts   train the system and its baselines on several contexts, and compare them
 
 PYTHON ?= python3
-FLAGS = $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(SUBSET),--subset $(SUBSET)) $(if $(RESUME),--resume)
+FLAGS = $(if $(DATA),--data $(DATA)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(SUBSET),--subset $(SUBSET)) $(if $(RESUME),--resume)
 
 .PHONY: demo test test-long reproduce reproduce-contexts
 
@@ -32,7 +33,7 @@ reproduce: .venv/runtime
 		.venv/bin/python StudentTrain.py --model $$student $(FLAGS) || exit; \
 	done; $(TO_COME) $$((student + 1))
 	.venv/bin/python trainSelector.py $(FLAGS)
-	.venv/bin/python inference.py $(if $(SUBSET),--subset $(SUBSET))
+	.venv/bin/python inference.py $(if $(DATA),--data $(DATA)) $(if $(SUBSET),--subset $(SUBSET))
 
 # Starts from the networks of `make reproduce`, or from the shipped ones.
 reproduce-contexts: .venv/runtime

@@ -38,6 +38,7 @@ from utils.training_step import Outputs
 # ------------------------------------------------------------------ hyperparameters
 
 # Each of these also has a flag:
+DATA = "cifar10"  # or "cifar100", or the path of an .npz file with your own images
 EPOCHS = 48
 BATCH_SIZE = 128  # images per step
 LEARNING_RATE = 5e-3  # maximum, reached after the warm-up
@@ -74,7 +75,7 @@ def main() -> None:
         teacher_path = args.teacher or cli.found(args, FILES["teacher"])
         teacher, facts = load_network(teacher_path, models.TEACHER, STEM if args.teacher else None)
         taught_by = fingerprint_of(teacher)
-    train, val, test = load_splits(args.data_dir, args.subset, device)
+    train, val, test = load_splits(args.data, args.subset, device, facts if teacher else None)
     if teacher:
         teacher = ready_teacher(teacher, facts, teacher_path, val, fused=not LAYERS)
     if args.indices:

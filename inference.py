@@ -24,7 +24,7 @@ from evaluation.report import write_report
 from evaluation.testset import measure, print_tables, test_images
 from models import STUDENTS, TEACHER
 from utils import cli
-from utils.checkpoint import ALONE, FILES, check_classes, fingerprint_of, load_network, load_parts
+from utils.checkpoint import ALONE, FILES, check_data, fingerprint_of, load_network, load_parts
 from utils.contexts import image_seeds, in_context, kinds
 from utils.data import listed
 from utils.device import for_inference, pick_device, precision
@@ -114,8 +114,9 @@ def measure_test_set(args: argparse.Namespace) -> int:
     paths = {Path(file).stem: cli.found(args, file) for file in files}
     histories = figures.read_histories({name: paths[name] for name in paths if name != "selector"})
     parts = load_parts(lambda file: cli.found(args, file))
-    dataset, test = test_images(args.data_dir, args.subset, device)
-    check_classes(paths[STUDENTS[0]], parts[STUDENTS[0]][1], test.classes, test.name)
+    first = parts[STUDENTS[0]][1]
+    dataset, test = test_images(args.data, args.subset, device, first)
+    check_data(paths[STUDENTS[0]], first, test.data)
     networks = {arch: for_inference(net, device) for arch, (net, _) in parts.items()}
     systems = {
         name: assemble(
@@ -130,7 +131,7 @@ def measure_test_set(args: argparse.Namespace) -> int:
     for name, arch in {"teacher": TEACHER, **{f"{arch}_alone": arch for arch in ALONE}}.items():
         if paths[name].exists():
             net, facts[name] = load_network(paths[name], arch)
-            check_classes(paths[name], facts[name], test.classes, test.name)
+            check_data(paths[name], facts[name], test.data)
             networks[name], weights[name] = for_inference(net, device), fingerprint_of(net)
     seen, test = kinds(args.context, image_seeds(test)), in_context(test, args.context)
     dataset += "" if args.context == "clean" else f", {args.context}"

@@ -27,6 +27,7 @@ from utils.run import Run
 # ------------------------------------------------------------------ hyperparameters
 
 # Each of these also has a flag:
+DATA = "cifar10"  # or "cifar100", or the path of an .npz file with your own images
 EPOCHS = 40
 BATCH_SIZE = 128  # images per step
 LEARNING_RATE = 5e-3  # maximum, reached after the warm-up
@@ -53,7 +54,7 @@ def main() -> None:
     join_group(device)
     path = args.checkpoint_dir / FILES["teacher"]
     claim(path)
-    train, val, test = load_splits(args.data_dir, args.subset, device)
+    train, val, test = load_splits(args.data, args.subset, device)
     torch.manual_seed(args.seed)
     teacher, init = starting_network(models.TEACHER, STEM, args.init, path, train.classes)
     teacher = to_device(teacher, device)

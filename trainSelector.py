@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from models import STUDENTS, MultiStudent, Selector, confidence
-from utils.checkpoint import FILES, amend_checkpoint, check_classes, fingerprint_of, load_network
+from utils.checkpoint import FILES, amend_checkpoint, check_data, fingerprint_of, load_network
 from utils.contexts import context_labels, image_seeds, in_context, told_apart
 from utils.data import Split, data_facts, load_splits
 from utils.device import autocast, for_inference, pick_device, to_device
@@ -32,6 +32,7 @@ from utils.safe_load import brief
 # ------------------------------------------------------------------ hyperparameters
 
 # Each of these also has a flag:
+DATA = "cifar10"  # or "cifar100", or the path of an .npz file with your own images
 EPOCHS = 10
 BATCH_SIZE = 128  # images per step
 LEARNING_RATE = 0.05  # maximum, reached after the warm-up
@@ -76,9 +77,9 @@ def main() -> None:
             f"images of both; these were trained on {' and '.join(map(brief, trained_on))} images, "
             f"the selector is for {args.context} images: use --label-rule errors"
         )
-    splits = load_splits(args.data_dir, args.subset, device)
+    splits = load_splits(args.data, args.subset, device, students[0][1])
     for student_path, (_, facts) in zip(paths, students, strict=True):
-        check_classes(student_path, facts, splits[0].classes, splits[0].name)
+        check_data(student_path, facts, splits[0].data)
     # The context of an image is the same in every epoch, because its label depends on it.
     train, val, test = (in_context(split, args.context) for split in splits)
     data = data_facts(splits[0].images, splits[0].labels)  # degraded pixels vary with the processor
@@ -109,14 +110,14 @@ def main() -> None:
     train_logits = []
     if args.label_rule == "errors" or args.label_weight:  # the context alone needs no student
         train_logits = [
-            predict(student, train.images, f"student {k}") for k, student in enumerate(students, 1)
+            predict(student, train, f"student {k}") for k, student in enumerate(students, 1)
         ]
     targets = labels_of(train, train_logits)
     weights = torch.ones_like(targets)
     if args.label_weight:
         weights = label_weights(*train_logits, train.labels)
     print(f"{share(targets == 1):.1%} of the training images are labeled with student 1")
-    val_logits = [predict(student, val.images) for student in students]
+    val_logits = [predict(student, val) for student in students]
     val_targets = labels_of(val, val_logits)
     right = [logits.argmax(dim=1) == val.labels for logits in val_logits]
 
@@ -126,15 +127,15 @@ def main() -> None:
                 scores = run.model(images)
                 loss = F.binary_cross_entropy_with_logits(scores.float(), better, weight)
             run.step(loss, correct=(scores > 0) == (better > 0.5))
-        scores = predict(selector, val.images, "validation", args.batch_size)
+        scores = predict(selector, val, "validation", args.batch_size)
         val_loss = F.binary_cross_entropy_with_logits(scores, val_targets).item()
         run.end_epoch(val_loss, routed_accuracy(0.5, scores.sigmoid(), *right))
 
     selector = for_inference(load_network(path)[0], device)
-    scores = predict(selector, val.images).sigmoid()
+    scores = predict(selector, val).sigmoid()
     threshold = best_threshold(scores, *right) if THRESHOLD is None else THRESHOLD
     both = sum(val_logits).argmax(dim=1) == val.labels
-    logits, choice = predict(MultiStudent(students, selector, threshold), test.images, "test")
+    logits, choice = predict(MultiStudent(students, selector, threshold), test, "test")
     facts = {
         "threshold": threshold,
         "cascade_threshold": best_threshold(confidence(val_logits[1]), right[1], both),

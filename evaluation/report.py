@@ -282,14 +282,14 @@ def _column(values: torch.Tensor) -> dict[str, str]:
 
 
 def _side_by_side(images: torch.Tensor) -> str:
-    """A sprite sheet of images, uint8 (M, 32, 32, 3): a JPEG with ACROSS columns, as a data URI."""
-    rows = -(-len(images) // ACROSS)
-    sheet = np.zeros((rows * ACROSS, 32, 32, 3), np.uint8)
+    """A sprite sheet of images, uint8 (M, S, S, 3): a JPEG with ACROSS columns, as a data URI."""
+    rows, size = -(-len(images) // ACROSS), images.shape[1]
+    sheet = np.zeros((rows * ACROSS, size, size, 3), np.uint8)
     sheet[: len(images)] = images.cpu().numpy()
-    sheet = sheet.reshape(rows, ACROSS, 32, 32, 3).transpose(0, 2, 1, 3, 4)
+    sheet = sheet.reshape(rows, ACROSS, size, size, 3).transpose(0, 2, 1, 3, 4)
     buffer = io.BytesIO()
-    # Each picture covers exactly 4 x 4 JPEG blocks, so neighbors do not affect each other.
-    Image.fromarray(sheet.reshape(rows * 32, ACROSS * 32, 3)).save(
+    # Pictures of 32 pixels cover exactly 4 x 4 JPEG blocks, so neighbors do not affect each other.
+    Image.fromarray(sheet.reshape(rows * size, ACROSS * size, 3)).save(
         buffer, "JPEG", quality=90, subsampling=0
     )
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

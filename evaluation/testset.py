@@ -2,8 +2,8 @@
 
 import sys
 import time
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,18 +31,26 @@ LABELS = {  # names of the networks and policies in tables and figures
 }
 
 
-def test_images(data_dir: Path, subset: int | None, device: torch.device) -> tuple[str, Split]:
-    """Load the test set, or the sample in data/ if it is not available. Returns (name, images)."""
+def test_images(
+    data: str, subset: int | None, device: torch.device, seen_by: Mapping[str, Any]
+) -> tuple[str, Split]:
+    """Load the test set, or the sample in data/ if it is not available. Returns (name, images).
+
+    The arguments are those of `load_splits`.
+    """
     try:
-        test = load_splits(data_dir, subset, device)[2]
+        test = load_splits(data, subset, device, seen_by)[2]
         own = test.name != "CIFAR-10"
         return f"test images of {test.name}" if own else "CIFAR-10 test set", test
     except UserError as error:
-        if not is_default(data_dir):  # the user asked for this file: do not replace it
+        if not is_default(data):  # the user asked for this file: do not replace it
             raise
         print(f"\nThe CIFAR-10 test set is not available: {error}\n", file=sys.stderr)
         print("Using the 1,000 test images in data/sample.npz instead.\n", file=sys.stderr)
-        return "sample of the CIFAR-10 test set", load_sample(subset, device)
+        sample = load_sample(subset, device)
+        mean, std = tuple(seen_by["mean"]), tuple(seen_by["std"])
+        sample.data = replace(sample.data, mean=mean, std=std)
+        return "sample of the CIFAR-10 test set", sample
 
 
 @dataclass
@@ -105,13 +113,14 @@ def measure(
     logits, speed = {}, {}
     runs = {**networks, "routed": systems["selector"].net, "cascade": systems["cascade"].net}
     for name, net in runs.items():
-        predict(net, test.images[:batch_size], None, batch_size)  # warm-up, not timed
+        predict(net, test.take(slice(batch_size)), None, batch_size)  # warm-up, not timed
         started = time.perf_counter()
-        answer = predict(net, test.images, LABELS.get(name, name), batch_size)
+        answer = predict(net, test, LABELS.get(name, name), batch_size)
         speed[name] = len(test) / (time.perf_counter() - started)
         if name in networks:
             logits[name] = answer.cpu()  # Apple's GPUs have no float64
-    nets = Networks(logits, {name: macs(net) for name, net in networks.items()}, test.labels.cpu())
+    work = {name: macs(net, test.data.size) for name, net in networks.items()}
+    nets = Networks(logits, work, test.labels.cpu())
     thresholds = {name: system.threshold for name, system in systems.items()}
     return evaluate(nets, thresholds, temperatures, speed, test, seen)
 

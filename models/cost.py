@@ -11,12 +11,12 @@ def parameters(net: nn.Module) -> float:
 
 
 @torch.no_grad()
-def macs(net: nn.Module) -> int:
-    """Multiply-accumulates of convolutions and linear layers for one 32x32 image.
+def macs(net: nn.Module, size: int = 32) -> int:
+    """Multiply-accumulates of convolutions and linear layers for one image of `size` pixels.
 
     PyTorch's FlopCounterMode counts two operations per multiply-accumulate.
     """
     weights = next(net.parameters())
     with FlopCounterMode(display=False) as counter:
-        net.eval()(torch.zeros(1, 3, 32, 32, device=weights.device, dtype=weights.dtype))
+        net.eval()(torch.zeros(1, 3, size, size, device=weights.device, dtype=weights.dtype))
     return counter.get_total_flops() // 2

@@ -26,7 +26,7 @@ import json
 import shlex
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ from utils.augment import Augmentation, Batches
 from utils.checkpoint import (
     FILES,
     QUICK,
-    check_classes,
+    check_data,
     check_students,
     fingerprint_of,
     load_network,
@@ -64,7 +64,7 @@ from utils.contexts import (
     in_context,
     kinds,
 )
-from utils.data import Split, data_facts, described, fingerprint, load_splits
+from utils.data import CIFAR10, Split, data_facts, described, fingerprint, load_splits
 from utils.device import for_inference, pick_device
 from utils.files import UserError, move, previous, replacing, shown, write_json
 from utils.logits import predict, top1
@@ -180,14 +180,15 @@ def main() -> None:
     device = pick_device(args.device)
     figures_into(args.out)
 
-    train, val, test = load_splits(args.data_dir, args.subset, device)
+    # This study normalizes all images like CIFAR-10's, and refuses networks for other ones.
+    train, val, test = load_splits(args.data, args.subset, device, asdict(CIFAR10))
     networks = planned(args, data_facts(train.images, train.labels))
     if args.train:
         for arch in STUDENTS:
             networks[arch].make()
     system = assembled(networks, device, args.train)
     for path in [each.path for each in networks.values() if each.path.exists()]:
-        check_classes(path, read_checkpoint(path), test.classes, test.name)
+        check_data(path, read_checkpoint(path), test.data)
     print(f"computing logits for {described(train, val, test)}", flush=True)
     train = train.take(slice(IMAGES))
     images, rows = image_sets(train, val, test), rows_by_context(test)

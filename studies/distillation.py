@@ -159,7 +159,7 @@ def main() -> None:
     args = parser.parse_args()
     figures = figures_into(args.out)
     teacher = args.checkpoint_dir / FILES["teacher"]
-    images = load_splits(args.data_dir, args.subset)[0]
+    images = load_splits(args.data, args.subset)[0]
     of = {
         "epochs": args.epochs,
         "batch_size": args.batch_size,

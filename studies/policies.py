@@ -17,6 +17,7 @@ A high score means that student 1 should answer. See docs/router.md for an examp
 import argparse
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ from evaluation.policies import (
 from evaluation.significance import auroc_apart, mcnemar_p, wilson_interval
 from models import STUDENTS, confidence, macs
 from utils import cli
-from utils.checkpoint import FILES, check_classes, fingerprint_of, load_parts
+from utils.checkpoint import FILES, check_data, fingerprint_of, load_parts
 from utils.data import described, load_splits
 from utils.device import for_inference, pick_device
 from utils.files import UserError, replacing, shown, try_folder, write_json
@@ -235,15 +236,15 @@ def collect(args: argparse.Namespace) -> None:
     parts = load_parts(lambda file: args.checkpoint_dir / file, tuple(FILES))
     nets = {arch: net for arch, (net, _) in parts.items()}
     facts = {arch: info for arch, (_, info) in parts.items()}
-    _, *splits = load_splits(args.data_dir, args.subset, device)
+    _, *splits = load_splits(args.data, args.subset, device, facts[STUDENTS[0]])
     for arch, file in FILES.items():
         path = args.checkpoint_dir / file
-        check_classes(path, facts[arch], splits[0].classes, splits[0].name)
+        check_data(path, facts[arch], splits[0].data)
     print(f"computing logits for {described(*splits)}", flush=True)
     about = {
         "classes": facts[STUDENTS[0]]["classes"],
         "weights": {arch: fingerprint_of(net) for arch, net in nets.items()},
-        "macs": {arch: macs(net) for arch, net in nets.items()},
+        "macs": {arch: macs(net, splits[0].data.size) for arch, net in nets.items()},
         "thresholds": {
             name: facts["selector"].get(*POLICIES[name].threshold)
             for name in ("selector", "cascade")
@@ -255,7 +256,7 @@ def collect(args: argparse.Namespace) -> None:
         "validation": len(splits[0]),
         "about": json.dumps(about),
     }
-    images = torch.cat([split.images for split in splits])
+    images = replace(splits[0], images=torch.cat([split.images for split in splits]))
     for arch, net in nets.items():
         logits = predict(for_inference(net, device), images, arch, args.batch_size)
         arrays[arch] = logits.half().cpu().numpy()
@@ -265,7 +266,7 @@ def collect(args: argparse.Namespace) -> None:
             )
     with replacing(args.out / "logits.npz") as file:
         np.savez_compressed(file, **arrays)
-    print(f"wrote {shown(args.out / 'logits.npz')}: {len(images):,} images\n")
+    print(f"wrote {shown(args.out / 'logits.npz')}: {sum(map(len, splits)):,} images\n")
 
 
 def read_logits(path: Path) -> tuple[Networks, Networks, dict[str, float]]:

@@ -37,8 +37,8 @@ from studies.policies import measured_policy
 from studies.specialize import halves
 from utils import cli
 from utils.augment import Augmentation, Batches, crop_and_flip
-from utils.checkpoint import ALONE, FILES, check_classes, load_network
-from utils.data import Split, data_facts, described, fingerprint, load_splits
+from utils.checkpoint import ALONE, FILES, check_data, load_network
+from utils.data import CIFAR10, Split, data_facts, described, fingerprint, load_splits
 from utils.device import autocast, for_inference, pick_device, to_device
 from utils.files import UserError, replacing, shown, write_json
 from utils.logits import predict
@@ -333,13 +333,13 @@ def main() -> None:
     args = parser.parse_args()
     device = pick_device(args.device)
     figures = figures_into(args.out)
-    train, val, test = load_splits(args.data_dir, args.subset, device)
-    students = []
-    for arch in STUDENTS:
-        path = args.checkpoint_dir / FILES[arch]
-        student, facts = load_network(path, arch)
-        check_classes(path, facts, train.classes, train.name)
-        students.append(for_inference(student, device))
+    paths = [args.checkpoint_dir / FILES[arch] for arch in STUDENTS]
+    loaded = [load_network(path, arch) for path, arch in zip(paths, STUDENTS, strict=True)]
+    # This study normalizes all images like CIFAR-10's, and refuses networks for other ones.
+    train, val, test = load_splits(args.data, args.subset, device, asdict(CIFAR10))
+    for path, (_, facts) in zip(paths, loaded, strict=True):
+        check_data(path, facts, train.data)
+    students = [for_inference(student, device) for student, _ in loaded]
     folds = out_of_fold(args.out_of_fold, args.out / "out_of_fold.npz", train)
     print(f"training selectors on {described(train, val, test)}", flush=True)
     told = selectors(students, train, val, test, args.seeds, folds, args.batch_size)

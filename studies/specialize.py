@@ -50,7 +50,7 @@ def main() -> None:
     cli.add_out(parser, OUT, "KIND-1.npy and KIND-2.npy")
     args = parser.parse_args()
     try_folder(args.out)
-    train = load_splits(args.data_dir, args.subset)[0]
+    train = load_splits(args.data, args.subset)[0]
     print(f"choosing training images from {described(train)}", flush=True)
 
     if args.kind == "halves":

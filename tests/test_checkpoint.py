@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +25,14 @@ from utils.checkpoint import (
     FILES,
     KEYS,
     amend_checkpoint,
-    check_classes,
+    check_data,
     load_network,
     read_checkpoint,
     save_checkpoint,
     starting_network,
     write_dict,
 )
-from utils.data import CLASSES, normalize, numbered
+from utils.data import CIFAR10, CLASSES, normalize, numbered
 from utils.files import UserError
 from utils.safe_load import brief, read_dict
 
@@ -111,7 +112,7 @@ def test_student_comes_back(googlenet, images):
 def test_all_documented_keys_are_there(path):
     save_selector(path)
     checkpoint = torch.load(path, weights_only=True)
-    assert set(checkpoint) == set(KEYS)
+    assert set(checkpoint) == {*KEYS, "data", "size"}
     assert checkpoint["arch"] == "selector"
     assert checkpoint["classes"] == list(CLASSES)
     assert checkpoint["hyperparameters"] == SHAPE | {"lr": 0.1}
@@ -673,10 +674,19 @@ def test_weights_from_elsewhere_that_do_not_fit_are_counted(change, words, googl
 @pytest.mark.parametrize("names", [["cat", 'Löwe, "big"'], numbered(1000)], ids=["2", "1000"])
 def test_a_network_tells_as_many_classes_apart_as_its_data_have(names, path):
     net = network("googlenet", classes=len(names)).eval()
-    save_checkpoint(path, net, "googlenet", "cifar-pool", {}, 1, 0.5, names)
+    save_checkpoint(
+        path,
+        net,
+        "googlenet",
+        "cifar-pool",
+        {},
+        1,
+        0.5,
+        replace(CIFAR10, name="mine.npz", classes=tuple(names)),
+    )
     loaded, facts = load_network(path)
     assert facts["classes"] == names and loaded(torch.zeros(1, 3, 32, 32)).shape == (1, len(names))
-    check_classes(path, facts, tuple(names), "mine.npz")
+    check_data(path, facts, replace(CIFAR10, name="mine.npz", classes=tuple(names)))
     assert starting_network("googlenet", "cifar-pool", path, Path("new.pth"), names)[1]
 
 
@@ -686,14 +696,18 @@ def test_a_network_for_other_classes_is_refused_with_the_difference(googlenet, p
         (numbered(3), "has 10 classes: airplane, .*, and mine.npz has 3 classes: class 0, class 1"),
         (
             [*CLASSES[:9], "car"],
-            "calls class 9 'truck', and mine.npz 'car': use --data-dir for the data set ",
+            "calls class 9 'truck', and mine.npz 'car': use --data for the data set ",
         ),
     ):
         with pytest.raises(UserError, match=told):
-            check_classes(googlenet[1], load_network(googlenet[1])[1], names, "mine.npz")
+            check_data(
+                googlenet[1],
+                load_network(googlenet[1])[1],
+                replace(CIFAR10, name="mine.npz", classes=tuple(names)),
+            )
     torch.save(net.state_dict(), path)  # of another project: only the number of classes is known
     _, facts = load_network(path, "googlenet", "cifar")
-    check_classes(path, facts, [*CLASSES[:9], "car"], "mine.npz")
+    check_data(path, facts, replace(CIFAR10, name="mine.npz", classes=(*CLASSES[:9], "car")))
     for init in (path, googlenet[1]):
         with pytest.raises(UserError, match="has 10 classes, the data set has 3: leave out --init"):
             starting_network("googlenet", "cifar-pool", init, Path("new.pth"), numbered(3))
@@ -723,7 +737,8 @@ def test_a_network_for_other_classes_is_refused_with_the_difference(googlenet, p
         ("mean", [0.5, 0.5]),
         ("mean", [0.5, 0.5, float("nan")]),
         ("mean", 0.5),
-        ("mean", [0.5, 0.5, 0.5]),  # nothing is normalized so
+        ("std", [0.5, 0.5, 0]),
+        ("size", 31),
         ("std", [0.5, 0.5, float("inf")]),
         ("std", [0.5, 0.5, True]),
         ("val_accuracy", 80.0),

@@ -2,14 +2,11 @@
 
 import hashlib
 import os
-import re
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torchvision
 from torchvision import transforms
 
 from utils import data, download, safe_load
@@ -151,7 +148,7 @@ def test_subset_keeps_the_first_images_of_each_split(small_npz):
 def test_missing_file_is_named_with_the_flag(tmp_path):
     message = error_of(tmp_path / "mine.npz")
     assert str(tmp_path / "mine.npz") in message
-    assert "--data-dir" in message
+    assert "--data" in message
 
 
 @pytest.mark.parametrize("left", [0, 100, 500_000])
@@ -168,11 +165,11 @@ WRONG = {
     ),
     "channels first": (
         lambda a: a.update(test_images=a["test_images"].transpose(0, 3, 1, 2)),
-        "test_images is uint8 (20, 3, 32, 32), expected uint8 (20, 32, 32, 3)",
+        "test_images is uint8 (20, 3, 32, 32), expected uint8 (20, S, S, 3)",
     ),
     "a label too few": (
         lambda a: a.update(train_labels=a["train_labels"][1:]),
-        "expected uint8 (99, 32, 32, 3)",
+        "expected uint8 (99, S, S, 3)",
     ),
     "label 10 of ten names": (
         lambda a: (a.update(classes=data.CLASSES), a["test_labels"].put(3, 10)),
@@ -324,26 +321,46 @@ def test_batches_in_another_folder_are_read_and_nothing_is_left_there(
     assert list(elsewhere.iterdir()) == []
 
 
-def test_the_readmes_example_makes_a_data_set_of_cifar_100(tmp_path, arrays, monkeypatch):
-    """Uses a replacement of torchvision's data set with the same attributes."""
+def test_cifar_100_is_loaded_by_name(arrays, monkeypatch):
+    """With a replacement of torchvision's data set, which checks its own files."""
 
     class CIFAR100:
         def __init__(self, root, train, download):
+            assert root == data.FOLDER and download
             kind = "train" if train else "test"
             self.data = arrays[f"{kind}_images"]
             self.targets = [int(label) * 11 for label in arrays[f"{kind}_labels"]]
             self.classes = [f"thing {k}" for k in range(100)]
 
-    monkeypatch.setattr(torchvision.datasets, "CIFAR100", CIFAR100)
-    monkeypatch.chdir(tmp_path)
-    readme = (Path(data.__file__).parent.parent / "README.md").read_text()
-    (script,) = re.findall(r"```python\n([^`]*CIFAR100[^`]*)```", readme)
-    assert len([line for line in script.splitlines() if line]) == 5
-    exec(script, {})
-    train, _, test = load_splits(Path("cifar100.npz"))
-    assert len(train.classes) == 100 and train.classes[99] == "thing 99"
+    monkeypatch.setattr(data, "CIFAR100", CIFAR100)
+    train, _, test = load_splits("cifar100")
+    assert (train.name, train.classes[99], train.data.size) == ("CIFAR-100", "thing 99", 32)
     assert torch.equal(test.labels, torch.arange(20) % 10 * 11)
     assert np.array_equal(train.images, arrays["train_images"][train.indices])
+
+
+def test_own_images_have_their_own_size_mean_and_deviation_unless_a_network_says_otherwise(
+    arrays, tmp_path
+):
+    for kind in ("train", "test"):
+        arrays[f"{kind}_images"] = arrays[f"{kind}_images"].repeat(2, axis=1).repeat(2, axis=2) // 2
+    np.savez(tmp_path / "large.npz", **arrays)
+    train, val, _ = load_splits(tmp_path / "large.npz")
+    assert train.images.shape[1:] == (64, 64, 3) and train.data.size == 64
+    levels = arrays["train_images"].reshape(-1, 3) / 255
+    assert train.data.mean == pytest.approx(levels.mean(axis=0), abs=6e-5)
+    assert train.data.std == pytest.approx(levels.std(axis=0), abs=6e-5)
+    assert val.data == train.data
+    old = {"mean": list(data.MEAN), "std": list(data.STD)}
+    (train, *_) = load_splits(tmp_path / "large.npz", seen_by=old)
+    assert (train.data.mean, train.data.std) == (data.MEAN, data.STD)
+
+
+def test_cutout_reaches_every_part_of_a_large_image():
+    images = torch.full((200, 96, 96, 3), 255, dtype=torch.uint8)
+    ((batch,),) = Batches(images, 200, 0, Augmentation(0, False, 16)).epoch(0)
+    blank = (batch[:, 0] == 0).any(dim=0)
+    assert blank.double().mean() > 0.9 and blank[48:, 48:].double().mean() > 0.9
 
 
 def test_array_file_under_another_name_is_refused(tmp_path):

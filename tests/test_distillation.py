@@ -14,7 +14,7 @@ from studies import distillation
 from studies.distillation import PAIRS, Trained, summary
 from utils import cli
 from utils.checkpoint import amend_checkpoint
-from utils.data import CLASSES
+from utils.data import CLASSES, MEAN, STD
 
 
 def test_the_interval_of_a_mean_is_students():
@@ -51,7 +51,7 @@ def test_the_gain_is_that_of_the_same_seed():
 def study(monkeypatch, tmp_path, small_npz):
     """Run the study with tiny students in this process: exit status, commands, results."""
     commands, teacher = [], Pixels().eval()
-    facts = {"val_accuracy": 0.9, "classes": CLASSES}
+    facts = {"val_accuracy": 0.9, "classes": CLASSES, "mean": MEAN, "std": STD}
     for module in (distillation, StudentTrain):
         monkeypatch.setattr(module, "load_network", lambda *_: (teacher, facts))
     monkeypatch.setattr(distillation, "RUNS", tmp_path / "runs")

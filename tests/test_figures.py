@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from evaluation.policies import Networks
 from evaluation.testset import evaluate
 from studies import policies, selectors, specialize
 from utils.checkpoint import FILES
-from utils.data import Split
+from utils.data import CIFAR10, Split
 from utils.files import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,7 +56,12 @@ def measured_of(classes, teacher=True):
     if not teacher:
         del logits["teacher"]
     images = torch.zeros(len(labels), 32, 32, 3, dtype=torch.uint8)
-    test = Split(images, labels, np.arange(len(labels)), classes, "mine")
+    test = Split(
+        images,
+        labels,
+        np.arange(len(labels)),
+        replace(CIFAR10, name="mine", classes=tuple(classes)),
+    )
     measured = evaluate(
         Networks(logits, dict.fromkeys(logits, 1.0), labels),
         {"selector": 0.5, "cascade": 0.9},

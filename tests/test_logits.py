@@ -12,7 +12,7 @@ from loop import Pixels
 import StudentTrain
 from utils import logits
 from utils.augment import Augmentation, Batches
-from utils.data import CLASSES
+from utils.data import CLASSES, MEAN, STD
 from utils.files import UserError
 from utils.logits import TeacherLogits
 
@@ -41,7 +41,7 @@ def test_a_student_learns_from_the_teachers_logits_for_the_very_images_that_it_s
 
     monkeypatch.setattr("utils.device.has_bf16", lambda device: False)
     monkeypatch.setattr(StudentTrain, "TEACHER_VIEWS", views)
-    facts = {"val_accuracy": 0.9, "classes": CLASSES}
+    facts = {"val_accuracy": 0.9, "classes": CLASSES, "mean": MEAN, "std": STD}
     monkeypatch.setattr(StudentTrain, "load_network", lambda *_: (teacher, facts))
     monkeypatch.setattr(logits, "for_inference", lambda net, device: net)
     monkeypatch.setattr(StudentTrain, "starting_network", lambda *_: (Spy(), None))
@@ -76,7 +76,7 @@ def test_a_signal_while_the_teacher_logits_ends_the_run_before_it_has_answered_a
             return super().forward(images)
 
     teacher = Interrupted().eval()
-    facts = {"val_accuracy": 0.9, "classes": CLASSES}
+    facts = {"val_accuracy": 0.9, "classes": CLASSES, "mean": MEAN, "std": STD}
     monkeypatch.setattr(StudentTrain, "load_network", lambda *_: (teacher, facts))
     monkeypatch.setattr(logits, "for_inference", lambda net, device: net)
     monkeypatch.setattr(StudentTrain, "starting_network", lambda *_: (Pixels(), None))
@@ -123,7 +123,7 @@ def test_logits_for_other_images_or_crops_or_of_another_teacher_are_not_taken(
     assert ask(0)[1] == 0
 
 
-@pytest.mark.parametrize("damage", ["short", "empty", "rows", "type", "nan", "view"])
+@pytest.mark.parametrize("damage", ["short", "empty", "rows", "columns", "type", "nan", "view"])
 def test_a_file_that_is_damaged_or_of_another_view_is_replaced(ask, tmp_path, capsys, damage):
     before, _ = ask(0)
     folder = tmp_path / "teacher.logits"

@@ -5,6 +5,7 @@ import html
 import io
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from evaluation.policies import Networks
 from evaluation.report import PICTURES, shown_places, verdict, write_report
 from evaluation.testset import evaluate
 from models import STUDENTS
-from utils.data import Split
+from utils.data import CIFAR10, Split
 
 NAMES = ("</script><b>", "a & b", "'quote\"", "dog", "<img src=x>", "six", "7", "a", "b", "none")
 WEIGHTS = {"teacher": "0123456789ab", "densenet121": "d", "googlenet": "g", "selector": "s"}
@@ -54,7 +55,9 @@ def measured_of(sample, scores="coin", contexts=("clean",), teacher=True, thresh
     if not teacher:
         del logits["teacher"]
     seen = [contexts[k % len(contexts)] for k in range(count)]
-    test = Split(sample.images, labels, np.arange(count), NAMES, "mine")
+    test = Split(
+        sample.images, labels, np.arange(count), replace(CIFAR10, name="mine", classes=tuple(NAMES))
+    )
     measured = evaluate(
         Networks(logits, {name: WORK[name] for name in logits}, labels),
         {"selector": threshold, "cascade": doubt},

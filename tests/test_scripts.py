@@ -110,14 +110,12 @@ def test_each_script_says_what_it_does_shows_progress_and_names_the_next(pipelin
         "alone": "next: python trainSelector.py",
         "selector": "next: python inference.py",
     }
-    places = f" --data-dir {small_npz} --device cpu --subset 40 --checkpoint-dir {folder}"
+    places = f" --data {small_npz} --device cpu --subset 40 --checkpoint-dir {folder}"
     for name, next_command in follow.items():
         out, err = printed[name].stdout, printed[name].stderr
         for fact in ("cpu, ", "40 for training, ", " M\n", str(folder)):
             assert fact in out, (name, fact)
-        assert re.search(
-            r"\nhyperparameters: (\w+=.*, )?epochs=2, batch_size=20,\s+learning_rate=0", out
-        ), name
+        assert re.search(r"\nhyperparameters: [^(]*epochs=2,\s+batch_size=20", out), name
         assert out.rstrip().endswith(next_command + places)
         for fact in ("epoch 2/2", "img/s", "loss ", "top-1 "):
             assert fact in err, (name, fact)
@@ -329,7 +327,7 @@ def test_a_student_learns_from_a_teacher_from_elsewhere(pipeline, small_npz, tmp
     torch.save({"net": {f"module.{name}": tensor for name, tensor in weights.items()}}, path)
     flags = ["--epochs", 1, *QUICK[2:], "--teacher", path]
     out, _ = call("StudentTrain.py", tmp_path, small_npz, "--model", 1, *flags)
-    assert f"next: python StudentTrain.py --model 2 --teacher {path} --data-dir" in out
+    assert f"next: python StudentTrain.py --model 2 --teacher {path} --data {small_npz}" in out
     told = rf"{path} is not a checkpoint of this project: assuming the (\S+) stem, the classes of "
     told += r"the data set, and the mean and std of CIFAR-10; top-1 on \d+ validation images: "
     told += r"(\S+)% with cifar, (\S+)% with cifar-pool"
@@ -628,15 +626,15 @@ def test_a_nonsense_flag_is_named(script, flag, monkeypatch, capsys, tmp_path):
 @pytest.mark.parametrize(
     "flag, path",
     [
-        ("--data-dir", "nowhere.npz"),
-        ("--data-dir", "long" * 2000 + ".npz"),
-        ("--data-dir", "README.md/data"),
+        ("--data", "nowhere.npz"),
+        ("--data", "long" * 2000 + ".npz"),
+        ("--data", "README.md/data"),
         ("--checkpoint-dir", "README.md"),
         ("--checkpoint-dir", "long" * 2000),
     ],
 )
 def test_a_path_that_cannot_be_is_named(flag, path, small_npz, monkeypatch, capsys, tmp_path):
-    places = {"--data-dir": str(small_npz), "--checkpoint-dir": str(tmp_path)} | {flag: path}
+    places = {"--data": str(small_npz), "--checkpoint-dir": str(tmp_path)} | {flag: path}
     words = [word for place in places.items() for word in place]
     monkeypatch.setattr(sys, "argv", ["teacherTrain.py", "--epochs=1", "--subset=9", *words])
     monkeypatch.chdir(ROOT)
@@ -705,7 +703,7 @@ def test_the_settings_of_a_run_are_the_constants_of_its_script_with_the_flags_ap
     assert (settings["epochs"], settings["learning_rate"], settings["crop"]) == (7, 0.5, 4)
     for script in (teacherTrain, StudentTrain):
         names = {name.upper() for name in cli.settings(vars(script), args)}
-        assert names - {"LAYERS"} <= {*cli.NUMBERS, *cli.CHOICES} & {*CONSTANTS}
+        assert names - {"DATA", "LAYERS"} <= {*cli.NUMBERS, *cli.CHOICES} & {*CONSTANTS}
 
 
 def test_a_system_is_trained_and_measured_in_a_context(
@@ -715,7 +713,7 @@ def test_a_system_is_trained_and_measured_in_a_context(
     call("StudentTrain.py", folder, small_npz, "--model", 2, "--context", "degraded", *QUICK)
     flags = ["--context", "mixed", "--label-weight", "difference", *QUICK]
     out, _ = call("trainSelector.py", folder, small_npz, *flags)
-    assert f"next: python inference.py --context mixed --data-dir {small_npz} --device" in out
+    assert f"next: python inference.py --context mixed --data {small_npz} --device" in out
     test, printed = load_splits(small_npz, 60)[2], {}
     for context in ("clean", "mixed"):
         flags = ["--context", context, "--subset", 60, "--out", tmp_path / context]
@@ -767,7 +765,7 @@ def test_without_the_test_set_inference_falls_back_to_the_sample_and_says_so(
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["dataset"].startswith("sample") and metrics["images"] == 30
     _, err = call("inference.py", pipeline[0], tmp_path / "emtpy", *flags, status=2)
-    assert f"--data-dir {tmp_path / 'emtpy'}: no such file or folder" in err
+    assert f"--data {tmp_path / 'emtpy'}: no such file or folder" in err
 
 
 # ------------------------------------------------------------------ own data, and quick tries
@@ -898,7 +896,7 @@ def test_a_quick_try_leaves_what_a_whole_run_made_as_it_is(
     assert (tmp_path / "mine" / "teacher.logits").exists()
     assert not (tmp_path / "checkpoints" / "teacher.logits").exists()
     assert out.endswith(
-        f"next: python trainSelector.py --data-dir {small_npz} --device cpu --subset 40\n"
+        f"next: python trainSelector.py --data {small_npz} --device cpu --subset 40\n"
     )
     out = typed(out.splitlines()[-1].removeprefix("next: ") + " --epochs 1")
     assert "students      checkpoints/densenet121.pth, runs/quick/googlenet.pth\n" in out

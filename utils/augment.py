@@ -14,7 +14,7 @@ from itertools import islice
 import torch
 
 from utils import contexts
-from utils.data import normalize
+from utils.data import CIFAR10, DataSet, normalize
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Augmentation:
     """Augmentation of a training image: random crop, horizontal flip, cutout.
 
     Args:
-        crop: reflection padding before the 32x32 random crop, in pixels.
+        crop: reflection padding before the random crop to the same size, in pixels.
         flip: flip horizontally with probability 0.5.
         cutout: side of the square set to the mean color, in pixels (DeVries and Taylor 2017).
     """
@@ -31,11 +31,11 @@ class Augmentation:
     flip: bool = True
     cutout: int = 0
 
-    def draw(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-        """Draw the random choices for `count` images: tensors (count, ...), for `__call__`."""
+    def draw(self, count: int, size: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        """Draw the random choices for `count` images of `size` pixels: tensors (count, ...)."""
         shifts = torch.randint(0, 2 * self.crop + 1, (count, 2), generator=generator) - self.crop
         flips = torch.randint(0, 2, (count,), generator=generator).bool() & self.flip
-        centers = torch.randint(0, 32, (count, 2), generator=generator)
+        centers = torch.randint(0, size, (count, 2), generator=generator)
         return shifts, flips, centers
 
     def __call__(
@@ -43,24 +43,26 @@ class Augmentation:
         images: torch.Tensor,
         draws: Sequence[torch.Tensor],
         degrade: Callable[[torch.Tensor], torch.Tensor] = lambda images: images,
+        data: DataSet = CIFAR10,
     ) -> torch.Tensor:
-        """Augment and normalize: uint8 (N, 32, 32, 3) -> float32 (N, 3, 32, 32).
+        """Augment and normalize: uint8 (N, H, W, 3) -> float32 (N, 3, H, W).
 
         Args:
-            images: uint8 (N, 32, 32, 3).
+            images: uint8 (N, H, W, 3).
             draws: from `draw`.
             degrade: applied to the uint8 images after crop and flip, before cutout.
+            data: its mean and std normalize the images.
         """
         shifts, flips, centers = draws
         images = degrade(crop_and_flip(images, shifts, flips))
-        return cut_out(normalize(images), centers, self.cutout)
+        return cut_out(normalize(images, data), centers, self.cutout)
 
 
 class Batches:
     """Shuffled, augmented batches. An epoch has `steps` batches, with each image exactly once.
 
     Args:
-        images: uint8 (N, 32, 32, 3), on the training device.
+        images: uint8 (N, H, W, 3), on the training device.
         batch_size: maximum number of images per batch. The sizes of the batches of an epoch differ
             by at most one, so none is too small for batch norm.
         seed: with the epoch, determines the order and, if `views` is 0, the augmentation.
@@ -69,6 +71,7 @@ class Batches:
             e % views. 0: a new augmentation in every epoch.
         share: (k, n): yield part k (from 0) of each batch, for process k of n.
         context: a key of utils.contexts.CONTEXTS, applied to the images of `epoch`, not of `view`.
+        data: of which data set; its mean and std normalize the images.
     """
 
     def __init__(
@@ -80,9 +83,10 @@ class Batches:
         views: int = 0,
         share: tuple[int, int] = (0, 1),
         context: str = "clean",
+        data: DataSet = CIFAR10,
     ) -> None:
         self.images, self.seed, self.augmentation = images, seed, augmentation
-        self.views, self.share, self.context = views, share, context
+        self.views, self.share, self.context, self.data = views, share, context, data
         self.steps = math.ceil(len(images) / batch_size)
 
     def size(self, step: int) -> int:
@@ -92,7 +96,7 @@ class Batches:
     def epoch(
         self, epoch: int, *rows: torch.Tensor, start: int = 0, clean: bool = False
     ) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Yield batches: normalized images (B, 3, 32, 32) and the B matching rows of each tensor.
+        """Yield batches: normalized images (B, 3, H, W) and the B matching rows of each tensor.
 
         Args:
             epoch: counted from 0.
@@ -106,7 +110,7 @@ class Batches:
         if self.views:
             draws = [draw[order] for draw in self._view(epoch % self.views)]
         else:
-            draws = self.augmentation.draw(len(order), generator)
+            draws = self._draw(generator)
         seeds = contexts.draw(len(order), generator)  # used on the CPU only
         columns = (*(draw.to(self.images.device) for draw in (order, *draws)), seeds)
         pieces = zip(*(column.tensor_split(self.steps) for column in columns), strict=True)
@@ -114,22 +118,25 @@ class Batches:
             places, *drawn, seeds = (column.tensor_split(parts)[part] for column in batch)
             images = self.images[places]
             degrade = partial(contexts.degrade, context=self.context, seeds=seeds)
-            seen = self.augmentation(images, drawn, degrade)
+            seen = self.augmentation(images, drawn, degrade, self.data)
             shown = [seen, *(each[places] for each in rows)]
             if clean:
                 same = self.context == "clean"
-                shown.append(seen if same else self.augmentation(images, drawn))
+                shown.append(seen if same else self.augmentation(images, drawn, data=self.data))
             yield tuple(shown)
 
     def view(self, view: int, places: torch.Tensor) -> torch.Tensor:
         """View number `view` (from 0) of the images at `places`, int64 (B,): normalized, clean."""
         places = places.to(self.images.device)
         draws = [draw.to(places.device)[places] for draw in self._view(view)]
-        return self.augmentation(self.images[places], draws)
+        return self.augmentation(self.images[places], draws, data=self.data)
 
     def _view(self, view: int) -> tuple[torch.Tensor, ...]:
         generator = torch.Generator().manual_seed(-1 - view)  # negative: differs from run seeds
-        return self.augmentation.draw(len(self.images), generator)
+        return self._draw(generator)
+
+    def _draw(self, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        return self.augmentation.draw(len(self.images), self.images.shape[1], generator)
 
 
 def crop_and_flip(images: torch.Tensor, shift: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:

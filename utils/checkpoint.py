@@ -3,6 +3,7 @@
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,16 @@ import torch
 from torch import nn
 
 from models import CLASS_COUNTS, NETWORKS, STEMS, STUDENTS, TEACHER, Selector, network
-from utils.data import CLASSES, MEAN, STD, are_names, fingerprint, listed, numbered
+from utils.data import (
+    CIFAR10,
+    CLASSES,
+    SIZES,
+    DataSet,
+    are_names,
+    fingerprint,
+    listed,
+    numbered,
+)
 from utils.distributed import by_first, rank
 from utils.files import UserError, previous, replacing, shown
 from utils.safe_load import brief, read_dict
@@ -38,7 +48,7 @@ def save_checkpoint(
     hyperparameters: Mapping[str, Any],
     epoch: int,
     val_accuracy: float,
-    classes: Sequence[str] = CLASSES,
+    data: DataSet = CIFAR10,
 ) -> None:
     """Write the weights of `net` and facts about them to `path`. The file is replaced atomically.
 
@@ -57,9 +67,11 @@ def save_checkpoint(
         "arch": arch,
         "stem": stem,
         "state_dict": state_dict,
-        "classes": list(classes),
-        "mean": list(MEAN),
-        "std": list(STD),
+        "data": data.name,
+        "classes": list(data.classes),
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "size": data.size,
         "val_accuracy": val_accuracy,
         "test_accuracy": None,
         "hyperparameters": dict(hyperparameters),
@@ -144,8 +156,8 @@ def _from_elsewhere(content: dict[str, Any], arch: str, stem: str) -> dict[str, 
         "stem": stem,
         "state_dict": state_dict,
         "classes": numbered(count if count in CLASS_COUNTS else len(CLASSES)),
-        "mean": list(MEAN),
-        "std": list(STD),
+        "mean": list(CIFAR10.mean),
+        "std": list(CIFAR10.std),
         "val_accuracy": None,
         "hyperparameters": {},
     }
@@ -173,19 +185,21 @@ FACTS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # what a value must be,
         f"a list of 2 to {CLASS_COUNTS[-1]:,} different names",
         lambda it: type(it) is list and are_names(it),
     ),
-    # All images are normalized with the mean and std of CIFAR-10, whatever the data set.
-    "mean": (f"{list(MEAN)}", lambda it: _is_color(it) and it == list(MEAN)),
-    "std": (f"{list(STD)}", lambda it: _is_color(it) and it == list(STD)),
+    "mean": ("three numbers from 0 to 1", _is_color),
+    "std": ("three numbers above 0, at most 1", lambda it: _is_color(it) and min(it) > 0),
     "val_accuracy": ("a number from 0 to 1", _within(0, 1)),
     "test_accuracy": ("a number from 0 to 1", lambda it: it is None or _within(0, 1)(it)),
     "hyperparameters": ("a dictionary", lambda it: type(it) is dict),
     "epoch": ("a positive integer", lambda it: type(it) is int and it >= 1),
     "torch_version": ("a string", lambda it: type(it) is str),
+    "data": ("a string", lambda it: type(it) is str),
+    "size": (f"from {SIZES[0]} to {SIZES[-1]}", lambda it: type(it) is int and it in SIZES),
     "threshold": ("a number from 0 to 1.01", _within(0, 1.01)),  # 1.01: always student 2
     "temperature": ("a number from 0.01 to 100", _within(0.01, 100)),  # divides the logits
     "cascade_threshold": ("a number from 0 to 1.01", _within(0, 1.01)),  # 1.01: always both
 }
 LATER = ("threshold", "temperature", "cascade_threshold")  # added after the training
+LATER += ("data", "size")  # older files lack them: 32 pixels
 KEYS = tuple(key for key in FACTS if key not in LATER)
 
 
@@ -263,10 +277,10 @@ def load_parts(
     """
     paths = {name: find(FILES[name]) for name in names}
     parts = {name: load_network(path, EXPECTED[name]) for name, path in paths.items()}
-    first, classes = shown(paths[names[0]]), parts[names[0]][1]["classes"]
+    first = replace(data_of(parts[names[0]][1]), name=shown(paths[names[0]]))
     for name in names:
         if name != "selector":
-            check_classes(paths[name], parts[name][1], classes, first)
+            check_data(paths[name], parts[name][1], first)
     if "selector" in names:
         students = [parts[arch][0] for arch in STUDENTS]
         check_students(paths["selector"], parts["selector"][1], students)
@@ -289,23 +303,37 @@ def check_students(path: Path, selector: Mapping[str, Any], students: Sequence[n
         )
 
 
-def check_classes(
-    path: Path, checkpoint: Mapping[str, Any], classes: Sequence[str], of: object
-) -> None:
-    """Raise UserError unless the network at `path` was trained for `classes`, those of `of`.
+def data_of(checkpoint: Mapping[str, Any]) -> DataSet:
+    """The data set that a network was trained on."""
+    return DataSet(
+        checkpoint.get("data", "data set"),
+        tuple(checkpoint["classes"]),
+        tuple(checkpoint["mean"]),
+        tuple(checkpoint["std"]),
+        checkpoint.get("size", CIFAR10.size),
+    )
 
-    For weights of other projects, which have no class names, only the number is compared.
+
+def check_data(path: Path, checkpoint: Mapping[str, Any], data: DataSet) -> None:
+    """Raise UserError unless the network at `path` was trained on images like those of `data`.
+
+    For weights of other projects, which say nothing about it, only the number of classes counts.
     """
-    found = checkpoint["classes"]
-    if checkpoint.get("val_accuracy", 0) is None and len(found) == len(classes):
+    own = data_of(checkpoint)
+    if checkpoint.get("val_accuracy", 0) is None and len(own.classes) == len(data.classes):
         return
-    if list(found) != list(classes):
-        said = f"has {listed(found)}, and {of} has {listed(classes)}"
-        if len(found) == len(classes):
-            k = next(k for k in range(len(found)) if found[k] != classes[k])
-            said = f"calls class {k} {found[k]!r}, and {of} {classes[k]!r}"
+    for what in ("classes", "size", "mean", "std"):
+        here, there = getattr(own, what), getattr(data, what)
+        if here == there:
+            continue
+        said = f"has {what} {here}, and {data.name} {there}"
+        if what == "classes":
+            said = f"has {listed(here)}, and {data.name} has {listed(there)}"
+            if len(here) == len(there):
+                k = next(k for k in range(len(here)) if here[k] != there[k])
+                said = f"calls class {k} {here[k]!r}, and {data.name} {there[k]!r}"
         raise UserError(
-            f"{shown(path)} {said}: use --data-dir for the data set that it was trained on, or "
+            f"{shown(path)} {said}: use --data for the data set that it was trained on, or "
             "--checkpoint-dir for networks trained on this data set"
         )
 

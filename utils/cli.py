@@ -21,7 +21,7 @@ from models.selector import WIDTHS
 from utils import checkpoint
 from utils.checkpoint import ROOT
 from utils.contexts import CONTEXTS
-from utils.data import FOLDER, Split, listed
+from utils.data import Split, listed
 from utils.device import precision
 from utils.distributed import rank, ranks
 from utils.files import UserError, shown
@@ -179,9 +179,9 @@ class Parser(argparse.ArgumentParser):
         if given("subset") and self.get_default("out") and not given("out"):
             parsed.out = checkpoint.QUICK / parsed.out.name
         parsed.again = []
-        for name in ("data_dir", "device", *(["subset"] if self.quick else [])):
+        for name in ("data", "device", *(["subset"] if self.quick else [])):
             if given(name):
-                parsed.again += [f"--{name.replace('_', '-')}", str(getattr(parsed, name))]
+                parsed.again += [f"--{name}", str(getattr(parsed, name))]
         return parsed
 
 
@@ -213,12 +213,12 @@ def common_parser(doc: str, block: Mapping[str, Any], quick: bool = False) -> Pa
         help="cpu, cuda or cuda:1; auto uses a GPU if available (default: %(default)s)",
     )
     parser.add_argument(
+        "--data",
         "--data-dir",
-        type=Path,
-        default=FOLDER,
-        metavar="PATH",
-        help="folder with CIFAR-10, or .npz file with your own data set (default: data, where "
-        "CIFAR-10 is downloaded to)",
+        default=block.get("DATA", "cifar10"),
+        metavar="NAME",
+        help="cifar10 or cifar100, which are downloaded to data/, a folder with CIFAR-10, or an "
+        ".npz file with your own data set (default: %(default)s)",
     )
     parser.add_argument(
         "--checkpoint-dir",

@@ -28,12 +28,15 @@ def noise(images: torch.Tensor, sigma: float, seeds: torch.Tensor) -> torch.Tens
 
 
 def blur(images: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Gaussian blur; sigma in pixels."""
-    return F.gaussian_blur(images, [9, 9], [sigma, sigma])
+    """Gaussian blur; sigma in pixels of an image of 32 pixels."""
+    scale = images.shape[-1] / 32
+    width = 8 * round(scale) + 1
+    return F.gaussian_blur(images, [width, width], [scale * sigma, scale * sigma])
 
 
 def pixelate(images: torch.Tensor, side: int) -> torch.Tensor:
-    """Downsample to `side` x `side` pixels, then upsample."""
+    """Downsample, then upsample. `side` is the smaller size of an image of 32 pixels."""
+    side = side * images.shape[-1] // 32
     small = F.resize(images, [side, side], antialias=True)
     return F.resize(small, list(images.shape[-2:]), InterpolationMode.NEAREST)
 
@@ -45,7 +48,7 @@ def jpeg(images: torch.Tensor, quality: int) -> torch.Tensor:
 
 def tilt(images: torch.Tensor, degrees: float) -> torch.Tensor:
     """Rotate; the corners are filled by reflection."""
-    wide = F.pad(images, [8], padding_mode="reflect")
+    wide = F.pad(images, [images.shape[-1] // 4], padding_mode="reflect")
     return F.center_crop(
         F.rotate(wide, degrees, InterpolationMode.BILINEAR), list(images.shape[-2:])
     )

@@ -1,14 +1,16 @@
-"""CIFAR-10 or your own data set as tensors on the device, and the fixed validation split."""
+"""CIFAR-10, CIFAR-100 or your own data set as tensors, and the fixed validation split."""
 
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torchvision.datasets import CIFAR100
 
 from models import CLASS_COUNTS
 from utils.distributed import first_one_first
@@ -28,11 +30,10 @@ CLASSES = (
     "ship",
     "truck",
 )
-MEAN = (0.4914, 0.4822, 0.4465)  # of CIFAR-10's training images, per channel, in [0, 1]
-STD = (0.2470, 0.2435, 0.2616)
 FOLDER = Path(__file__).resolve().parent.parent / "data"  # downloads go to no other folder
 SAMPLE = FOLDER / "sample.npz"
 MAX_NAME = 40  # characters
+SIZES = range(32, 97)  # pixels, of your own images
 SHA256 = {
     "train_images": "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a",
     "train_labels": "2b7cd2f24487317614016b72ffd53071c3062f592f0eb300c18a770d41ae1253",
@@ -42,28 +43,59 @@ SHA256 = {
 SPLIT_SEED = 0  # not the seed of a run, so that all runs have the same validation images
 
 
+MEAN = (0.4914, 0.4822, 0.4465)  # of CIFAR-10's training images, per channel, in [0, 1]
+STD = (0.2470, 0.2435, 0.2616)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What networks and images have in common.
+
+    Args:
+        name: for messages.
+        classes: their names, in the order of the labels.
+        mean, std: of the training images, per channel, in [0, 1]; images are normalized with these.
+        size: height and width of the images, in pixels.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: int
+
+
+CIFAR10 = DataSet("CIFAR-10", CLASSES, MEAN, STD, 32)
+
+
 @dataclass
 class Split:
     """Images of one split.
 
     Args:
-        images: uint8 (N, 32, 32, 3).
+        images: uint8 (N, size, size, 3).
         labels: int64 (N,).
         indices: (N,), the index of each image in the training or test set.
-        classes: names of the classes, in the order of the labels.
-        name: name of the data set.
+        data: of which data set.
         context: a key of utils.contexts.CONTEXTS, that the images are in.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     indices: np.ndarray
-    classes: tuple[str, ...] = CLASSES
-    name: str = "CIFAR-10"
+    data: DataSet = CIFAR10
     context: str = "clean"
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.data.classes
+
+    @property
+    def name(self) -> str:
+        return self.data.name
 
     def take(self, places: slice | np.ndarray) -> "Split":
         """The images at `places` (from 0), in that order."""
@@ -96,28 +128,43 @@ def numbered(count: int) -> list[str]:
 
 
 def load_splits(
-    data: Path, subset: int | None = None, device: torch.device | str = "cpu"
+    data: str | Path,
+    subset: int | None = None,
+    device: torch.device | str = "cpu",
+    seen_by: Mapping[str, Any] | None = None,
 ) -> tuple[Split, Split, Split]:
     """Load the training, validation and test split. The validation split is a tenth of each class.
 
-    For CIFAR-10: 45,000, 5,000 and 10,000 images.
+    For CIFAR-10 and CIFAR-100: 45,000, 5,000 and 10,000 images.
 
     Args:
-        data: the folder of CIFAR-10 (downloaded only if it is FOLDER), or an .npz file with
-            `train_images`, `train_labels`, `test_images`, `test_labels` and optionally `classes`,
-            the class names. The default names are "class 0", "class 1", ...
+        data: "cifar10" or "cifar100", which are downloaded to FOLDER; a folder with CIFAR-10; or an
+            .npz file with `train_images`, `train_labels`, `test_images`, `test_labels` and
+            optionally `classes`, the class names. The default names are "class 0", "class 1", ...
         subset: keep only this many images of each split, for a quick test.
         device: the device of the tensors.
+        seen_by: the checkpoint of a network, whose mean and std the images get. None: those of all
+            training images.
 
     Raises:
         UserError: the data set is not available or damaged, or has the wrong shape or type.
     """
     with first_one_first():
-        if is_default(data) or os.path.isdir(data):
-            arrays, classes, name = _cifar10(data), CLASSES, "CIFAR-10"
+        if data == "cifar100":
+            arrays, name = _cifar100(), "CIFAR-100"
+        elif is_default(data) or os.path.isdir(data):
+            arrays, name = _cifar10(FOLDER if is_default(data) else Path(data)), CIFAR10.name
         else:
-            arrays, name = _own_arrays(data), str(data)
-            classes = tuple(map(str, arrays["classes"]))
+            arrays, name = _own_arrays(Path(data)), str(data)
+    images = arrays["train_images"]
+    if name == CIFAR10.name:
+        described = CIFAR10
+    else:
+        classes = tuple(map(str, arrays["classes"]))
+        described = DataSet(name, classes, *mean_and_std(images), images.shape[1])
+    if seen_by:
+        mean, std = (tuple(seen_by[color]) for color in ("mean", "std"))
+        described = replace(described, mean=mean, std=std)
     train, val = stratified_split(arrays["train_labels"])
     if not len(val):
         raise UserError(
@@ -129,8 +176,7 @@ def load_splits(
             torch.from_numpy(arrays[f"{source}_images"][places]).to(device),
             torch.from_numpy(arrays[f"{source}_labels"][places].astype(np.int64)).to(device),
             places,
-            classes,
-            name,
+            described,
         )
         for source, places in (
             ("train", train[:subset]),
@@ -193,15 +239,32 @@ def stratified_split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return order[~held_out], order[held_out]
 
 
-def is_default(data: Path) -> bool:
-    """Whether `data` is FOLDER, also through a link or a relative path."""
-    return os.path.realpath(data) == os.path.realpath(FOLDER)
+def mean_and_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, in [0, 1], to four digits.
+
+    They come from counts of the 256 levels, so they are exact. A channel of one level gets 0.001.
+    """
+    levels = np.arange(256) / 255
+    counts = [np.bincount(images[..., channel].ravel(), minlength=256) for channel in range(3)]
+    means = [np.average(levels, weights=count) for count in counts]
+    stds = [
+        np.average((levels - mean) ** 2, weights=count) ** 0.5
+        for mean, count in zip(means, counts, strict=True)
+    ]
+    return tuple(round(float(it), 4) for it in means), tuple(
+        max(0.001, round(float(it), 4)) for it in stds
+    )
+
+
+def is_default(data: str | Path) -> bool:
+    """Whether `data` is "cifar10" or FOLDER, also through a link or a relative path."""
+    return data == "cifar10" or os.path.realpath(data) == os.path.realpath(FOLDER)
 
 
 def _cifar10(folder: Path) -> dict[str, np.ndarray]:
     cache, default = folder / "cifar10.npz", is_default(folder)
     if cache.exists():
-        anew = "to download it again" if default else "with another --data-dir"
+        anew = "to download it again" if default else "with another --data"
         return _read(cache, f"delete {cache} and run again {anew}", check_cifar10)
     arrays = fetch(folder, check_cifar10, download=default)
     if default:  # no file is written to other folders
@@ -210,11 +273,29 @@ def _cifar10(folder: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
+def _cifar100() -> dict[str, np.ndarray]:
+    """CIFAR-100, by torchvision, which downloads the files and checks their sums."""
+    try:
+        train, test = (CIFAR100(FOLDER, train=part, download=True) for part in (True, False))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"--data cifar100 cannot be loaded ({error}): put {CIFAR100.filename} from "
+            f"{CIFAR100.url} into {shown(FOLDER)}"
+        ) from error
+    return {
+        "train_images": train.data,
+        "train_labels": np.array(train.targets),
+        "test_images": test.data,
+        "test_labels": np.array(test.targets),
+        "classes": np.array(train.classes),
+    }
+
+
 def _own_arrays(path: Path) -> dict[str, np.ndarray]:
     """The four arrays in `path`, and `classes`, generated if missing."""
     if not path.exists():
         raise UserError(
-            f"--data-dir {path}: no such file or folder; leave it out to download CIFAR-10 to "
+            f"--data {path}: no such file or folder; leave it out to download CIFAR-10 to "
             f"{shown(FOLDER)}"
         )
     remedy = "see 'Your own data' in README.md"
@@ -227,7 +308,11 @@ def _read(
     path: Path, remedy: str, check: Callable[[dict[str, np.ndarray]], None]
 ) -> dict[str, np.ndarray]:
     try:
-        arrays = read_arrays(path, [*SHA256, "classes"])
+        arrays = read_arrays(path, [*SHA256, "classes", "val_images"])
+        if "val_images" in arrays:
+            raise UserError(
+                f"{path} has val_images: put them into train_images, a tenth of which is held out"
+            )
         if missing := [name for name in SHA256 if name not in arrays]:
             raise UserError(f"{path} has no {', '.join(missing)}")
     except UserError as error:
@@ -270,10 +355,15 @@ def _check_own(arrays: dict[str, np.ndarray]) -> None:
         images, labels = arrays[f"{name}_images"], arrays[f"{name}_labels"]
         if labels.ndim != 1 or labels.size == 0:
             raise UserError(f"{name}_labels has shape {labels.shape}, expected one label per image")
-        if images.dtype != np.uint8 or images.shape != (len(labels), 32, 32, 3):
+        side = arrays["train_images"].shape[1] if arrays["train_images"].ndim > 1 else 0
+        if (
+            images.dtype != np.uint8
+            or images.shape != (len(labels), side, side, 3)
+            or side not in SIZES
+        ):
             raise UserError(
                 f"{name}_images is {images.dtype} {images.shape}, expected uint8 "
-                f"({len(labels)}, 32, 32, 3) to match the labels"
+                f"({len(labels)}, S, S, 3) to match the labels, S from {SIZES[0]} to {SIZES[-1]}"
             )
         if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > top:
             raise UserError(f"{name}_labels must be integers from 0 to {top}")
@@ -297,15 +387,16 @@ def data_facts(images: torch.Tensor, targets: torch.Tensor) -> str:
     return f"{len(images)} images, SHA-256 {fingerprint([images, targets])}"
 
 
-def normalize(images: torch.Tensor) -> torch.Tensor:
-    """Normalize: uint8 (N, 32, 32, 3) -> float32 (N, 3, 32, 32), channels last in memory."""
-    mean, std = _colors(images.device)
+def normalize(images: torch.Tensor, data: DataSet = CIFAR10) -> torch.Tensor:
+    """Normalize: uint8 (N, H, W, 3) -> float32 (N, 3, H, W), channels last in memory."""
+    mean, std = _colors(data, images.device)
     return ((images - mean) / std).permute(0, 3, 1, 2)
 
 
 @functools.lru_cache  # copying them to a GPU waits until it is idle
-def _colors(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _colors(data: DataSet, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     mean, std = (
-        torch.tensor(color, device=device, dtype=torch.float32) * 255 for color in (MEAN, STD)
+        torch.tensor(color, device=device, dtype=torch.float32) * 255
+        for color in (data.mean, data.std)
     )
     return mean, std

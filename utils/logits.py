@@ -15,8 +15,8 @@ from tqdm import tqdm
 from models import STEMS, network
 from utils import checkpoint
 from utils.augment import Batches
-from utils.checkpoint import amend_checkpoint, check_classes, elsewhere, load_network
-from utils.data import Split, fingerprint, normalize
+from utils.checkpoint import amend_checkpoint, check_data, elsewhere, load_network
+from utils.data import CIFAR10, Split, fingerprint, normalize
 from utils.device import autocast, enough_memory, for_inference, to_device
 from utils.distributed import by_first, gather, rank, ranks
 from utils.files import UserError, replacing, shown, try_folder
@@ -26,7 +26,7 @@ from utils.safe_load import read_arrays
 
 @torch.inference_mode()
 def predict(
-    net: nn.Module, images: torch.Tensor, title: str | None = None, batch_size: int = 500
+    net: nn.Module, images: Split | torch.Tensor, title: str | None = None, batch_size: int = 500
 ) -> torch.Tensor | tuple[torch.Tensor, ...]:
     """Return the output of `net` in eval mode for all images.
 
@@ -34,7 +34,7 @@ def predict(
 
     Args:
         net: on the device of the images.
-        images: uint8 (N, 32, 32, 3).
+        images: a split, or uint8 images (N, H, W, 3) that are normalized like those of CIFAR-10.
         title: of a progress bar, which disappears at the end. None: no bar.
         batch_size: images per step.
 
@@ -46,6 +46,9 @@ def predict(
         UserError: a logit is not finite, or memory is too small.
     """
     net.eval()
+    data = CIFAR10
+    if isinstance(images, Split):
+        images, data = images.images, images.data
     mine = images.tensor_split(ranks())[rank()]
     batches = []
     with (
@@ -60,7 +63,7 @@ def predict(
     ):
         for batch in mine.split(batch_size):
             with autocast(images.device):
-                outputs = net(normalize(batch))
+                outputs = net(normalize(batch, data))
             batches.append(outputs if isinstance(outputs, tuple) else (outputs,))
             bar.update(len(batch))
     columns = [gather(torch.cat(column), len(images)) for column in zip(*batches, strict=True)]
@@ -80,7 +83,7 @@ def top1(logits: torch.Tensor, labels: torch.Tensor) -> float:
 
 def score(net: nn.Module, split: Split, batch_size: int = 500) -> tuple[float, float]:
     """Cross-entropy and top-1 accuracy in [0, 1] of a classifier on a split."""
-    logits = predict(net, split.images, "validation", batch_size)
+    logits = predict(net, split, "validation", batch_size)
     return F.cross_entropy(logits, split.labels).item(), top1(logits, split.labels)
 
 
@@ -92,8 +95,8 @@ def report_accuracy(path: Path, val: Split, test: Split) -> None:
     """
     net, facts = load_network(path)
     ready = for_inference(net, test.images.device)
-    temperature = best_temperature(predict(ready, val.images, "validation"), val.labels)
-    accuracy = top1(predict(ready, test.images, "test"), test.labels)
+    temperature = best_temperature(predict(ready, val, "validation"), val.labels)
+    accuracy = top1(predict(ready, test, "test"), test.labels)
     amend_checkpoint(path, test_accuracy=accuracy, temperature=temperature)
     print(
         f"\nbest epoch {facts['epoch']}: top-1 {facts['val_accuracy']:.2%} on the "
@@ -113,7 +116,7 @@ def ready_teacher(
     the higher accuracy on up to 500 images of `val` is used, and a line says so.
     Raises UserError, which names `path`, if the teacher has other classes than `val`.
     """
-    check_classes(path, facts, val.classes, val.name)
+    check_data(path, facts, val.data)
     device, some = val.images.device, val.take(slice(500))
     if facts["val_accuracy"] is None:
         nets, accuracy = {}, {}
@@ -121,7 +124,7 @@ def ready_teacher(
             nets[stem] = network(facts["arch"], stem, len(val.classes))
             nets[stem].load_state_dict(net.state_dict())
             ready = for_inference(nets[stem], device)
-            accuracy[stem] = top1(predict(ready, some.images, f"teacher, {stem}"), some.labels)
+            accuracy[stem] = top1(predict(ready, some, f"teacher, {stem}"), some.labels)
         best = max(STEMS, key=accuracy.get)
         found = ", ".join(f"{accuracy[stem]:.1%} with {stem}" for stem in STEMS)
         print(f"{elsewhere(path, best)}; top-1 on {len(some)} validation images: {found}")
@@ -153,7 +156,7 @@ class TeacherLogits:
     Raises UserError if the folder cannot be written.
 
     Args:
-        teacher: normalized images (B, 3, 32, 32) -> logits (B, classes), from `for_inference`.
+        teacher: normalized images (B, 3, H, W) -> logits (B, classes), from `for_inference`.
         taught_by: the fingerprint of its weights.
         batches: the training images and their views.
         folder: where the files are written.
@@ -223,7 +226,8 @@ class TeacherLogits:
             if stored["made_of"].tolist() != made_of:
                 raise ValueError("it is of another teacher, other images or another view")
             logits = torch.from_numpy(stored["logits"])
-            if logits.dtype != torch.float16 or logits.shape[:1] != (len(self.batches.images),):
+            shape = (len(self.batches.images), len(self.batches.data.classes))
+            if logits.dtype != torch.float16 or logits.shape != shape:
                 raise ValueError("the logits have another shape or type")
             if not logits.isfinite().all():
                 raise ValueError("a logit is not finite")

@@ -77,9 +77,14 @@ class Run:
         resume: bool = False,
     ) -> None:
         self.net, self.path, self.settings, self.resume = net, path, dict(settings), resume
-        self.classes, self.device = list(train.classes), train.images.device
+        self.data, self.device = train.data, train.images.device
         self.total_epochs, self.batch_size = settings["epochs"], settings["batch_size"]
-        self.identity = {**settings, "classes": self.classes}
+        self.identity = {
+            **settings,
+            "classes": self.data.classes,
+            "mean": self.data.mean,
+            "std": self.data.std,
+        }
         if self.device.type == "cpu":
             keep_freed_memory()
         context = settings.get("context", "clean")
@@ -91,6 +96,7 @@ class Run:
             settings.get("teacher_views", 0),
             (rank(), ranks()),
             "clean" if train.context == context else context,
+            train.data,
         )
         if self.loader.size(self.loader.steps - 1) < ranks():
             raise UserError(
@@ -315,7 +321,7 @@ class Run:
                 self.settings,
                 now.epoch,
                 val_accuracy,
-                self.classes,
+                self.data,
             )
         if rank() == 0:
             with replacing(self.path.with_suffix(".csv"), binary=False) as file:
