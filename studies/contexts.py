@@ -69,7 +69,7 @@ from utils.device import for_inference, pick_device
 from utils.files import UserError, move, previous, replacing, shown, write_json
 from utils.logits import predict, top1
 from utils.method import best_threshold, label_weights, selector_labels, share
-from utils.safe_load import brief, read_arrays
+from utils.safe_load import brief, read_arrays, read_logits
 
 # ------------------------------------------------------------------ settings
 
@@ -193,7 +193,8 @@ def main() -> None:
     train = train.take(slice(IMAGES))
     images, rows = image_sets(train, val, test), rows_by_context(test)
     key = key_of(train, val, test)
-    told = collect_logits(networks, images, key, args.out / "contexts", args.batch_size, args.train)
+    folder, classes = args.out / "contexts", len(test.classes)
+    told = collect_logits(networks, images, key, classes, folder, args.batch_size, args.train)
     labels = {
         "train": train.labels.cpu(),
         "val": val.labels.cpu(),
@@ -350,6 +351,7 @@ def collect_logits(
     networks: Mapping[str, Network],
     images: dict[str, torch.Tensor],
     key: str,
+    classes: int,
     folder: Path,
     batch_size: int,
     train: bool,
@@ -364,7 +366,7 @@ def collect_logits(
     paths = {name: folder / f"{name.replace(', ', '-')}.npz" for name in networks}
     for name, network in networks.items():
         sets[name] = {k: v for k, v in images.items() if k != "train" or network.paired}
-        told[name] = read_stored(paths[name], key, sets[name])
+        told[name] = read_stored(paths[name], key, sets[name], classes)
         if told[name] and (difference := network.differs(told[name].facts)):
             print(f"{shown(paths[name])} is of another network, {difference}: not used")
             told[name] = None
@@ -422,24 +424,24 @@ def store(path: Path, told: StoredLogits) -> None:
         np.savez(file, facts=json.dumps(told.facts), **logits)
 
 
-def read_stored(path: Path, key: str, images: Mapping[str, torch.Tensor]) -> StoredLogits | None:
+def read_stored(
+    path: Path, key: str, images: Mapping[str, torch.Tensor], classes: int
+) -> StoredLogits | None:
     """The stored logits at `path`; None if there are none for these images."""
     if not path.exists():
         return None
     try:
-        arrays = read_arrays(path, ["facts", *images])
-        facts = dict(json.loads(str(arrays["facts"])))
-        logits = {split: torch.from_numpy(arrays[split]).float() for split in images}
-        if not all(logits[split].shape[:1] == each.shape[:1] for split, each in images.items()):
-            raise ValueError("it has logits for another number of images")
+        facts = dict(json.loads(str(read_arrays(path, ["facts"])["facts"])))
+        shapes = {split: (len(each), classes) for split, each in images.items()}
+        logits = read_logits(path, shapes)
         if type(facts["macs"]) is not int or not {"weights", "context", *MADE} <= set(facts):
             raise ValueError("it does not say which network was used")
         if facts["images"] != key:
             print(f"{shown(path)} is for other images: computing the logits again")
             return None
         return StoredLogits(logits, facts)
-    except (UserError, LookupError, TypeError, ValueError, RecursionError) as error:
-        print(f"{shown(path)} is damaged ({error}): computing the logits again")
+    except (UserError, LookupError, TypeError, ValueError) as error:
+        print(f"{shown(path)} cannot be used ({error}): computing the logits again")
         return None
 
 

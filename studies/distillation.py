@@ -10,8 +10,8 @@ teacher for each seed. The seed determines the initial weights and the order of 
 crops depend on it only without the teacher (StudentTrain.TEACHER_VIEWS).
 """
 
-import json
 import statistics
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from models import NETWORKS, STUDENTS, TEACHER
 from utils import checkpoint, cli
 from utils.checkpoint import ALONE, FILES, ROOT, fingerprint_of, load_network, read_checkpoint
 from utils.data import data_facts, load_splits
-from utils.files import UserError, shown, write_json
+from utils.files import UserError, read_json, shown, write_json
 from utils.safe_load import brief
 
 BATCH_SIZE = 128  # images per step
@@ -57,20 +57,33 @@ class Trained:
     test_accuracy: float
 
 
+def runs_of(told: list[dict[str, Any]]) -> list[Trained]:
+    """The content of distillation.json as runs. Raises UserError if it is damaged or has one twice.
+
+    A run that counts twice would make the intervals too narrow.
+    """
+    try:
+        runs = [Trained(**run) for run in told]
+    except TypeError as error:
+        raise UserError(f"not a list of runs ({error})") from error
+    for run, count in Counter((run.student, run.distill_loss, run.seed) for run in runs).items():
+        if count > 1:
+            raise UserError("the run {}, {}, seed {} is there more than once".format(*run))
+    return runs
+
+
 def read(path: Path, of: dict[str, Any]) -> list[Trained]:
     """Read the finished runs. Without a file, the list is empty.
 
-    Raises UserError if the file is damaged, or has runs with other facts than `of`.
+    Raises UserError if the file is damaged or empty, has a run twice, or has runs with other facts
+    than `of`.
     """
     if not path.exists():
         return []
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(told, list):
-            raise ValueError("no list")
-        runs = [Trained(**run) for run in told]
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} is not a list of runs: move it away or repair it") from error
+        runs = runs_of(read_json(path, list))
+    except UserError as error:
+        raise UserError(f"{error}; move {path} away or repair it") from error
     for name, fact in of.items():
         if others := [found for run in runs if (found := getattr(run, name)) != fact]:
             raise UserError(

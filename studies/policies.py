@@ -43,7 +43,7 @@ from utils.device import for_inference, pick_device
 from utils.files import UserError, replacing, shown, try_folder, write_json
 from utils.logits import predict
 from utils.method import share
-from utils.safe_load import brief, read_array, read_arrays
+from utils.safe_load import brief, read_array, read_arrays, read_logits
 
 BATCH_SIZE = 500  # images per step
 OUT = Path("results")  # for logits.npz, routing.json and routing.png
@@ -269,34 +269,29 @@ def collect(args: argparse.Namespace) -> None:
     print(f"wrote {shown(args.out / 'logits.npz')}: {sum(map(len, splits)):,} images\n")
 
 
-def read_logits(path: Path) -> tuple[Networks, Networks, dict[str, float]]:
+def collected(path: Path) -> tuple[Networks, Networks, dict[str, float]]:
     """Read the logits for the validation and test images, and the thresholds of the policies.
 
     Raises UserError if the file is missing, damaged, or was not written by `collect`.
     """
-    remedy = f"make it with: python -m studies.policies --collect --out {shown(path.parent)}"
     try:
-        arrays = read_arrays(path, [*FILES, "labels", "validation", "about"])
-    except UserError as error:
-        raise UserError(f"{error}; {remedy}") from error
-    try:
-        about = json.loads(str(arrays["about"]))
-        labels = torch.from_numpy(arrays["labels"])
-        logits = {arch: torch.from_numpy(arrays[arch]).float() for arch in FILES}
+        held = read_arrays(path, ["validation", "about"])
+        about, middle = json.loads(str(held["about"])), int(held["validation"])
         work = {arch: int(about["macs"][arch]) for arch in FILES}
         thresholds = {name: float(about["thresholds"][name]) for name in ("selector", "cascade")}
-        middle = int(arrays["validation"])
-        shapes = {arch: (len(labels), len(about["classes"])) for arch in FILES}
-        shapes["selector"] = (len(labels),)
-        if labels.ndim != 1 or any(logits[arch].shape != shapes[arch] for arch in FILES):
-            raise ValueError("the shapes of its arrays do not match")
-        if not all(each.isfinite().all() for each in logits.values()):
-            raise ValueError("a logit is not finite")
+        classes = len(about["classes"])
+        shapes = dict.fromkeys(FILES, ("N", classes)) | {"selector": ("N",), "labels": ("N",)}
+        logits = read_logits(path, shapes, classes)
+        labels = logits.pop("labels")
         if not 0 < middle < len(labels):
             raise ValueError("it has no validation images or no test images")
-    except (LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
+    except (UserError, LookupError, TypeError, ValueError, OverflowError) as error:
+        reason = str(error)
+        if not isinstance(error, UserError):
+            reason = f"{path} is not a file written by --collect: {brief(reason)}"
         raise UserError(
-            f"{path} is not a file written by --collect: {brief(str(error))}; {remedy}"
+            f"{reason}; make it with: python -m studies.policies --collect --out "
+            f"{shown(path.parent)}"
         ) from error
     val, test = (
         Networks({arch: each[part] for arch, each in logits.items()}, work, labels[part])
@@ -333,7 +328,7 @@ def main() -> None:
     figures = None if args.scores else figures_into(args.out)
     if args.collect:
         collect(args)
-    val, test, thresholds = read_logits(args.out / "logits.npz")
+    val, test, thresholds = collected(args.out / "logits.npz")
     routing = report(test, thresholds)
     if args.scores:
         facts, told = own_router(args.scores, args.macs, val, test)

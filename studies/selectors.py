@@ -44,7 +44,7 @@ from utils.files import UserError, replacing, shown, write_json
 from utils.logits import predict
 from utils.method import best_threshold, label_weights, selector_labels, share
 from utils.optim import one_cycle, optimizers
-from utils.safe_load import read_arrays
+from utils.safe_load import read_arrays, read_logits
 
 BATCH_SIZE = 500  # images per step, for the students' logits
 SEEDS = 5  # runs per selector
@@ -132,10 +132,10 @@ def out_of_fold(
     of = fingerprint([train.images, train.labels])
     if folder is None:
         try:
-            held = read_arrays(saved, ["of", "logits"])
-            if held["of"] == of:
-                return tuple(torch.from_numpy(held["logits"]).float().to(train.images.device))
-        except (UserError, LookupError, TypeError, ValueError):
+            if read_arrays(saved, ["of"])["of"] == of:
+                logits = read_logits(saved, {"logits": (2, "N", len(train.classes))})["logits"]
+                return tuple(logits.to(train.images.device))
+        except (UserError, LookupError):
             pass  # as if the file were missing
         print(f"no out-of-fold logits in {shown(saved)} for these images: see --out-of-fold")
         return None

@@ -4,7 +4,6 @@ python -m studies.tables     reads results/*.json, checkpoints/*.pth and studies
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,11 +14,11 @@ import torch
 from evaluation.testset import LABELS
 from models import NETWORKS, STEMS, STUDENTS, TEACHER, macs, network, parameters
 from studies.compression import PUBLISHED, all_costs
-from studies.distillation import Trained, cells, name_of, summary
+from studies.distillation import cells, name_of, runs_of, summary
 from utils import cli
 from utils.checkpoint import COMMANDS, FILES, ROOT, load_network, read_checkpoint
 from utils.contexts import GROUPS
-from utils.files import UserError, replacing, shown
+from utils.files import UserError, read_json, replacing, shown
 
 HUYVNPHAN = "https://github.com/huyvnphan/PyTorch_CIFAR10"
 KUANGLIU = "https://github.com/kuangliu/pytorch-cifar"
@@ -229,10 +228,7 @@ def sweep(benchmarks: dict) -> str:
 
 def distillation(runs: list[dict]) -> str:
     """Table of distillation.json, written by studies.distillation: means over seeds, and gains."""
-    rows = [
-        [name_of(row), str(row["seeds"]), *cells(row, "±")]
-        for row in summary([Trained(**run) for run in runs])
-    ]
+    rows = [[name_of(row), str(row["seeds"]), *cells(row, "±")] for row in summary(runs_of(runs))]
     return markdown(["top-1, %", "seeds", "validation", "test", "gain on test (95 %)"], rows)
 
 
@@ -372,11 +368,11 @@ def table(function: Callable[..., str], name: str, **options: Any) -> str:
     """
     path = ROOT / "results" / f"{name}.json"
     try:
-        return function(json.loads(path.read_text(encoding="utf-8")), **options)
-    except (OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        return function(read_json(path, list if name == "distillation" else dict), **options)
+    except (UserError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{shown(path)} is missing or damaged ({type(error).__name__}: {error}); restore it "
-            f"with: git checkout {shown(path)}"
+            f"{shown(path)} cannot be used ({type(error).__name__}: {error}); restore it with: git "
+            f"checkout {shown(path)}"
         ) from error
 
 

@@ -1,19 +1,15 @@
 """Checkpoints are read as they were saved, run no code, and are written atomically."""
 
+import contextlib
 import errno
 import os
 import pickle
+import random
 import re
-import socket
-import struct
-import subprocess
-import sys
 import time
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -26,6 +22,7 @@ from utils.checkpoint import (
     KEYS,
     amend_checkpoint,
     check_data,
+    fingerprint_of,
     load_network,
     read_checkpoint,
     save_checkpoint,
@@ -151,22 +148,31 @@ def test_flipped_byte_in_the_weights_is_found(path):
     assert "damaged" in refusal(path)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.2, 0.6, 0.99])
-def test_file_cut_short_is_refused(share, path):
-    save_selector(path)
-    content = path.read_bytes()
-    path.write_bytes(content[: int(share * len(content))])
-    assert "truncated" in refusal(path)
-
-
 @pytest.mark.parametrize(
-    "text",
-    ["hello\n", "<!DOCTYPE html>\n", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"],
-    ids=["words", "web page", "git-lfs pointer"],
+    "content",
+    [b"hello\n", b"<!DOCTYPE html>\n", b"version https://git-lfs.github.com/spec/v1\n", b""],
+    ids=["words", "web page", "git-lfs pointer", "empty"],
 )
-def test_text_file_is_refused_as_no_checkpoint(text, path):
-    path.write_text(text)
-    assert refusal(path).endswith("is not a PyTorch checkpoint")
+def test_a_file_of_something_else_is_refused(content, path):
+    path.write_bytes(content)
+    assert "not a PyTorch checkpoint" in refusal(path)
+
+
+def test_damaged_files_are_refused(path):
+    """With flipped bits, cut off, or with parts moved."""
+    save_selector(path)
+    expected, sound, rng = load_network(path)[0], path.read_bytes(), random.Random(0)
+    for kind in range(60):
+        content, at = bytearray(sound), rng.randrange(len(sound))
+        if kind % 3 == 0:
+            content[at] ^= 1 << rng.randrange(8)
+        elif kind % 3 == 1:
+            del content[at:]
+        else:
+            content[at:at] = content[rng.randrange(len(sound)) :][:500]
+        path.write_bytes(content)
+        with contextlib.suppress(UserError):  # a flipped bit may be of no consequence
+            assert fingerprint_of(load_network(path)[0]) == fingerprint_of(expected)
 
 
 class Call:
@@ -182,13 +188,22 @@ class Call:
 @pytest.mark.parametrize(
     "dump", [torch.save, lambda what, path: path.write_bytes(pickle.dumps(what))]
 )
-def test_code_in_a_file_is_not_run(dump, path, tmp_path):
+@pytest.mark.parametrize(
+    "place", [lambda it: it, lambda it: [[[it]]], lambda it: {(it, 1): {"w": it}}]
+)
+def test_code_in_a_file_is_not_run(dump, place, path, tmp_path):
     save_selector(path)
     checkpoint = torch.load(path, weights_only=True)
-    checkpoint["hyperparameters"] = Call(os.mkdir, str(tmp_path / "ran"))
+    checkpoint["hyperparameters"] = place(Call(os.mkdir, str(tmp_path / "ran")))
     dump(checkpoint, path)
-    assert "code" in refusal(path)
+    refusal(path)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_torchscript_is_not_loaded(path):
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), path)
+    refusal(path)
 
 
 def test_other_architecture_than_asked_for_is_refused(path):
@@ -204,38 +219,12 @@ def test_file_without_our_keys_is_refused(path):
 @pytest.mark.parametrize("content", [[1, 2], torch.zeros(2), None])
 def test_file_without_a_dictionary_is_refused(content, path):
     torch.save(content, path)
-    assert refusal(path).endswith("does not contain a dictionary")
+    assert "a dictionary" in refusal(path)
 
 
 def test_weights_that_do_not_fit_are_refused(path):
     save_selector(path, state_dict=Selector(3).state_dict())
     assert "do not fit selector" in refusal(path)
-
-
-# ------------------------------------------------------------------ files from strangers
-
-
-def contents(path):
-    with zipfile.ZipFile(path) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-def rewrite(path, change, compression=zipfile.ZIP_STORED):
-    """Change the entries of the archive at `path` with `change`; write it with valid checksums."""
-    entries = contents(path)
-    change(entries)
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        for name, content in entries.items():
-            archive.writestr(name, content)
-
-
-def rewrite_pickle(path, old, new):
-    def change(entries):
-        (name,) = (name for name in entries if name.endswith("data.pkl"))
-        assert old in entries[name]
-        entries[name] = entries[name].replace(old, new, 1)
-
-    rewrite(path, change)
 
 
 def test_shipped_checkpoints_come_back_bit_for_bit():
@@ -272,286 +261,7 @@ def test_state_of_a_run_comes_back_bit_for_bit(path):
     optimizer.load_state_dict(back["optimizer"])
 
 
-@pytest.mark.parametrize(
-    "place", [lambda it: [[[it]]], lambda it: (1, (it,)), lambda it: {(it, 1): {"w": it}}]
-)
-def test_code_deep_inside_is_not_run(place, path, tmp_path):
-    payload = Call(os.mkdir, str(tmp_path / "ran"))
-    save_selector(path, extra=place(payload))
-    assert "code" in refusal(path)
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize(
-    "options", [{"_use_new_zipfile_serialization": False}, {"pickle_protocol": 4}], ids=str
-)
-def test_pickles_of_other_formats_are_not_read(options, path):
-    torch.save({"arch": "selector"}, path, **options)
-    assert "code" in refusal(path)
-
-
-def test_torchscript_is_not_loaded(path):
-    def change(entries):
-        entries["archive/constants.pkl"] = b"\x80\x02)."
-        entries["archive/code/__torch__.py"] = b"class Net(Module):\n  pass\n"
-        entries["archive/data.pkl"] = b"\x80\x02c__torch__\nNet\nq\x00)\x81."
-
-    save_selector(path)
-    rewrite(path, change)
-    assert "code" in refusal(path)
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        Call(bytearray, 10**11),
-        Call(torch.FloatTensor, 10**6, 10**6),
-        Call(torch.Size, (1,)),
-        {1, 2},
-        b"bytes",
-        torch.zeros(3, dtype=torch.complex64),
-        torch.zeros(3, device="meta"),
-        torch.eye(3).to_sparse(),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-@pytest.mark.filterwarnings("ignore")  # of torch, on making old kinds of tensors
-def test_what_torch_load_would_build_beyond_plain_data_is_refused(value, path):
-    save_selector(path, extra=value)
-    assert "code or an unknown type" in refusal(path) or "a call of" in refusal(path)
-
-
-def nested(depth):
-    value = []
-    for _ in range(depth):
-        value = [value]
-    return value
-
-
-def test_nesting_that_would_exhaust_the_stack_is_refused(path):
-    save_selector(path, extra=nested(18))
-    load_network(path)
-    save_selector(path)
-
-    def change(entries):  # 100,000 tuples in one another are more than torch.save can write
-        name = "archive/data.pkl"
-        entries[name] = entries[name][:-2] + b"X\x01\0\0\0e" + b")" + b"\x85" * 100_000 + b"u."
-
-    rewrite(path, change)
-    assert "nested" in refusal(path)
-
-
-def test_tuple_that_stands_for_billions_is_refused(path):
-    value = ("lol",)
-    for _ in range(60):
-        value = (value, value)
-    for place in ("classes", "arch", "extra"):
-        save_selector(path, **{place: value})
-        assert "twice" in refusal(path)
-
-
-def test_dictionary_key_that_would_exhaust_the_stack_is_refused(path):
-    save_selector(path, extra={"key": 1})
-    rewrite_pickle(path, b"X\3\0\0\0key", b")" + b"\x85" * 200_000)
-    assert "nested" in refusal(path)
-
-
-@pytest.mark.parametrize("key", [1.5, ()], ids=repr)
-def test_dictionary_key_of_an_odd_type_is_refused(key, path):
-    save_selector(path, hyperparameters={"depth": 2, "batch_norm": True, key: 1})
-    assert "neither a string nor an integer" in refusal(path)
-
-
-def test_attribute_of_a_dictionary_is_dropped(path):
-    net = save_selector(path)
-    weights = net.state_dict()
-    weights.keys_ = 1
-    save_selector(path, state_dict=weights)
-    rewrite_pickle(path, b"X\5\0\0\0keys_", b"X\4\0\0\0keys")
-    torch.testing.assert_close(load_network(path)[0].state_dict(), dict(net.state_dict()))
-
-
-@pytest.mark.parametrize(
-    "build",
-    [
-        b"ctorch._utils\n_rebuild_tensor_v2\n((X\7\0\0\0storagectorch\nFloatStorage\n"
-        b"X\1\0\0\0000X\3\0\0\0cpuK\1tQK\0K\1\x85K\1\x85\x89NtR}b",
-        b"ctorch\nFloatStorage\n}b",
-    ],
-    ids=["tensor", "type"],
-)
-def test_state_of_another_object_is_refused(build, path):
-    save_selector(path, extra=77)
-    rewrite_pickle(path, b"KM", build)
-    assert "it contains code: the state of an object" in refusal(path)
-
-
-# ------------------------------------------------------------------ archives
-
-
-def test_of_two_archives_in_a_file_the_one_that_is_examined_is_loaded(path):
-    both = b""
-    for word in ("wrong", "sound"):
-        torch.save({"word": word}, path)
-        both += path.read_bytes()
-    path.write_bytes(both)
-    assert torch.load(path, weights_only=True) == {"word": "wrong"}  # zipfile takes the second
-    assert read_dict(path) == {"word": "sound"}
-
-
-def test_what_is_examined_is_loaded_though_the_file_is_swapped(path, monkeypatch):
-    save_selector(path)
-    expected, load = read_dict(path)["mean"], torch.load
-
-    def swap_and_load(*args, **options):
-        torch.save({"mean": "another"}, path)
-        return load(*args, **options)
-
-    monkeypatch.setattr(torch, "load", swap_and_load)
-    assert read_dict(path)["mean"] == expected
-
-
-def test_names_that_pytorch_does_not_tell_apart_are_refused(path):
-    def change(entries):
-        pickle = entries.pop("archive/data.pkl")
-        entries |= {"archive/DATA.PKL": b"\x80\x02cos\nmkdir\n.", "archive/data.pkl": pickle}
-
-    save_selector(path)
-    rewrite(path, change)
-    assert "same name" in refusal(path)
-
-
-def test_compressed_entries_are_refused(path):
-    save_selector(path, extra="0" * 500_000)
-    rewrite(path, lambda entries: None, zipfile.ZIP_DEFLATED)
-    assert "compressed" in refusal(path)
-
-
-def index_of(content):
-    """The offsets of the entry names in the zip archive `content`."""
-    return [match.start() for match in re.finditer(b"PK\x01\x02", content)]
-
-
-def test_entries_that_share_their_bytes_are_refused(path):
-    save_selector(path)
-    rewrite(path, lambda entries: None)
-    content = bytearray(path.read_bytes())
-    for start in index_of(content)[:3]:
-        struct.pack_into("<LL", content, start + 20, len(content) // 2, len(content) // 2)
-    path.write_bytes(content)
-    assert "overlap" in refusal(path)
-
-
-def test_names_that_stand_twice_are_refused(path):
-    save_selector(path)
-    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("archive/data/0", b"")
-    assert "same name" in refusal(path)
-
-
-def test_endless_index_is_refused_before_it_is_read(path):
-    save_selector(path)
-    rewrite(path, lambda entries: entries.update({f"{n:060}": b"" for n in range(10_000)}))
-    assert "index is too long" in refusal(path)
-
-
-def test_huge_pickle_is_refused(path):
-    save_selector(path, extra="x" * 2**20)
-    assert "pickle has more than" in refusal(path)
-
-
-def test_encrypted_entries_are_refused(path):
-    save_selector(path)
-    content = bytearray(path.read_bytes())
-    for start in index_of(content):
-        content[start + 8] |= 1
-    path.write_bytes(content)
-    assert "encrypted" in refusal(path)
-
-
-def test_archive_of_something_else_is_refused(path):
-    with open(path, "wb") as file:
-        np.savez(file, images=np.zeros(3))
-    assert "it is a zip archive, but not a PyTorch checkpoint" in refusal(path)
-
-
-def test_names_outside_of_the_folder_touch_nothing(path, tmp_path):
-    save_selector(path)
-    outside = {"../outside": b"1", str(tmp_path / "absolute"): b"2", "archive/data/../../up": b"3"}
-    rewrite(path, lambda entries: entries.update(outside))
-    load_network(path)
-    assert os.listdir(tmp_path) == [path.name]
-
-
-@pytest.mark.parametrize(
-    "garbage", [b"", b"hello", b".", b"\x80\x02h\x05.", b"\x80\x02(e.", b"}", b"NNa."]
-)
-def test_garbage_for_a_pickle_is_refused(garbage, path):
-    save_selector(path)
-    rewrite(path, lambda entries: entries.update({"archive/data.pkl": garbage}))
-    assert "not a PyTorch checkpoint" in refusal(path)
-
-
-@pytest.mark.parametrize(
-    "pickle", [b"c\\}\nname\n.", b"S'\\}'\n.", b"I" + b"9" * 10**6 + b"\n."], ids=["c", "S", "I"]
-)
-@pytest.mark.filterwarnings("error")
-def test_text_in_a_pickle_is_not_decoded(pickle, path):
-    save_selector(path)
-    rewrite(path, lambda entries: entries.update({"archive/data.pkl": pickle}))
-    assert re.search("code or an unknown type|not a PyTorch checkpoint", refusal(path))
-
-
-# ------------------------------------------------------------------ tensors
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        (b"K K\x03K\x03K\x03t", b"K J\xff\xff\xff\x7fK\x03K\x03t"),  # a size too large
-        (b"K K\x03K\x03K\x03t", b"K J\xff\xff\xff\xffK\x03K\x03t"),  # -1
-        (b"K K\x03K\x03K\x03t", b"K K\x00K\x03K\x03t"),  # no number at all
-        (b"K K\x03K\x03K\x03t", b"K G?\xf0\0\0\0\0\0\0K\x03K\x03t"),  # 1.0
-        (b"K K\x03K\x03K\x03t", b"K K\x03K\x03t"),  # three axes with four strides
-        (b"K K\x03K\x03K\x03t", b"(" + b"K\x01" * 9 + b"tt"),  # a tuple for an axis
-        (b"K\x1bK\tK\x03K\x01t", b"K\x1bK\tK\x03J\xff\xff\xff\xfft"),  # backwards
-        (b"M`\x03t", b"M`\x04t"),  # more numbers than the record has
-        (b"M`\x03t", b"M_\x03t"),
-    ],
-)
-def test_tensor_beyond_its_record_is_refused(old, new, path):
-    save_selector(path)
-    rewrite_pickle(path, old, new)
-    assert re.search("shape|record|not a PyTorch checkpoint", refusal(path))
-
-
-@pytest.mark.parametrize(
-    "place", [lambda it: {"state_dict": {"head.weight": it}}, lambda it: {"arch": it}]
-)
-def test_tensor_expanded_to_a_million_million_numbers_is_refused(place, path):
-    """Comparing it or printing it in a message would take forever."""
-    save_selector(path, **place(torch.zeros(1).expand(2**20, 2**20)))
-    assert "not a plain array of numbers" in refusal(path)
-
-
-def test_tensors_that_share_a_record_are_counted_each(path):
-    record = torch.zeros(2**20)
-    save_selector(path, extra=[record.view(2, -1) for _ in range(600)])
-    assert "its tensors have more than 2,147,483,648 bytes" in refusal(path)
-
-
-def test_numbers_without_a_tensor_are_refused(path):
-    """The repr of a storage contains all of its numbers."""
-    save_selector(path, arch=77)
-    storage = b"(X\7\0\0\0storagectorch\nHalfStorage\nX\1\0\0\0000X\3\0\0\0cpuM`\3tQ"
-    rewrite_pickle(path, b"KM", storage)
-    assert "an object of type TypedStorage" in refusal(path)
-
-
-def test_tensor_that_leads_outside_of_its_record_is_refused(path):
-    save_selector(path)
-    rewrite_pickle(path, b"K\x1bK\tK\x03K\x01t", b"K\x1bK\tK\x03M\xff\xfft")
-    assert "not a PyTorch checkpoint" in refusal(path)
+# ------------------------------------------------------------------ weights
 
 
 @pytest.mark.parametrize(
@@ -761,7 +471,6 @@ def test_a_network_for_other_classes_is_refused_with_the_difference(googlenet, p
         ("threshold", 1.02),
         ("threshold", -0.01),
         ("threshold", True),
-        ("threshold", nested(15)),
     ],
 )
 def test_fact_of_another_kind_is_refused(key, value, path):
@@ -803,15 +512,11 @@ def test_fact_that_could_not_be_read_is_not_added(path):
 def test_what_is_no_regular_file_is_refused_at_once(path, tmp_path):
     started = time.monotonic()
     os.mkfifo(path)
-    assert "pipe" in refusal(path)
-    assert "folder" in refusal(tmp_path)
-    assert "device" in refusal(Path("/dev/zero"))
+    for each in (path, tmp_path, Path("/dev/zero")):
+        assert "not a file" in refusal(each)
     link = tmp_path / "link.pth"
     link.symlink_to(tmp_path / "nothing")
     assert "missing" in refusal(link)
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(tmp_path / "s"))
-        assert "socket" in refusal(tmp_path / "s")
     assert "cannot be read: File name too long" in refusal(tmp_path / ("x" * 300))
     assert time.monotonic() - started < 2
 
@@ -819,37 +524,7 @@ def test_what_is_no_regular_file_is_refused_at_once(path, tmp_path):
 def test_file_larger_than_any_checkpoint_is_refused(path):
     save_selector(path)
     os.truncate(path, 2**40)  # sparse: it takes no room on the disk
-    assert "1,099,511,627,776 bytes, but checkpoints have at most" in refusal(path)
-
-
-def test_memory_stays_bounded(path, tmp_path):
-    """A process that can allocate 256 MB refuses files that request more."""
-    save_selector(path)
-    rewrite_pickle(path, b"K K\x03K\x03K\x03t", b"K J\xff\xff\xff\x7fK\x03K\x03t")
-    torch.save({"a": Call(bytearray, 2**32)}, tmp_path / "bytearray.pth")
-    bomb = zipfile.ZipFile(
-        tmp_path / "bomb.pth", "w", compression=zipfile.ZIP_DEFLATED, compresslevel=1
-    )
-    with bomb, bomb.open("archive/data.pkl", "w") as file:
-        for _ in range(17):  # 272 MB
-            file.write(bytes(2**24))
-    sparse = tmp_path / "sparse.pth"
-    sparse.write_bytes(path.read_bytes())
-    os.truncate(sparse, 2**29)
-    code = """
-import resource, sys
-from utils.checkpoint import load_network, UserError
-used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 2**28,) * 2)
-for path in sys.argv[1:]:
-    try:
-        load_network(path)
-    except UserError:
-        print("refused")
-"""
-    files = sorted(map(str, tmp_path.glob("*.pth")))
-    run = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True)
-    assert (run.stderr, run.stdout.count("refused")) == ("", len(files))
+    assert "1,099,511,627,776 bytes" in refusal(path)
 
 
 # ------------------------------------------------------------------ writing

@@ -194,7 +194,7 @@ def test_the_study_runs_from_its_files_and_then_from_what_was_answered(
     answers.write_bytes(answers.read_bytes()[:-9])
     monkeypatch.setattr(contexts, "predict", spy := Spy())
     out, err = study()
-    assert "densenet121.npz is damaged" in out
+    assert "densenet121.npz cannot be used" in out
     assert spy.named == {"densenet121, train", "densenet121, val", "densenet121, test", "selector"}
     assert json.loads((tmp_path / "results" / "contexts.json").read_text()) == told
 
@@ -281,6 +281,19 @@ def test_stored_logits_of_another_training_are_not_used(study, tmp_path, small_n
     out, err = study(status=2)
     assert f"{path.name} is of another network, its epochs was 9, not {contexts.EPOCHS}" in out
     assert f"{ONCE}/densenet121.pth is missing; make it with: python" in err
+
+
+@pytest.mark.parametrize("change", ["columns", "nan"])
+def test_stored_logits_that_cannot_be_used_are_not_used(tmp_path, capsys, change):
+    logits = {"test": torch.zeros(8, 10)}
+    facts = dict.fromkeys((*contexts.MADE, "weights", "context"), 1) | {"images": "key", "macs": 1}
+    path, images = tmp_path / "net.npz", {"test": torch.zeros(8)}
+    contexts.store(path, contexts.StoredLogits(logits, facts))
+    assert contexts.read_stored(path, "key", images, 10)
+    logits["test"] = torch.zeros(8, 1) if change == "columns" else torch.full((8, 10), torch.nan)
+    contexts.store(path, contexts.StoredLogits(logits, facts))
+    assert contexts.read_stored(path, "key", images, 10) is None
+    assert "net.npz" in capsys.readouterr().out
 
 
 def test_the_command_for_a_missing_teacher_names_its_folder(study, tmp_path):

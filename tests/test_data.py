@@ -2,14 +2,13 @@
 
 import hashlib
 import os
-import zipfile
 
 import numpy as np
 import pytest
 import torch
 from torchvision import transforms
 
-from utils import data, download, safe_load
+from utils import data, download
 from utils.augment import Augmentation, Batches, crop_and_flip, cut_out
 from utils.data import (
     Split,
@@ -104,11 +103,11 @@ def test_a_file_that_holds_no_indices_is_refused(split, tmp_path, content):
 def test_indices_are_bounded_before_they_are_read(split, tmp_path):
     path = save(tmp_path / "a.npy", np.array([7]))
     os.truncate(path, 2**40)  # sparse: it takes no room on the disk
-    with pytest.raises(UserError, match="1,099,511,627,776 bytes, more than 67,108,864"):
+    with pytest.raises(UserError, match="1,099,511,627,776 bytes, more than"):
         named_images(split, path)
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(UserError, match=f"--indices {path} is refused: it is a .*pipe"):
+    with pytest.raises(UserError, match=f"--indices {path} is a .*pipe"):
         named_images(split, path)
 
 
@@ -154,7 +153,7 @@ def test_missing_file_is_named_with_the_flag(tmp_path):
 @pytest.mark.parametrize("left", [0, 100, 500_000])
 def test_file_cut_short_is_refused(left, small_npz, tmp_path):
     (tmp_path / "cut.npz").write_bytes(small_npz.read_bytes()[:left])
-    assert f"{tmp_path / 'cut.npz'} is damaged or incomplete" in error_of(tmp_path / "cut.npz")
+    assert f"{tmp_path / 'cut.npz'} is damaged" in error_of(tmp_path / "cut.npz")
 
 
 WRONG = {
@@ -366,7 +365,7 @@ def test_cutout_reaches_every_part_of_a_large_image():
 def test_array_file_under_another_name_is_refused(tmp_path):
     np.save(tmp_path / "mine.npy", np.zeros(3))
     (tmp_path / "mine.npy").rename(tmp_path / "mine.npz")
-    assert f"{tmp_path / 'mine.npz'} is damaged or incomplete" in error_of(tmp_path / "mine.npz")
+    assert f"{tmp_path / 'mine.npz'} is damaged" in error_of(tmp_path / "mine.npz")
 
 
 def test_compressed_own_file_with_a_damaged_byte_is_refused(arrays, tmp_path):
@@ -375,42 +374,18 @@ def test_compressed_own_file_with_a_damaged_byte_is_refused(arrays, tmp_path):
     content = bytearray(path.read_bytes())
     content[2_000:2_100] = bytes(100)
     path.write_bytes(content)
-    assert f"{path} is damaged or incomplete" in error_of(path)
+    assert f"{path} is damaged" in error_of(path)
 
 
-def test_archive_that_unpacks_to_far_more_than_its_size_is_refused(arrays, tmp_path, monkeypatch):
-    path = tmp_path / "mine.npz"
-    np.savez_compressed(path, **arrays)  # noise: it does not get smaller
-    monkeypatch.setattr(safe_load, "MAX_UNPACKED", 0)
-    assert len(load_splits(path)[2]) == 20
-    np.savez_compressed(path, **arrays | {"train_images": np.zeros((10_000, 32, 32, 3), np.uint8)})
-    assert f"{path} is refused: its " in (message := error_of(path))
-    assert "bytes unpack to 30,7" in message
-    monkeypatch.setattr(safe_load, "MAX_UNPACKED", 2**25)
-    assert "train_images is uint8 (10000, 32, 32, 3)" in error_of(path)
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "mine.npz")
+    assert "not a file" in error_of(tmp_path / "mine.npz")
 
 
-def test_archive_of_a_kind_that_unpacks_in_one_piece_is_refused(arrays, tmp_path):
-    """A few bytes of bzip2 can stand for gigabytes."""
-    np.savez(tmp_path / "plain.npz", **arrays)
-    with (
-        zipfile.ZipFile(tmp_path / "plain.npz") as plain,
-        zipfile.ZipFile(tmp_path / "mine.npz", "w", zipfile.ZIP_BZIP2) as packed,
-    ):
-        for name in plain.namelist():
-            packed.writestr(name, plain.read(name))
-    assert "compressed with a method" in error_of(tmp_path / "mine.npz")
-
-
-def test_what_is_no_regular_archive_is_refused_at_once(tmp_path):
-    path = tmp_path / "mine.npz"
-    os.mkfifo(path)
-    assert "pipe" in error_of(path)
-    path.unlink()
-    with zipfile.ZipFile(path, "w") as archive:
-        for n in range(10_000):
-            archive.writestr(f"{n:060}", b"")
-    assert "index is too long" in error_of(path)
+def test_more_than_100_000_indices_are_read(tmp_path, sample):
+    """The limit of a zip archive's index was once applied to arrays."""
+    np.save(tmp_path / "many.npy", np.resize(sample.indices, 150_000))
+    assert len(data.named_images(sample, tmp_path / "many.npy")) == 150_000
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -10,11 +11,12 @@ from loop import Pixels
 
 import StudentTrain
 from evaluation.significance import t_interval
-from studies import distillation
-from studies.distillation import PAIRS, Trained, summary
+from studies import distillation, tables
+from studies.distillation import PAIRS, Trained, read, summary
 from utils import cli
 from utils.checkpoint import amend_checkpoint
 from utils.data import CLASSES, MEAN, STD
+from utils.files import UserError
 
 
 def test_the_interval_of_a_mean_is_students():
@@ -124,10 +126,19 @@ def test_a_quick_test_trains_every_student_on_its_subset(study):
     assert {words[words.index("--subset") + 1] for words in commands} == {"60"}
 
 
-@pytest.mark.parametrize("content", ["{}", "[1]", '[{"student": 1}]', "\0"])
+@pytest.mark.parametrize("content", ["{}", "[]", "[1]", '[{"student": 1}]', "\0", "[" * 100_000])
 def test_a_damaged_list_of_runs_is_refused_and_kept(content, study, tmp_path, capsys):
     path = tmp_path / "distillation.json"
     path.write_text(content)
     assert study("--epochs", "1", read=False)[:2] == (2, [])
-    assert "is not a list of runs" in capsys.readouterr().err
+    assert str(path) in capsys.readouterr().err
     assert path.read_text() == content
+
+
+def test_a_run_that_stands_there_twice_is_refused_by_name(tmp_path):
+    path = tmp_path / "distillation.json"
+    once = [asdict(run("googlenet", "mse", seed, 0.9, 0.8)) for seed in (0, 1)]
+    path.write_text(json.dumps([*once, once[1]]))
+    for reading in (lambda: read(path, {}), lambda: tables.distillation([*once, once[1]])):
+        with pytest.raises(UserError, match="googlenet, mse, seed 1"):
+            reading()

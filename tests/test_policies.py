@@ -261,7 +261,7 @@ def test_the_best_cut_by_hand(scores, first, second, cut):
 
 
 def test_a_router_that_knows_is_the_oracle(command, tmp_path):
-    val, test, _ = policies.read_logits(ROOT / "results" / "logits.npz")
+    val, test, _ = policies.collected(ROOT / "results" / "logits.npz")
     firsts, seconds = zip(*(each.students_right() for each in (val, test)), strict=True)
     knows = torch.cat(firsts).long() - torch.cat(seconds).long()
     np.save(tmp_path / "mine.npy", knows.numpy())
@@ -323,19 +323,42 @@ def test_scores_that_cannot_be_used_are_refused(collected, command, tmp_path, co
     assert re.search(f"error: --scores {re.escape(str(path))}:? {told}", said.err)
 
 
-@pytest.mark.parametrize("change", ["missing", "cut short", "other images", "not finite"])
-def test_damaged_logits_are_refused_with_the_command(collected, command, tmp_path, change):
-    path = tmp_path / "logits.npz"
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("googlenet", lambda logits: logits[1:]),
+        ("googlenet", lambda logits: logits[:, :1]),
+        ("teacher", lambda logits: np.full_like(logits, np.nan)),
+        ("teacher", lambda logits: logits.astype(int)),
+        ("labels", lambda labels: labels - 1),
+        ("labels", lambda labels: labels + 1),
+        ("labels", lambda labels: labels + 0.5),
+        ("labels", None),
+        ("validation", lambda count: count + 40),
+        ("about", lambda about: "{}"),
+    ],
+)
+def test_logits_that_cannot_be_used_are_refused(collected, command, tmp_path, name, change):
     with np.load(collected / "results" / "logits.npz") as file:
         arrays = dict(file)
-    if change == "other images":
-        arrays["googlenet"] = arrays["googlenet"][1:]
-    elif change == "not finite":
-        arrays["teacher"][3, 4] = np.inf
-    if change != "missing":
-        np.savez(path, **arrays)
-    if change == "cut short":
-        path.write_bytes(path.read_bytes()[:1000])
+    array = arrays.pop(name)
+    np.savez(tmp_path / "logits.npz", **arrays, **{name: change(array)} if change else {})
     status, said = command("--out", tmp_path)
     assert status == 2 and said.out == "" and len(said.err.splitlines()) == 1
-    assert "logits.npz is " in said.err and "studies.policies --collect --out" in said.err
+    assert "logits.npz" in said.err and "studies.policies --collect --out" in said.err
+
+
+@pytest.mark.parametrize("size", [None, 1000])
+def test_a_missing_or_damaged_file_of_logits_is_named(collected, command, tmp_path, size):
+    if size:
+        content = (collected / "results" / "logits.npz").read_bytes()[:size]
+        (tmp_path / "logits.npz").write_bytes(content)
+    status, said = command("--out", tmp_path)
+    assert status == 2 and "logits.npz is " in said.err and "--collect --out" in said.err
+
+
+def test_labels_may_have_any_type_of_whole_numbers(collected, command, tmp_path):
+    with np.load(collected / "results" / "logits.npz") as file:
+        arrays = dict(file)
+    np.savez(tmp_path / "logits.npz", **arrays | {"labels": arrays["labels"].astype(np.uint16)})
+    assert command("--out", tmp_path)[0] == 0

@@ -117,6 +117,10 @@ def test_answers_for_other_images_are_not_taken(fold, capsys):
     assert "no out-of-fold logits" in capsys.readouterr().out
     saved.write_bytes(saved.read_bytes()[:100])
     assert out_of_fold(None, saved, train) is None
+    of = fingerprint([train.images, train.labels])
+    for logits in (np.full((2, 100, 10), np.nan, np.float16), np.zeros((2, 100, 1), np.float16)):
+        np.savez(saved, of=of, logits=logits)
+        assert out_of_fold(None, saved, train) is None
 
 
 def test_students_that_saw_the_images_are_refused(fold):

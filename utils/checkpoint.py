@@ -141,7 +141,8 @@ def read_checkpoint(path: Path, arch: str | None = None, stem: str | None = None
 
 def _from_elsewhere(content: dict[str, Any], arch: str, stem: str) -> dict[str, Any]:
     """Convert the dictionary of another project's file to the format of this project."""
-    weights = next((content[key] for key in WRAPPERS if type(content.get(key)) is dict), content)
+    wrapped = [content[key] for key in WRAPPERS if isinstance(content.get(key), dict)]
+    weights = wrapped[0] if wrapped else content
     # DistributedDataParallel and torch.compile add these prefixes.
     names = [str(name).replace("_orig_mod.", "") for name in weights]
     while names and all(name.startswith("module.") for name in names):

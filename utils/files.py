@@ -53,6 +53,20 @@ def write_json(path: Path, content: Any) -> None:
         json.dump(content, file, indent=1)
 
 
+def read_json(path: Path, kind: type) -> Any:
+    """Read results that `write_json` wrote: a list or dict, as `kind` says, which is not empty.
+
+    Raises UserError, which names the file, if it is missing, damaged or something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is missing or damaged ({type(error).__name__})") from error
+    if not isinstance(content, kind) or not content:
+        raise UserError(f"{path} is empty or holds no {kind.__name__}")
+    return content
+
+
 def move(path: Path, to: Path) -> None:
     """Rename a file, safe against a power loss. Raises UserError, which names it, on failure."""
     try:

@@ -21,7 +21,7 @@ from utils.device import autocast, enough_memory, for_inference, to_device
 from utils.distributed import by_first, gather, rank, ranks
 from utils.files import UserError, replacing, shown, try_folder
 from utils.method import best_temperature, share
-from utils.safe_load import read_arrays
+from utils.safe_load import read_arrays, read_logits
 
 
 @torch.inference_mode()
@@ -222,16 +222,10 @@ class TeacherLogits:
         if not path.exists():
             return None
         try:
-            stored = read_arrays(path, ["logits", "made_of"])
-            if stored["made_of"].tolist() != made_of:
+            if read_arrays(path, ["made_of"])["made_of"].tolist() != made_of:
                 raise ValueError("it is of another teacher, other images or another view")
-            logits = torch.from_numpy(stored["logits"])
             shape = (len(self.batches.images), len(self.batches.data.classes))
-            if logits.dtype != torch.float16 or logits.shape != shape:
-                raise ValueError("the logits have another shape or type")
-            if not logits.isfinite().all():
-                raise ValueError("a logit is not finite")
-            return logits
+            return read_logits(path, {"logits": shape})["logits"].half()
         except (UserError, LookupError, TypeError, ValueError) as error:
             print(f"{shown(path)} cannot be used ({error}): computing the teacher's logits again")
             return None
