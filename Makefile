@@ -1,6 +1,6 @@
 # make demo        install, then evaluate the weights in checkpoints/ on the test set
 # make test        lint, then the test suite
-# make test-long   all tests, including the slow ones, 50,000 mutated checkpoints and pictures
+# make test-long   all tests, including the slow ones
 # make reproduce   train everything; EPOCHS=1 SUBSET=2000 for a quick test, RESUME=1 to continue;
 #                  DATA=cifar100 or DATA=mine.npz for other images;
 #                  with SUBSET, writes to runs/quick/
@@ -20,7 +20,7 @@ test: .venv/dev
 	.venv/bin/python -m pytest
 
 test-long: .venv/dev
-	FUZZ=50000 .venv/bin/python -m pytest -m "slow or not slow"
+	.venv/bin/python -m pytest -m "slow or not slow"
 
 TO_COME = .venv/bin/python -m benchmarks.reproduce $(FLAGS) --done
 STUDENTS = .venv/bin/python -c 'import models; print(*range(1, len(models.STUDENTS) + 1))'

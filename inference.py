@@ -24,7 +24,15 @@ from evaluation.report import write_report
 from evaluation.testset import measure, print_tables, test_images
 from models import STUDENTS, TEACHER
 from utils import cli
-from utils.checkpoint import ALONE, FILES, check_data, fingerprint_of, load_network, load_parts
+from utils.checkpoint import (
+    ALONE,
+    FILES,
+    check_data,
+    data_of,
+    fingerprint_of,
+    load_network,
+    load_parts,
+)
 from utils.contexts import image_seeds, in_context, kinds
 from utils.data import listed
 from utils.device import for_inference, pick_device, precision
@@ -57,9 +65,6 @@ def read_flags() -> argparse.Namespace:
         help="write the predictions for your own images to this file, one row per image",
     )
     parser.add_argument(
-        "--resume", action="store_true", help="continue the --csv file of a run that was stopped"
-    )
-    parser.add_argument(
         "--policy",
         choices=POLICIES,
         default="selector",
@@ -79,18 +84,12 @@ def read_flags() -> argparse.Namespace:
     args = parser.parse_args()
     if args.threshold is not None and not POLICIES[args.policy].threshold:
         parser.error(f"--threshold: --policy {args.policy} has no threshold, leave it out")
-    if args.resume and not args.csv:
-        parser.error("--resume needs --csv with the file to continue")
     cli.refuse_folder(parser, "--csv", args.csv)
     if args.csv and not args.images:
         parser.error("--csv needs images: name files or folders")
-    if args.images and args.context != "clean":
-        parser.error("--context is for the test set only: leave it out for your own images")
-    if args.images and args.subset is not None:
-        parser.error(
-            "--subset is for the test set only: leave it out for your own images; to use the "
-            "networks of a quick test, add --checkpoint-dir runs/quick"
-        )
+    for name in ("context", "data", "subset", "out"):
+        if args.images and getattr(args, name) is not parser.get_default(name):
+            parser.error(f"--{name} is for the test set only: leave it out for your own images")
     return args
 
 
@@ -101,9 +100,12 @@ def classify_images(args: argparse.Namespace) -> int:
     parts = load_parts(lambda file: cli.found(args, file), parts_of(args.policy, args.threshold))
     ready = {arch: for_inference(net, device) for arch, (net, _) in parts.items()}
     system = assemble(args.policy, parts, ready, device, args.threshold)
-    if args.csv:
-        return write_answers(system, args.images, args.csv, args.resume, args.batch_size, device)
-    return print_answers(system, args.images, args.batch_size, device)
+    data = data_of(parts[POLICIES[args.policy].students[0]][1])
+    if not args.csv:
+        return print_answers(system, args.images, data, args.batch_size, device)
+    weights = ", ".join(f"{arch} {fingerprint_of(net)}" for arch, (net, _) in parts.items())
+    made_by = (args.policy, system.threshold, weights)
+    return write_answers(system, args.images, args.csv, made_by, data, args.batch_size, device)
 
 
 def measure_test_set(args: argparse.Namespace) -> int:

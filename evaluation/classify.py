@@ -1,10 +1,11 @@
 """Classify your own images, and print the predictions or write them to a CSV file."""
 
+import csv
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import closing
-from itertools import islice, takewhile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,22 @@ from tqdm import tqdm
 
 from evaluation.photos import image_files, one_line, read_image
 from evaluation.policies import System
-from evaluation.predictions import Answer, Predictions
+from utils.data import DataSet, Split
 from utils.files import UserError, shown
 from utils.logits import predict
-from utils.stop import StopRequest
+
+COLUMNS = ("file", "class", "probability", "student", "error", "policy", "threshold", "weights")
+
+
+@dataclass
+class Answer:
+    """The result for a file: class, probability and student; or an error."""
+
+    file: Path
+    label: str = ""
+    probability: float | None = None
+    student: str = ""
+    error: str = ""
 
 
 def check_paths(paths: list[Path]) -> None:
@@ -27,40 +40,46 @@ def check_paths(paths: list[Path]) -> None:
 
 
 def answers(
-    system: System, files: Iterator[Path], batch_size: int, device: torch.device
+    system: System, files: Iterator[Path], data: DataSet, batch_size: int, device: torch.device
 ) -> Iterator[list[Answer]]:
-    """Yield the predictions for the files in order, one batch at a time."""
-    classes = system.made_of["classes"]
+    """Yield the predictions for the files in order, one batch at a time.
+
+    Args:
+        data: what the networks were trained on.
+    """
     while batch := [Answer(file) for file in islice(files, batch_size)]:
         images = []
         for each in batch:
             try:
-                images.append(read_image(each.file))
+                images.append(read_image(each.file, data.size))
             except UserError as error:
                 each.error = str(error)
         if images:
             pixels = torch.from_numpy(np.stack(images)).to(device)
-            logits, choice = predict(system.net, pixels, batch_size=batch_size)
+            split = Split(pixels, torch.zeros(len(pixels)), np.arange(len(pixels)), data)
+            logits, choice = predict(system.net, split, batch_size=batch_size)
             best = system.probabilities(logits, choice).max(dim=1)
             good = [each for each in batch if not each.error]
             for each, probability, label, student in zip(
                 good, best.values.tolist(), best.indices.tolist(), choice.tolist(), strict=True
             ):
-                each.label, each.student = classes[label], system.names[student]
+                each.label, each.student = data.classes[label], system.names[student]
                 each.probability = probability
         yield batch
 
 
-def print_answers(system: System, paths: list[Path], batch_size: int, device: torch.device) -> int:
+def print_answers(
+    system: System, paths: list[Path], data: DataSet, batch_size: int, device: torch.device
+) -> int:
     """Print one line per image: class, probability and student.
 
     Returns the exit status: 2 if a file is not an image, else 0.
     """
     failed = 0
-    width = max(12, *(len(name) + 1 for name in system.made_of["classes"]))
+    width = max(12, *(len(name) + 1 for name in data.classes))
     wide = max(13, *(len(name) + 2 for name in system.names))
     print(f"{'class':<{width}}{'probability':>11}  {'student':<{wide}}file")
-    for batch in answers(system, image_files(paths), batch_size, device):
+    for batch in answers(system, image_files(paths), data, batch_size, device):
         for each in batch:
             if each.error:
                 failed += 1
@@ -79,26 +98,48 @@ def print_answers(system: System, paths: list[Path], batch_size: int, device: to
 def write_answers(
     system: System,
     paths: list[Path],
-    csv: Path,
-    resume: bool,
+    table: Path,
+    made_by: Sequence[object],
+    data: DataSet,
     batch_size: int,
     device: torch.device,
 ) -> int:
-    """Write one row per image to `csv`, one batch at a time.
+    """Write one row per image to the CSV file `table`, one batch at a time.
 
-    Returns the exit status: 2 if a file is not an image, else 0. After Ctrl-C and SIGTERM, the
-    current batch is written, and the exit status is 130 and 143.
+    After Ctrl-C, the batches that were classified are in the file. File names that are not UTF-8
+    are written byte for byte.
+
+    Args:
+        made_by: policy, threshold and weights, the last three columns of each row.
+
+    Returns:
+        The exit status: 2 if a file is not an image, else 0.
+
+    Raises:
+        UserError: the file exists or cannot be written.
     """
-    made_of = system.made_of | {"batch_size": batch_size}  # rounding depends on the batch size
-    with closing(Predictions(csv, resume, made_of)) as table, StopRequest() as stop:
-        files = takewhile(lambda _: not stop.signal, image_files(paths))
-        files = (file for file in files if not table.skips(file))
-        with tqdm(unit="img", initial=table.answered + table.failed) as bar:
-            for batch in answers(system, files, batch_size, device):
-                table.write(batch)
+    answered = failed = 0
+    files = (file for file in image_files(paths) if file.absolute() != table.absolute())
+    try:
+        table.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            open(table, "x", newline="", encoding="utf-8", errors="surrogateescape") as file,
+            tqdm(unit="img") as bar,
+        ):
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(COLUMNS)
+            for batch in answers(system, files, data, batch_size, device):
+                for each in batch:
+                    failed += bool(each.error)
+                    answered += not each.error
+                    sure = "" if each.error else f"{each.probability:.4f}"
+                    found = (each.file, each.label, sure, each.student, each.error)
+                    rows.writerow([*found, *made_by])
+                file.flush()
                 bar.update(len(batch))
-        done = f"{table.answered:,} images answered, {table.failed:,} files failed"
-        if stop.signal:
-            stop.leave(done)
-    print(f"{done}: {shown(csv)}")
-    return 2 if table.failed else 0
+    except FileExistsError as error:
+        raise UserError(f"{table} exists: use another name for --csv") from error
+    except OSError as error:
+        raise UserError(f"cannot write {table}: {error.strerror or error}") from error
+    print(f"{answered:,} images answered, {failed:,} files failed: {shown(table)}")
+    return 2 if failed else 0

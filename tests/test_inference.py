@@ -7,7 +7,7 @@ import socket
 import struct
 import subprocess
 import sys
-from itertools import islice
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +18,12 @@ from torch import nn
 
 import inference
 from evaluation.classify import print_answers
-from evaluation.photos import FORMATS, MAX_BYTES, image_files, read_image
+from evaluation.photos import FORMATS, image_files, read_image
 from evaluation.policies import System
 from models import STUDENTS, Cascade, MultiStudent
 from studies import compression
 from utils import cli
-from utils.data import CLASSES
+from utils.data import CIFAR10, CLASSES
 from utils.files import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -129,32 +129,8 @@ def test_a_truncated_picture_is_named(tmp_path):
 @pytest.mark.parametrize("side", [12_000, 20_000])
 def test_a_picture_of_too_many_pixels_is_refused_by_its_size(tmp_path, side):
     Image.new("1", (side, side)).save(tmp_path / "bomb.png")
-    assert (tmp_path / "bomb.png").stat().st_size < 100_000
-    told = f"{side} x {side} pixels|size .{side**2} pixels"
-    with pytest.raises(UserError, match=f"bomb.png: too large an image.*({told})"):
+    with pytest.raises(UserError, match=f"bomb.png: .*{side**2} pixels"):
         read_image(tmp_path / "bomb.png")
-
-
-def test_a_large_transparent_picture_takes_twelve_bytes_a_pixel_at_most(tmp_path):
-    Image.new("LA", (4000, 4000), (200, 255)).save(tmp_path / "large.png")
-    code = (
-        "import sys, re, pathlib, evaluation.photos\n"
-        "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
-        "before = peak()\n"
-        "evaluation.photos.read_image(pathlib.Path(sys.argv[1]))\n"
-        "print(peak() - before)\n"
-    )
-    run = [sys.executable, "-c", code, str(tmp_path / "large.png")]
-    grown = int(subprocess.run(run, cwd=ROOT, capture_output=True, check=True).stdout)
-    assert grown * 1024 < 13 * 4000 * 4000
-
-
-def test_a_file_of_any_size_that_is_no_picture_is_not_read_into_memory(tmp_path):
-    with open(tmp_path / "long.webp", "wb") as file:
-        file.write(b"RIFF\xff\xff\xff\xffWEBPVP8L")
-        file.truncate(MAX_BYTES + 1)
-    with pytest.raises(UserError, match="long.webp: not read: more than 256 MiB"):
-        read_image(tmp_path / "long.webp")
 
 
 def test_half_transparent_edges_do_not_bleed_the_hidden_color(tmp_path):
@@ -172,21 +148,20 @@ def test_only_the_formats_of_photos_are_opened(tmp_path):
     Image.init()
     assert set(FORMATS) <= set(Image.OPEN)
     Image.new("RGB", (40, 40), RGB).save(tmp_path / "script.eps")  # Ghostscript would run it
-    with pytest.raises(UserError, match="script.eps: not an image: none of JPEG, PNG"):
+    with pytest.raises(UserError, match="script.eps: not an image"):
         read_image(tmp_path / "script.eps")
 
 
-@pytest.mark.parametrize(
-    "error", [struct.error, KeyError, OverflowError, MemoryError, RecursionError, OSError(22, "x")]
-)
+@pytest.mark.parametrize("error", [struct.error, KeyError, MemoryError, OSError(22, "x\ny")])
 def test_however_a_decoder_fails_it_is_told_in_one_line(tmp_path, monkeypatch, error):
     def fail(*_, **__):
         raise error
 
     Image.new("RGB", (40, 40), RGB).save(tmp_path / "red.png")
     monkeypatch.setattr(Image, "open", fail)
-    with pytest.raises(UserError, match="red.png: not an image that can be read .*(Error|error)"):
+    with pytest.raises(UserError, match="red.png: .*(Error|error|x)") as told:
         read_image(tmp_path / "red.png")
+    assert str(told.value).isprintable()
 
 
 def test_a_picture_with_damaged_exif_data_is_read_as_it_lies(tmp_path):
@@ -206,58 +181,52 @@ def test_what_is_no_regular_file_is_named_and_not_waited_for(tmp_path, monkeypat
         "fifo": "not a regular file",
         "socket": "not a regular file",
         "/dev/zero": "not a regular file",
-        "/proc/kmsg": "the file is empty",  # it says so, and never ends
-        "loop": "too many levels of symbolic links",
-        "dangling": "no such file",
-        "gone.png": "no such file",  # between listing and reading
-        "n" * 5000: "file name too long",
-        "n/" * 5000: "file name too long",
+        "loop": "Too many levels of symbolic links",
+        "dangling": "No such file",
+        "gone.png": "No such file",  # between listing and reading
+        "n" * 5000: "File name too long",
+        "n/" * 5000: "File name too long",
     }.items():
         assert list(image_files([Path(name)])) == [Path(name)]
         with pytest.raises(UserError, match=f"^{Path(name)}: .*{told}"):
             read_image(Path(name))
 
 
-def test_links_to_pictures_are_followed_and_links_to_folders_below_are_not(tmp_path):
+def test_links_to_pictures_are_followed_and_links_to_folders_below_are_refused_by_name(tmp_path):
     Image.new("RGB", (40, 40), RGB).save(tmp_path / "red.png")
     (tmp_path / "more").mkdir()
     (tmp_path / "more/link.png").symlink_to(tmp_path / "red.png")
     (tmp_path / "more/round").symlink_to(tmp_path)
     (tmp_path / "again").symlink_to(tmp_path / "more")
-    assert list(image_files([tmp_path])) == [tmp_path / "red.png", tmp_path / "more/link.png"]
-    assert list(image_files([tmp_path / "again"])) == [tmp_path / "again/link.png"]
-    assert read_image(tmp_path / "more/link.png").shape == (32, 32, 3)
+    files = list(image_files([tmp_path]))
+    names = ["red.png", "more/link.png", "again", "more/round"]
+    assert files == [tmp_path / name for name in names]
+    assert [read_image(file).shape for file in files[:2]] == [(32, 32, 3)] * 2
+    for link in files[2:]:
+        with pytest.raises(UserError, match=f"^{link}: .*link"):
+            read_image(link)
+    assert next(image_files([tmp_path / "again"])) == tmp_path / "again/link.png"
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     for name in ("a/1.png", "b/2.png", "c/3.png"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
-    scandir = os.scandir
 
-    def refuse(path):
-        if path == str(tmp_path / "b"):
-            raise PermissionError(13, "Permission denied", path)
-        return scandir(path)
+    def refusing(listed):
+        def refuse(path):
+            if str(path) == str(tmp_path / "b"):
+                raise PermissionError(13, "Permission denied", path)
+            return listed(path)
 
-    monkeypatch.setattr(os, "scandir", refuse)  # root may list every folder
+        return refuse
+
+    for name in ("scandir", "listdir"):  # root may list every folder
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
     files = list(image_files([tmp_path]))
     assert files == [tmp_path / "a/1.png", tmp_path / "c/3.png", tmp_path / "b"]
-    with pytest.raises(UserError, match="b: a folder that cannot be listed"):
+    with pytest.raises(UserError, match="b: Permission denied"):
         read_image(files[-1])
-
-
-def test_ten_thousand_files_are_listed_a_folder_at_a_time(tmp_path, monkeypatch):
-    for folder in range(10):
-        (tmp_path / str(folder)).mkdir()
-        for k in range(1000):
-            (tmp_path / str(folder) / f"{k:04}").touch()
-    listed, scandir = [], os.scandir
-    monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or scandir(path))
-    files = image_files([tmp_path])
-    assert [file.name for file in islice(files, 1000)] == [f"{k:04}" for k in range(1000)]
-    assert len(listed) == 2
-    assert len(list(files)) == 9000
 
 
 def test_a_folder_stands_for_the_files_below_it(tmp_path):
@@ -277,15 +246,15 @@ def test_good_pictures_are_answered_beside_bad_ones(tmp_path, capsys, system):
     Image.new("RGB", (50, 50), (10, 30, 200)).save(tmp_path / "blue.png")
     (tmp_path / "notes.txt").write_text("no image")
     paths = [tmp_path, tmp_path / "missing.png"]
-    status = print_answers(running(system), paths, 2, torch.device("cpu"))
+    status = print_answers(running(system), paths, CIFAR10, 2, torch.device("cpu"))
     out, err = capsys.readouterr()
     assert status == 2
     assert re.search(r"ship +99\.\d% +googlenet +\S*blue.png", out)
     assert re.search(r"cat +99\.\d% +densenet121 +\S*red.png", out)
-    assert "notes.txt: not an image" in err and "missing.png: no such file" in err
+    assert "notes.txt: not an image" in err and "missing.png: No such file" in err
     assert "Traceback" not in err
     good = [tmp_path / "red.png"]
-    assert print_answers(running(system), good, 2, torch.device("cpu")) == 0
+    assert print_answers(running(system), good, CIFAR10, 2, torch.device("cpu")) == 0
 
 
 @pytest.mark.parametrize(
@@ -301,7 +270,7 @@ def test_who_answered_under_another_policy_is_named(
     Image.new("RGB", (40, 40), RGB).save(tmp_path / "red.png")
     cascade = Cascade([Always(red), Always(blue)], threshold).eval()
     names = ("googlenet", "both")
-    assert print_answers(running(cascade, names), [tmp_path], 2, torch.device("cpu")) == 0
+    assert print_answers(running(cascade, names), [tmp_path], CIFAR10, 2, torch.device("cpu")) == 0
     assert f" {expected} " in capsys.readouterr().out
 
 
@@ -309,7 +278,7 @@ def test_the_probability_is_that_of_the_temperature_of_who_answered(tmp_path, ca
     for name, color in (("red", RGB), ("blue", (10, 30, 200))):
         Image.new("RGB", (40, 40), color).save(tmp_path / f"{name}.png")
     warm = System(system.eval(), STUDENTS, 0.5, {"classes": CLASSES}, (4.5, 9.0))
-    assert print_answers(warm, [tmp_path], 2, torch.device("cpu")) == 0
+    assert print_answers(warm, [tmp_path], CIFAR10, 2, torch.device("cpu")) == 0
     out = capsys.readouterr().out
     assert re.search(r"cat +45\.1% +densenet121", out)  # e^2 / (e^2 + 9)
     assert re.search(r"ship +23\.2% +googlenet", out)  # e / (e + 9)
@@ -331,7 +300,7 @@ def test_names_are_shown_on_one_line_whatever_is_in_them(tmp_path, monkeypatch, 
     for name, stream in printed.items():
         stream.reconfigure(errors="backslashreplace" if name == "stderr" else "strict")
         monkeypatch.setattr(sys, name, stream)
-    things = (running(system), [tmp_path], 100, torch.device("cpu"))
+    things = (running(system), [tmp_path], CIFAR10, 100, torch.device("cpu"))
     with pytest.raises(SystemExit, match="2"):
         cli.run(lambda: print_answers(*things))
     sys.stderr.flush()
@@ -348,8 +317,16 @@ def test_no_more_images_are_classified_at_once_than_asked_for(tmp_path, system, 
         Image.new("RGB", (40, 40), RGB).save(tmp_path / f"{k}.png")
     sizes = []
     system.selector.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    print_answers(running(system), [tmp_path], 3, torch.device("cpu"))
+    print_answers(running(system), [tmp_path], CIFAR10, 3, torch.device("cpu"))
     assert sizes == [3, 3, 1]
+
+
+def test_pictures_become_what_the_networks_were_trained_on(tmp_path, system, capsys):
+    Image.new("RGB", (90, 90), "white").save(tmp_path / "white.png")
+    seen, data = [], replace(CIFAR10, size=48, mean=(0.0, 0.0, 0.5), std=(1.0, 1.0, 0.5))
+    system.selector.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    print_answers(running(system), [tmp_path], data, 3, torch.device("cpu"))
+    assert torch.equal(seen[0], torch.ones(1, 3, 48, 48))
 
 
 def test_a_reader_that_has_had_enough_ends_it_quietly(tmp_path):
@@ -375,7 +352,7 @@ def test_a_folder_without_images_is_told_before_anything_is_loaded(
     (tmp_path / "empty/.hidden.png").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["inference.py", "empty", *flags, "--checkpoint-dir", "none"])
-    with pytest.raises(UserError, match="^empty: no images in this folder$"):
+    with pytest.raises(UserError, match="^empty: a folder that has no images"):
         inference.main()
     assert capsys.readouterr().out == "" and not (tmp_path / "table.csv").exists()
 
@@ -384,10 +361,10 @@ def test_an_empty_folder_among_others_is_told_beside_their_answers(tmp_path, sys
     (tmp_path / "empty").mkdir()
     Image.new("RGB", (40, 40), RGB).save(tmp_path / "red.png")
     paths = [tmp_path / "empty", tmp_path / "red.png", tmp_path / "gone.png"]
-    assert print_answers(running(system), paths, 2, torch.device("cpu")) == 2
+    assert print_answers(running(system), paths, CIFAR10, 2, torch.device("cpu")) == 2
     out, err = capsys.readouterr()
-    assert "red.png" in out and "empty: no images in this folder" in err
-    assert "gone.png: no such file" in err and "2 of the files could not be read" in err
+    assert "red.png" in out and "empty: a folder that has no images" in err
+    assert "gone.png: No such file" in err and "2 of the files could not be read" in err
 
 
 def test_matplotlib_is_not_loaded_for_ones_own_images():

@@ -831,7 +831,6 @@ def test_the_next_commands_typed_as_printed_lead_to_answers_in_the_classes_of_th
     Image.fromarray(images[0]).save(tmp_path / "one.png")
     answers = "inference.py one.png --csv a.csv --checkpoint-dir 'my networks' --device cpu"
     typed(f"python {answers}")
-    typed(f"python {answers} --resume")
     with open("a.csv", newline="", encoding="utf-8") as file:
         (row,) = csv.DictReader(file)
     assert row["class"] in names
