@@ -277,6 +277,12 @@ def test_a_router_that_knows_is_the_oracle(command, tmp_path):
     assert float(rows["--macs", "50"]["your router"].split()[1]) == float(macs) + 50
 
 
+@pytest.mark.parametrize("macs", ["1e303", "inf", "nan", "-1"])
+def test_a_cost_that_cannot_be_is_refused(command, macs):
+    status, told = command("--scores", "mine.npy", "--macs", macs)
+    assert status == 2 and "--macs" in told.err
+
+
 def test_the_selector_as_a_router_is_the_selector(command, tmp_path):
     with np.load(ROOT / "results" / "logits.npz") as file:
         np.save(tmp_path / "mine.npy", file["selector"])

@@ -531,12 +531,19 @@ def test_the_threshold_moves_the_cascade_from_one_student_to_the_mean_of_both(
     [
         (["--policy=googlenet", "--threshold=0.5"], "--threshold: --policy googlenet has no"),
         (["--policy=coin"], "--policy: invalid choice: 'coin'"),
-        (["one.png", "--subset=5"], "--subset is for the test set only: leave it out for"),
+        (["--checkpoint-dir", ""], "--checkpoint-dir"),
         *((["--threshold", value], "--threshold") for value in ("1.5", "nan", "-0.1", "x")),
     ],
 )
 def test_a_nonsense_policy_or_threshold_is_named(flags, message, monkeypatch, capsys, tmp_path):
     assert message in refused("inference", flags, monkeypatch, capsys, tmp_path)
+
+
+def test_a_tilde_that_the_shell_leaves_is_the_home_folder():
+    parser = cli.common_parser("", {"BATCH_SIZE": 1})
+    cli.add_out(parser, Path("runs"), "files")
+    args = parser.parse_args(["--out=~/res", "--data=~/mine.npz"])
+    assert (args.out, args.data) == (Path.home() / "res", str(Path.home() / "mine.npz"))
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ NUMBERS = {  # type, smallest and largest value
     "THRESHOLD": (float, 0, 1.01),
     "SEEDS": (int, 1, math.inf),  # of studies, like the next two
     "ROUNDS": (int, 1, math.inf),
-    "MACS": (float, 0, math.inf),
+    "MACS": (float, 0, 1e9),
 }
 CHOICES = {
     "STEM": STEMS,
@@ -154,6 +154,13 @@ def add_init(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _path(text: str) -> Path:
+    """A path of a flag. The shell leaves the ~ in --out=~/results as it is."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(os.path.expanduser(text))
+
+
 class Parser(argparse.ArgumentParser):
     """With --subset, results are written below QUICK unless a flag names another folder.
 
@@ -165,6 +172,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, quick: bool = False, **values: Any) -> None:
         super().__init__(*args, **values)
+        self.register("type", Path, _path)
         self.quick = quick
 
     def parse_args(self, *args: Any, **values: Any) -> argparse.Namespace:
@@ -215,6 +223,7 @@ def common_parser(doc: str, block: Mapping[str, Any], quick: bool = False) -> Pa
     parser.add_argument(
         "--data",
         "--data-dir",
+        type=os.path.expanduser,
         default=block.get("DATA", "cifar10"),
         metavar="NAME",
         help="cifar10 or cifar100, which are downloaded to data/, a folder with CIFAR-10, or an "
