@@ -1,9 +1,11 @@
 """Errors that a user can fix, atomic writing of files, and locks against parallel runs."""
 
 import contextlib
+import errno
 import glob
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,12 +98,15 @@ def try_folder(folder: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Wait until renames in `folder` are on the disk. Not possible and not needed on Windows."""
+    """Wait until renames in `folder` are on the disk, where the system can do that."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # shares refuse it
+            raise
     finally:
         os.close(descriptor)
 
@@ -114,23 +119,38 @@ def claim(path: Path) -> None:
     """Lock `path`, so that no other run writes it or its siblings NAME.*.
 
     The lock file is NAME.lock. The system releases the lock when the process ends, also if it is
-    killed. Temporary files of a killed run are deleted. Raises UserError if another process holds
-    the lock or the folder cannot be written.
+    killed. Temporary files of a killed run are deleted. On a file system without locks, a warning
+    is printed. Raises UserError if another process holds the lock, the lock file is of another
+    user, or the folder cannot be written.
     """
-    lock = FileLock(path.with_suffix(".lock"))
+    file = path.with_suffix(".lock")
+    lock = FileLock(file)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
-        for partial in path.parent.glob(f"{glob.escape(path.stem)}.*.part"):
-            partial.unlink(missing_ok=True)
     except Timeout as error:
         raise UserError(
             f"another run is writing {shown(path)}: wait until it has ended, or use another folder "
             "with --checkpoint-dir"
         ) from error
     except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):
+            print(
+                f"warning: cannot lock {shown(file)} on this file system: start no second run that "
+                f"writes {path.name}",
+                file=sys.stderr,
+            )
+            return
+        if isinstance(error, PermissionError) and os.path.exists(file):
+            raise UserError(
+                f"{shown(file)} is of another user, or read-only: delete it if no other run is "
+                "using it, or use another folder with --checkpoint-dir"
+            ) from error
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     _claims.append(lock)
+    for partial in path.parent.glob(f"{glob.escape(path.stem)}.*.part"):
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def shown(path: Path) -> str:
