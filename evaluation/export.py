@@ -11,6 +11,7 @@ Needs onnx and onnxscript, and the checkpoints of the networks.
 """
 
 import argparse
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from models import STUDENTS
 from utils import cli
 from utils.checkpoint import CHECKPOINTS, fingerprint_of, load_parts
 from utils.files import UserError, replacing, shown, try_folder
+from utils.safe_load import brief
 
 OUT = Path("runs/onnx")  # for the .onnx files and routing.json
 PACKAGES = "onnx onnxscript onnxruntime"  # onnxruntime is only needed to run the files
@@ -65,20 +67,19 @@ def onnx_bytes(net: nn.Module, facts: dict[str, Any]) -> bytes:
 
 
 def check_packages() -> None:
-    """Raise UserError if a package for the export is not installed."""
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"the export needs more packages: pip install {PACKAGES} ({error})"
-        ) from error
+    """Raise UserError if a package for the export is missing or broken."""
+    for package in ("onnx", "onnxscript"):
+        try:
+            importlib.import_module(package)
+        except Exception as error:  # one built for another protobuf or NumPy raises any type
+            said = brief(f"{type(error).__name__}: {error}")
+            raise UserError(
+                f"{package} cannot be imported ({said}): pip install --upgrade {PACKAGES}"
+            ) from error
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--policy",
         choices=POLICIES,

@@ -2,7 +2,9 @@
 
 import csv
 import os
-from collections.abc import Mapping
+import sys
+import warnings
+from collections.abc import Iterable, Mapping
 from itertools import cycle
 from pathlib import Path
 
@@ -11,6 +13,7 @@ os.environ["MPLBACKEND"] = "agg"
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import font_manager, ft2font
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -59,6 +62,7 @@ def draw_all(
         measured: the results on the test images.
         histories: from `read_histories`. If empty, the accuracy per epoch is not drawn.
     """
+    use_font_for(measured.test.classes)
     figures = {
         "per_class_accuracy.png": per_class_accuracy(measured),
         "samples.png": samples(measured),
@@ -70,6 +74,35 @@ def draw_all(
     for name, figure in figures.items():
         save(figure, out / name)
     return [out / name for name in figures]
+
+
+def use_font_for(names: Iterable[str]) -> None:
+    """Add a font with the characters of `names` that Matplotlib's own font lacks.
+
+    Prints one line if no installed font has all of them; they are then drawn as boxes.
+    """
+    own = font_manager.findfont("DejaVu Sans")
+    lacking = {ord(character) for character in "".join(names)} - _characters(own)
+    if not lacking:
+        return
+    for font in font_manager.fontManager.ttflist:
+        if not font.name.startswith("Last Resort") and lacking <= _characters(font.fname):
+            plt.rcParams["font.family"] = ["DejaVu Sans", font.name]
+            return
+    warnings.filterwarnings("ignore", "Glyph .* missing from")
+    print(
+        f"warning: no installed font has all of {''.join(map(chr, sorted(lacking)))[:20]}: the "
+        "figures show boxes instead",
+        file=sys.stderr,
+    )
+
+
+def _characters(font: str) -> set[int]:
+    """The code points that the font file has."""
+    try:
+        return set(ft2font.FT2Font(font).get_charmap())
+    except (OSError, RuntimeError):  # of a kind that Matplotlib cannot draw
+        return set()
 
 
 def read_histories(checkpoints: Mapping[str, Path]) -> dict[str, list[dict[str, float]]]:

@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from evaluation.figures import COLORS, MARKERS, WRONG, save
+from evaluation.figures import COLORS, MARKERS, WRONG, save, use_font_for
 from evaluation.testset import LABELS
 from models import NETWORKS, STUDENTS, MultiStudent
 from utils.contexts import DEGRADED, GROUPS, UNSEEN, degrade
@@ -156,6 +156,7 @@ def _rows(axes: Axes, names: Sequence[str]) -> None:
 
 def draw_contexts(out: Path, study: dict, system: MultiStudent, test: Split) -> list[Path]:
     """Draw the figures of the context study into the folder `out`. Returns their paths."""
+    use_font_for(test.classes)
     figures = {
         "contexts_accuracy.png": contexts_accuracy(study),
         "contexts_share.png": contexts_shares(study),

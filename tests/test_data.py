@@ -382,6 +382,12 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
     assert "not a file" in error_of(tmp_path / "mine.npz")
 
 
+def test_a_name_that_is_not_utf_8_is_escaped(small_npz, tmp_path):
+    path = tmp_path / "a\udcff.npz"
+    path.symlink_to(small_npz)
+    assert load_splits(path)[0].name.endswith(r"a\udcff.npz")
+
+
 def test_more_than_100_000_indices_are_read(tmp_path, sample):
     """The limit of a zip archive's index was once applied to arrays."""
     np.save(tmp_path / "many.npy", np.resize(sample.indices, 150_000))

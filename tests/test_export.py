@@ -140,11 +140,20 @@ def test_a_temperature_of_a_checkpoint_is_told(command, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript"])
-def test_without_its_packages_it_says_what_to_install(command, tmp_path, monkeypatch, package):
-    monkeypatch.setitem(sys.modules, package, None)  # importing it fails
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_package_that_is_missing_or_broken_is_named(
+    command, tmp_path, monkeypatch, package, broken
+):
+    if broken:
+        (tmp_path / f"{package}.py").write_text("raise AttributeError('of another\\nprotobuf')")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, package, raising=False)
+    else:
+        monkeypatch.setitem(sys.modules, package, None)  # importing it fails
     status, said = command("--out", tmp_path / "out", "--checkpoint-dir", tmp_path)
     assert status == 2 and said.out == "" and len(said.err.splitlines()) == 1
-    assert "pip install onnx onnxscript onnxruntime" in said.err
+    for word in (f"{package} ", "pip install", "protobuf" if broken else "ImportError"):
+        assert word in said.err.replace("ModuleNotFoundError", "ImportError")
     assert not (tmp_path / "out").exists()
 
 

@@ -6,9 +6,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib import font_manager
 
 import inference
 from evaluation import figures
@@ -85,6 +87,23 @@ def test_of_many_classes_those_are_drawn_that_tell_most(tmp_path):
     assert "20 of 1,000 classes: those with the most errors" in confused.get_suptitle()
     written = figures.draw_all(tmp_path, measured, {})
     assert all(path.stat().st_size > 10_000 for path in written)
+
+
+@pytest.mark.parametrize("name, found", [("\u306e", True), ("\u732b", False)])
+@pytest.mark.filterwarnings("error")
+def test_class_names_of_any_script_are_drawn_if_a_font_has_them(tmp_path, capsys, name, found):
+    """The first is in a font that comes with Matplotlib, the second in none of them."""
+    fonts = [each.fname for each in font_manager.fontManager.ttflist]
+    ours = [each for each in fonts if each.startswith(matplotlib.get_data_path())]
+    with matplotlib.rc_context(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            font_manager.fontManager,
+            "ttflist",
+            [each for each in font_manager.fontManager.ttflist if each.fname in ours],
+        )
+        figures.draw_all(tmp_path, measured_of(("a", name)), {})
+        assert ("STIXGeneral" in matplotlib.rcParams["font.family"]) == found
+    assert len(capsys.readouterr().err.splitlines()) == (not found)
 
 
 def test_without_a_teacher_the_figures_are_of_the_students(tmp_path):

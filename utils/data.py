@@ -155,7 +155,9 @@ def load_splits(
         elif is_default(data) or os.path.isdir(data):
             arrays, name = _cifar10(FOLDER if is_default(data) else Path(data)), CIFAR10.name
         else:
-            arrays, name = _own_arrays(Path(data)), str(data)
+            # A name that is not UTF-8 is escaped, for the figures and the report.
+            name = str(data).encode("utf-8", "backslashreplace").decode()
+            arrays = _own_arrays(Path(data))
     images = arrays["train_images"]
     if name == CIFAR10.name:
         described = CIFAR10
