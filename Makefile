@@ -46,9 +46,9 @@ reproduce-contexts: .venv/runtime
 		{ rm -rf .venv; echo "no virtual environment: apt-get install python3-venv" >&2; exit 2; }
 
 .venv/runtime: requirements.txt .venv/bin/pip
-	.venv/bin/pip install -r requirements.txt
+	PIP_USER=0 .venv/bin/python -m pip install -r requirements.txt
 	@touch $@
 
 .venv/dev: requirements-dev.txt .venv/runtime
-	.venv/bin/pip install -r requirements-dev.txt
+	PIP_USER=0 .venv/bin/python -m pip install -r requirements-dev.txt
 	@touch $@

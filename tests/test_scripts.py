@@ -922,3 +922,17 @@ def test_ctrl_c_while_pytorch_is_imported_ends_in_one_line(script, tmp_path):
     where = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(words, env=where, capture_output=True, text=True)
     assert (done.returncode, done.stderr, done.stdout) == (130, "interrupted\n", "")
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_the_packages_go_into_the_environment_whatever_pip_is_told_to_do(tmp_path):
+    """PIP_USER=1, which some systems set, is an error in a virtual environment."""
+    (tmp_path / "requirements.txt").touch()
+    pip = '#!/bin/sh\n[ "$PIP_USER" = 0 ] && echo "$@" >> installed\n'
+    make_it = f"mkdir -p .venv/bin && printf '%s' '{pip}' | tee .venv/bin/pip > .venv/bin/python"
+    python = f'#!/bin/sh\n[ "$1" = -c ] || {{ {make_it} && chmod +x .venv/bin/*; }}\n'
+    (tmp_path / "python").write_text(python)
+    (tmp_path / "python").chmod(0o755)
+    words = ["make", "-f", ROOT / "Makefile", "PYTHON=./python", ".venv/runtime"]
+    subprocess.run(words, cwd=tmp_path, env={**os.environ, "PIP_USER": "1"}, check=True)
+    assert (tmp_path / "installed").read_text() == "-m pip install -r requirements.txt\n"
