@@ -189,7 +189,7 @@ def retrained(tmp_path_factory):
 
 def inference_of(*flags):
     def run(folder, monkeypatch, data):
-        words = ["--checkpoint-dir", folder, "--data-dir", data, *flags]
+        words = ["--checkpoint-dir", folder, *(flags or ["--data-dir", data])]
         monkeypatch.setattr("sys.argv", ["script.py", *map(str, words)])
         return inference.main()
 

@@ -66,7 +66,8 @@ def call(monkeypatch, capsys):
     """`run` in this process, which tests can patch. Returns stdout and stderr."""
 
     def call(script, folder, data, *flags, status=0):
-        places = ["--data-dir", str(data), "--checkpoint-dir", str(folder), "--device", "cpu"]
+        places = ["--checkpoint-dir", str(folder), "--device", "cpu"]
+        places += ["--data-dir", str(data)] if data else []
         monkeypatch.setattr(sys, "argv", [script, *places, *map(str, flags)])
         with pytest.raises(SystemExit) as stop:
             cli.run(SCRIPTS[script.removesuffix(".py")].main)
@@ -505,11 +506,11 @@ def test_a_policy_needs_no_more_than_the_networks_that_it_runs(pipeline, small_n
         folder.mkdir()
         for arch in needs:
             (folder / FILES[arch]).symlink_to(pipeline[0] / FILES[arch])
-        out, _ = call("inference.py", folder, small_npz, image, "--policy", policy)
+        out, _ = call("inference.py", folder, None, image, "--policy", policy)
         assert any(f" {name} " in out.splitlines()[1] for name in names), out
-    out, _ = call("inference.py", folder, small_npz, image, "--policy=cascade", "--threshold=0")
+    out, _ = call("inference.py", folder, None, image, "--policy=cascade", "--threshold=0")
     assert " googlenet " in out
-    out, _ = call("inference.py", folder, small_npz, image, "--policy=cascade", "--threshold=1.01")
+    out, _ = call("inference.py", folder, None, image, "--policy=cascade", "--threshold=1.01")
     assert " both " in out
 
 
