@@ -338,9 +338,10 @@ def prefixed(prefix):
     ],
     ids=["bare", "net", "state_dict", "compiled", "parallel of compiled", "compiled of parallel"],
 )
-def test_weights_from_elsewhere_are_read(form, googlenet, path):
+@pytest.mark.parametrize("zipped", [True, False])  # False: of PyTorch before 1.6
+def test_weights_from_elsewhere_are_read(form, zipped, googlenet, path):
     net, _ = googlenet
-    torch.save(form(net.state_dict()), path)
+    torch.save(form(net.state_dict()), path, _use_new_zipfile_serialization=zipped)
     loaded, facts = load_network(path, "googlenet", "cifar")
     torch.testing.assert_close(loaded.state_dict(), dict(net.state_dict()), rtol=0, atol=0)
     assert isinstance(loaded.maxpool1, nn.Identity) and not loaded.training

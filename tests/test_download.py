@@ -6,7 +6,6 @@ import io
 import json
 import pickle
 import signal
-import socket
 import sys
 import tarfile
 import threading
@@ -234,23 +233,6 @@ def test_all_failing_lists_each_source_and_the_way_by_hand(server, data_dir, mon
     assert "503" in lines[0] and "refused" in lines[2]
     assert str(data_dir / "cifar-10-python.tar.gz") in last
     assert left(data_dir) == []
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="a full backlog refuses elsewhere")
-def test_host_that_does_not_answer(data_dir, monkeypatch):
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        for _ in range(3):
-            client = stack.enter_context(socket.socket())
-            client.setblocking(False)
-            client.connect_ex(listener.getsockname())
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        monkeypatch.setattr(download, "URLS", [("deaf", url)])
-        start = time.monotonic()
-        assert f"deaf ({url}): " in fails(data_dir)
-        assert time.monotonic() - start < 10
 
 
 def test_wrong_arrays_give_way_to_the_next_source(server, arrays, data_dir, monkeypatch):
