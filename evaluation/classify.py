@@ -133,7 +133,8 @@ def write_answers(
                     failed += bool(each.error)
                     answered += not each.error
                     sure = "" if each.error else f"{each.probability:.4f}"
-                    found = (each.file, each.label, sure, each.student, each.error)
+                    error = each.error.removeprefix(f"{one_line(each.file)}: ")
+                    found = (each.file, each.label, sure, each.student, error)
                     rows.writerow([*found, *made_by])
                 file.flush()
                 bar.update(len(batch))
