@@ -139,7 +139,7 @@ def write_answers(
                 file.flush()
                 bar.update(len(batch))
     except FileExistsError as error:
-        raise UserError(f"{table} exists: use another name for --csv") from error
+        raise UserError(f"{error.filename} exists: use another name for --csv") from error
     except OSError as error:
         raise UserError(f"cannot write {table}: {error.strerror or error}") from error
     print(f"{answered:,} images answered, {failed:,} files failed: {shown(table)}")
