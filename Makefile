@@ -3,11 +3,13 @@
 # make test-long   all tests, including the slow ones
 # make reproduce   train everything; EPOCHS=1 SUBSET=2000 for a quick test, RESUME=1 to continue;
 #                  DATA=cifar100 or DATA=mine.npz for other images;
+#                  STEM=cifar for networks without max-pool, in checkpoints/cifar/;
 #                  with SUBSET, writes to runs/quick/
 # make reproduce-contexts   train the system and its baselines on several contexts, and compare them
 
 PYTHON ?= python3
-FLAGS = $(if $(DATA),--data $(DATA)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(SUBSET),--subset $(SUBSET)) $(if $(RESUME),--resume)
+FOLDER = $(if $(filter cifar,$(STEM)),$(if $(SUBSET),,--checkpoint-dir checkpoints/cifar))
+FLAGS = $(FOLDER) $(if $(DATA),--data $(DATA)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(SUBSET),--subset $(SUBSET)) $(if $(RESUME),--resume)
 
 .PHONY: demo test test-long reproduce reproduce-contexts
 
@@ -22,18 +24,19 @@ test: .venv/dev
 test-long: .venv/dev
 	.venv/bin/python -m pytest -m "slow or not slow"
 
-TO_COME = .venv/bin/python -m benchmarks.reproduce $(FLAGS) --done
+STEMMED = $(if $(STEM),--stem $(STEM)) $(FLAGS)
+TO_COME = .venv/bin/python -m benchmarks.reproduce $(STEMMED) --done
 STUDENTS = .venv/bin/python -c 'import models; print(*range(1, len(models.STUDENTS) + 1))'
 reproduce: .venv/runtime
 	@$(TO_COME) 0
-	.venv/bin/python teacherTrain.py $(FLAGS)
+	.venv/bin/python teacherTrain.py $(STEMMED)
 	@for student in $$($(STUDENTS)); do \
 		$(TO_COME) $$student || exit; \
-		echo .venv/bin/python StudentTrain.py --model $$student $(FLAGS); \
-		.venv/bin/python StudentTrain.py --model $$student $(FLAGS) || exit; \
+		echo .venv/bin/python StudentTrain.py --model $$student $(STEMMED); \
+		.venv/bin/python StudentTrain.py --model $$student $(STEMMED) || exit; \
 	done; $(TO_COME) $$((student + 1))
 	.venv/bin/python trainSelector.py $(FLAGS)
-	.venv/bin/python inference.py $(if $(DATA),--data $(DATA)) $(if $(SUBSET),--subset $(SUBSET))
+	.venv/bin/python inference.py $(FOLDER) $(if $(DATA),--data $(DATA)) $(if $(SUBSET),--subset $(SUBSET))
 
 # Starts from the networks of `make reproduce`, or from the shipped ones.
 reproduce-contexts: .venv/runtime

@@ -43,11 +43,11 @@ EPOCHS = 48
 BATCH_SIZE = 128  # images per step
 LEARNING_RATE = 5e-3  # maximum, reached after the warm-up
 SEED = 0
+STEM = "cifar-pool"  # "cifar": no max-pool, more accurate, 4 times the MACs
 DISTILL_LOSS = "mse"  # between logits; "kl": Hinton's softened targets; "none": no teacher
 CONTEXT = "clean"  # of the student's images, see utils/contexts.py; the teacher's are clean
 
 # These have no flag, edit them here:
-STEM = "cifar-pool"  # "cifar": no max-pool, more accurate, 4 times the MACs
 ALPHA = 0.0  # weight of the cross-entropy; 0.1 was as good on validation, 1 was worse
 TEMPERATURE = 4.0  # of the softened targets, for "kl" only
 LAYERS = ()  # pairs of modules, (student's, teacher's), for a loss on features: docs/features.md
@@ -73,7 +73,8 @@ def main() -> None:
     teacher, taught_by = None, None
     if not alone:
         teacher_path = args.teacher or cli.found(args, FILES["teacher"])
-        teacher, facts = load_network(teacher_path, models.TEACHER, STEM if args.teacher else None)
+        stem = args.stem if args.teacher else None  # lets in weights of other projects
+        teacher, facts = load_network(teacher_path, models.TEACHER, stem)
         taught_by = fingerprint_of(teacher)
     train, val, test = load_splits(args.data, args.subset, device, facts if teacher else None)
     if teacher:
@@ -82,10 +83,10 @@ def main() -> None:
         train = named_images(train, args.indices)
     val, test = in_context(val, args.context), in_context(test, args.context)
     torch.manual_seed(args.seed)
-    student, init = starting_network(arch, STEM, args.init, path, train.classes)
+    student, init = starting_network(arch, args.stem, args.init, path, train.classes)
     student = to_device(student, device)
     cli.announce(
-        f"Training student {args.model}, {arch} with the {STEM} stem",
+        f"Training student {args.model}, {arch} with the {args.stem} stem",
         **cli.training_facts(args, device, student, train, val, path),
         **({} if alone else {"teacher": shown(teacher_path)}),
     )
@@ -118,8 +119,8 @@ def main() -> None:
 
     report_accuracy(path, val, test)
     if args.model < len(models.STUDENTS):
-        same_teacher = ["--teacher", args.teacher] if args.teacher else []
-        cli.next_step(args, "StudentTrain.py", "--model", args.model + 1, *same_teacher)
+        same = ["--stem", args.stem, *(["--teacher", args.teacher] if args.teacher else [])]
+        cli.next_step(args, "StudentTrain.py", "--model", args.model + 1, *same)
     else:
         cli.next_step(args, "trainSelector.py")
 

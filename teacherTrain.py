@@ -32,9 +32,9 @@ EPOCHS = 40
 BATCH_SIZE = 128  # images per step
 LEARNING_RATE = 5e-3  # maximum, reached after the warm-up
 SEED = 0
+STEM = "cifar-pool"  # "cifar": no max-pool, more accurate, 4 times the MACs
 
 # These have no flag, edit them here:
-STEM = "cifar-pool"  # "cifar": no max-pool, more accurate, 4 times the MACs
 OPTIMIZER = "muon"  # or "adamw" with half the learning rate, or "sgd" with 0.1
 MOMENTUM = 0.9  # Nesterov momentum of Muon and SGD, beta1 of AdamW
 WEIGHT_DECAY = 0.05  # not applied to biases and normalization layers; 5e-4 for SGD
@@ -56,10 +56,10 @@ def main() -> None:
     claim(path)
     train, val, test = load_splits(args.data, args.subset, device)
     torch.manual_seed(args.seed)
-    teacher, init = starting_network(models.TEACHER, STEM, args.init, path, train.classes)
+    teacher, init = starting_network(models.TEACHER, args.stem, args.init, path, train.classes)
     teacher = to_device(teacher, device)
     cli.announce(
-        f"Training the teacher, {models.TEACHER} with the {STEM} stem",
+        f"Training the teacher, {models.TEACHER} with the {args.stem} stem",
         **cli.training_facts(args, device, teacher, train, val, path),
     )
 
@@ -75,7 +75,7 @@ def main() -> None:
         run.end_epoch(*score(teacher, val, args.batch_size))
 
     report_accuracy(path, val, test)
-    cli.next_step(args, "StudentTrain.py", "--model", 1)
+    cli.next_step(args, "StudentTrain.py", "--model", 1, "--stem", args.stem)
 
 
 if __name__ == "__main__":

@@ -111,8 +111,7 @@ def main() -> None:
     device = pick_device(args.device)
     of = {"teacher": teacherTrain, **dict.fromkeys(STUDENTS, StudentTrain)}
     step = {
-        name: seconds_per_image(EXPECTED[name], script.STEM, args.batch_size, device)
-        for name, script in of.items()
+        name: seconds_per_image(EXPECTED[name], args.stem, args.batch_size, device) for name in of
     }
     epochs = {
         name: args.epochs or script.EPOCHS

@@ -20,7 +20,7 @@ import inference
 import StudentTrain
 import teacherTrain
 import trainSelector
-from utils import answers, checkpoint, data, run, training_step
+from utils import checkpoint, data, logits, run, training_step
 
 ROOT = Path(__file__).resolve().parent.parent
 CUDA = torch.device("cuda", 0)
@@ -69,7 +69,7 @@ def cuda(monkeypatch):
     """A simulated GPU: all values are read as 0, and a selection of rows gives the first half."""
     for script in (teacherTrain, StudentTrain, trainSelector, inference):
         monkeypatch.setattr(script, "pick_device", lambda name: CUDA)
-    for module in (answers, trainSelector):
+    for module in (logits, trainSelector):
         monkeypatch.setattr(module, "amend_checkpoint", lambda path, **facts: None)
     monkeypatch.setattr(
         checkpoint, "check_students", lambda *_: None
@@ -123,7 +123,9 @@ def test_no_cpu_tensor_meets_a_cuda_one(script, flags, small_npz, tmp_path, monk
         (tmp_path / path.name).symlink_to(path)
     for name in ("1.png", "2.png"):
         Image.new("RGB", (40, 40)).save(tmp_path / name)
-    places = ["--data-dir", str(small_npz), "--checkpoint-dir", str(tmp_path)]
+    places = ["--checkpoint-dir", str(tmp_path)]
+    if "1.png" not in flags:
+        places += ["--data", str(small_npz)]
     monkeypatch.setattr(sys, "argv", ["x.py", *places, *flags])
     monkeypatch.chdir(tmp_path)
     request.getfixturevalue("cuda")

@@ -105,8 +105,8 @@ def pipeline(tmp_path_factory, small_npz):
 def test_each_script_says_what_it_does_shows_progress_and_names_the_next(pipeline, small_npz):
     folder, printed = pipeline
     follow = {
-        "teacher": "next: python StudentTrain.py --model 1",
-        "student 1": "next: python StudentTrain.py --model 2",
+        "teacher": "next: python StudentTrain.py --model 1 --stem cifar-pool",
+        "student 1": "next: python StudentTrain.py --model 2 --stem cifar-pool",
         "student 2": "next: python trainSelector.py",
         "alone": "next: python trainSelector.py",
         "selector": "next: python inference.py",
@@ -328,7 +328,8 @@ def test_a_student_learns_from_a_teacher_from_elsewhere(pipeline, small_npz, tmp
     torch.save({"net": {f"module.{name}": tensor for name, tensor in weights.items()}}, path)
     flags = ["--epochs", 1, *QUICK[2:], "--teacher", path]
     out, _ = call("StudentTrain.py", tmp_path, small_npz, "--model", 1, *flags)
-    assert f"next: python StudentTrain.py --model 2 --teacher {path} --data {small_npz}" in out
+    follow = f"--model 2 --stem cifar-pool --teacher {path} --data {small_npz}"
+    assert f"next: python StudentTrain.py {follow}" in out
     told = rf"{path} is not a checkpoint of this project: assuming the (\S+) stem, the classes of "
     told += r"the data set, and the mean and std of CIFAR-10; top-1 on \d+ validation images: "
     told += r"(\S+)% with cifar, (\S+)% with cifar-pool"
@@ -375,7 +376,7 @@ def test_a_run_starts_from_weights_from_elsewhere(pipeline, small_npz, tmp_path,
         ("teacher.previous.pth", "cifar-pool", "would be overwritten by this run: copy it"),
         ("teacher.state.pth", "cifar-pool", "would be overwritten by this run: copy it"),
         ("googlenet.pth", "cifar-pool", "googlenet.pth holds 'googlenet', expected 'resnet50'"),
-        ("other.pth", "cifar", "other.pth has the cifar-pool stem, but STEM in the script is"),
+        ("other.pth", "cifar", "other.pth has the cifar-pool stem, but --stem is cifar"),
         ("none.pth", "cifar-pool", "none.pth"),
     ],
 )

@@ -358,9 +358,7 @@ def starting_network(
     if checkpoint["val_accuracy"] is None:
         print(elsewhere(init, stem))
     if checkpoint["stem"] != stem:
-        raise UserError(
-            f"--init {init} has the {checkpoint['stem']} stem, but STEM in the script is {stem!r}"
-        )
+        raise UserError(f"--init {init} has the {checkpoint['stem']} stem, but --stem is {stem}")
     if (count := len(checkpoint["classes"])) != len(classes):
         raise UserError(
             f"--init {init} has {count} classes, the data set has {len(classes)}: leave out --init"

@@ -134,6 +134,8 @@ def training_parser(doc: str, block: Mapping[str, Any]) -> argparse.ArgumentPars
     add_flag(parser, "LEARNING_RATE", block["LEARNING_RATE"], "maximum learning rate", "--lr")
     what = "random seed of initial weights, image order and augmentation"
     add_flag(parser, "SEED", block["SEED"], what)
+    if "STEM" in block:
+        add_flag(parser, "STEM", block["STEM"], "stem of the network, see models/networks.py")
     parser.add_argument(
         "--resume",
         action="store_true",
