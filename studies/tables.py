@@ -78,13 +78,7 @@ IN_CONTEXTS = {  # rows of contexts.json: name there, label
     "generalists, ensemble": "both trained on both, mean of their logits",
     "oracle": LABELS["oracle"],
 }
-SHORT_IN_CONTEXTS = (
-    *STUDENTS,
-    "selector",
-    "more confident",
-    "cascade",
-    *(f"{arch}, {stage}" for stage in ("once", "twice") for arch in STUDENTS),
-)
+SHORT_IN_CONTEXTS = (*STUDENTS, "selector", *(f"{arch}, twice" for arch in STUDENTS))
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -93,11 +87,14 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def results(metrics: dict, names: Sequence[str] = (), others: bool = True) -> str:
+def results(
+    metrics: dict, names: Sequence[str] = (), others: bool = True, wide: dict | None = None
+) -> str:
     """Table of the accuracies in metrics.json, with published results and those of others.
 
     Args:
         metrics: the content of metrics.json.
+        wide: the same of networks without max-pool, for two more columns.
         names: keys of LABELS to show. Default: all that were measured or published.
         others: whether to show the column "others".
     """
@@ -107,18 +104,21 @@ def results(metrics: dict, names: Sequence[str] = (), others: bool = True) -> st
         accuracy, work = metrics["accuracy"].get(name), metrics["macs_per_image"].get(name)
         if (names and name not in names) or (accuracy is None and not published):
             continue
-        rows.append(
-            [
-                label,
-                published,
-                "" if accuracy is None else f"{100 * accuracy:.2f}",
-                _interval(metrics, name),
-                "" if work is None else f"{work / 1e6:.1f}",
-                theirs,
-            ]
-        )
-    heads = ["", "published", "ours, %", "95 % interval", "MMACs", "others"]
-    return markdown(heads, rows) if others else markdown(heads[:-1], [row[:-1] for row in rows])
+        row = [label, published, _percent(accuracy), _interval(metrics, name), _millions(work)]
+        if wide:
+            row += [_percent(wide["accuracy"][name]), _millions(wide["macs_per_image"].get(name))]
+        rows.append([*row, theirs] if others else row)
+    heads = ["", "published", "ours, %", "95 % interval", "MMACs"]
+    heads += ["without max-pool, %", "MMACs"] if wide else []
+    return markdown([*heads, "others"] if others else heads, rows)
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f}"
+
+
+def _millions(count: float | None) -> str:
+    return "" if count is None else f"{count / 1e6:.1f}"
 
 
 def routing(study: dict) -> str:
@@ -383,13 +383,14 @@ def texts() -> dict[Path, str]:
     # Only the checkpoints that are in the repository, according to .gitignore.
     kept = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
     paths = [folder / name for name in FILES.values() if f"!checkpoints/{name}" in kept]
+    wide = table(dict, "cifar/metrics")
     tables = {
         ROOT / "README.md": {
-            "results": table(results, "metrics", names=SHORT, others=False),
-            "compression": table(compression, "metrics", stem=stem),
+            "results": table(results, "metrics", names=SHORT, others=False, wide=wide),
         },
         ROOT / "docs" / "results.md": {
-            "results": table(results, "metrics"),
+            "compression": table(compression, "metrics", stem=stem),
+            "results": table(results, "metrics", wide=wide),
             "distillation": table(distillation, "distillation"),
             "routing": table(routing, "routing"),
         },

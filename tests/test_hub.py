@@ -158,8 +158,10 @@ def test_the_hub_works_from_elsewhere_without_matplotlib_and_on_windows(tmp_path
 
 
 @torch.no_grad()
-def test_the_script_of_the_readme_loads_the_student_without_this_project(sample, small_clone):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_the_script_in_the_docs_loads_the_student_without_this_project(sample, small_clone):
+    blocks = re.findall(
+        r"```python\n(.*?)```", (ROOT / "checkpoints" / "README.md").read_text(), re.DOTALL
+    )
     (script,) = (block for block in blocks if "torchvision.models.densenet121(" in block)
     done = subprocess.run(
         [sys.executable, "-I", "-c", script], cwd=small_clone, capture_output=True, text=True

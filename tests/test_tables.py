@@ -52,6 +52,7 @@ def test_a_file_of_results_that_cannot_be_read_is_named(content, tmp_path, monke
         (tmp_path / name).symlink_to(ROOT / name)
     path = tmp_path / "results" / "metrics.json"
     path.parent.mkdir()
+    (path.parent / "cifar").symlink_to(ROOT / "results" / "cifar")
     if content:
         path.write_text(content)
     with pytest.raises(UserError, match=f"restore it with: git checkout {path}"):
