@@ -119,8 +119,8 @@ def main() -> None:
 
     report_accuracy(path, val, test)
     if args.model < len(models.STUDENTS):
-        same = ["--stem", args.stem, *(["--teacher", args.teacher] if args.teacher else [])]
-        cli.next_step(args, "StudentTrain.py", "--model", args.model + 1, *same)
+        same = ("stem", "distill_loss", "teacher", "epochs", "batch_size", "learning_rate", "seed")
+        cli.next_step(args, "StudentTrain.py", "--model", args.model + 1, same=same)
     else:
         cli.next_step(args, "trainSelector.py")
 

@@ -75,7 +75,8 @@ def main() -> None:
         run.end_epoch(*score(teacher, val, args.batch_size))
 
     report_accuracy(path, val, test)
-    cli.next_step(args, "StudentTrain.py", "--model", 1, "--stem", args.stem)
+    same = ("stem", "epochs", "batch_size", "seed")
+    cli.next_step(args, "StudentTrain.py", "--model", 1, same=same)
 
 
 if __name__ == "__main__":

@@ -105,8 +105,8 @@ def pipeline(tmp_path_factory, small_npz):
 def test_each_script_says_what_it_does_shows_progress_and_names_the_next(pipeline, small_npz):
     folder, printed = pipeline
     follow = {
-        "teacher": "next: python StudentTrain.py --model 1 --stem cifar-pool",
-        "student 1": "next: python StudentTrain.py --model 2 --stem cifar-pool",
+        "teacher": "next: python StudentTrain.py --model 1 --epochs 2 --batch-size 20",
+        "student 1": "next: python StudentTrain.py --model 2 --epochs 2 --batch-size 20",
         "student 2": "next: python trainSelector.py",
         "alone": "next: python trainSelector.py",
         "selector": "next: python inference.py",
@@ -326,10 +326,10 @@ def test_a_student_learns_from_a_teacher_from_elsewhere(pipeline, small_npz, tmp
     path = tmp_path / "theirs.pth"
     weights = {name: t.bfloat16() if t.is_floating_point() else t for name, t in weights.items()}
     torch.save({"net": {f"module.{name}": tensor for name, tensor in weights.items()}}, path)
-    flags = ["--epochs", 1, *QUICK[2:], "--teacher", path]
+    flags = ["--epochs", 1, *QUICK[2:], "--teacher", path, "--distill-loss", "kl"]
     out, _ = call("StudentTrain.py", tmp_path, small_npz, "--model", 1, *flags)
-    follow = f"--model 2 --stem cifar-pool --teacher {path} --data {small_npz}"
-    assert f"next: python StudentTrain.py {follow}" in out
+    follow = f"--distill-loss kl --teacher {path} --epochs 1 --batch-size 20 --data {small_npz}"
+    assert f"next: python StudentTrain.py --model 2 {follow}" in out
     told = rf"{path} is not a checkpoint of this project: assuming the (\S+) stem, the classes of "
     told += r"the data set, and the mean and std of CIFAR-10; top-1 on \d+ validation images: "
     told += r"(\S+)% with cifar, (\S+)% with cifar-pool"
@@ -704,6 +704,15 @@ def test_a_nonsense_constant_in_the_block_is_named(script, monkeypatch, capsys, 
                 err = refused(script, flags, patch, capsys, tmp_path)
             assert err.startswith(f"{script}.py: error: {name} = {value!r}"), err
             assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["CROP", "EPOCHS", "STEM"])
+def test_a_misspelt_constant_is_named(name, monkeypatch, capsys, tmp_path):
+    monkeypatch.delattr(teacherTrain, name)
+    monkeypatch.setattr(teacherTrain, f"{name}S", 4, raising=False)
+    err = refused("teacherTrain", [], monkeypatch, capsys, tmp_path)
+    message = f"{name}S at the head of the script: did you mean {name}?"
+    assert err == f"teacherTrain.py: error: {message}\n"
 
 
 def test_the_settings_of_a_run_are_the_constants_of_its_script_with_the_flags_applied():

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import difflib
 import math
 import os
 import shlex
@@ -128,7 +129,14 @@ def add_out(parser: argparse.ArgumentParser, default: Path, files: str) -> None:
 
 
 def training_parser(doc: str, block: Mapping[str, Any]) -> argparse.ArgumentParser:
-    """The parser of the three training scripts; `block` is that of `common_parser`."""
+    """The parser of the three training scripts; `block` is that of `common_parser`.
+
+    Also raises UserError if a name in `block` is a misspelt hyperparameter.
+    """
+    absent = [name for name in (*NUMBERS, *CHOICES) if name not in block]
+    for name in filter(str.isupper, block):
+        if name not in NUMBERS and (meant := difflib.get_close_matches(name, absent, 1, 0.8)):
+            raise UserError(f"{name} at the head of the script: did you mean {meant[0]}?")
     parser = common_parser(doc, block, quick=True)
     add_flag(parser, "EPOCHS", block["EPOCHS"], "number of epochs")
     add_flag(parser, "LEARNING_RATE", block["LEARNING_RATE"], "maximum learning rate", "--lr")
@@ -166,7 +174,7 @@ def _path(text: str) -> Path:
 class Parser(argparse.ArgumentParser):
     """With --subset, results are written below QUICK unless a flag names another folder.
 
-    The flags that the next step needs as well are listed in `again`.
+    The names of the flags that were given, and their values, are in `typed`.
 
     Args:
         quick: also write networks there, and look for networks there first, see `found`.
@@ -188,10 +196,7 @@ class Parser(argparse.ArgumentParser):
             parsed.checkpoint_dir = checkpoint.QUICK
         if given("subset") and self.get_default("out") and not given("out"):
             parsed.out = checkpoint.QUICK / parsed.out.name
-        parsed.again = []
-        for name in ("data", "device", *(["subset"] if self.quick else [])):
-            if given(name):
-                parsed.again += [f"--{name}", str(getattr(parsed, name))]
+        parsed.typed = {name: value for name, value in vars(parsed).items() if given(name)}
         return parsed
 
 
@@ -263,9 +268,17 @@ def found(args: argparse.Namespace, file: str) -> Path:
 # ------------------------------------------------------------------ other scripts
 
 
-def next_step(args: argparse.Namespace, script: str, *flags: object) -> None:
-    """Print the command that follows, with the flags that let it find the files of this run."""
-    words = ["python", Path(sys.argv[0]).with_name(script), *flags, *args.again]
+def next_step(
+    args: argparse.Namespace, script: str, *flags: object, same: Sequence[str] = ()
+) -> None:
+    """Print the command that follows, with the flags that make it a step of this run.
+
+    `same` are names of flags that the next script has too, besides --data, --device and --subset.
+    """
+    words = ["python", Path(sys.argv[0]).with_name(script), *flags]
+    for name in (*same, "data", "device", "subset"):
+        if name in args.typed:
+            words += [f"--{name.replace('_', '-')}", args.typed[name]]
     if args.checkpoint_dir not in (checkpoint.CHECKPOINTS, checkpoint.QUICK):
         words += ["--checkpoint-dir", args.checkpoint_dir]
     print(f"next: {shlex.join(map(str, words))}")
