@@ -7,10 +7,12 @@ TEACHER and STUDENTS in models/networks.py.
 """
 
 import pathlib
+from functools import partial as _partial
 
 from torch import nn
 
 import models
+from evaluation import policies
 from utils import checkpoint
 
 dependencies = ["torch", "torchvision", "numpy", "tqdm", "filelock"]
@@ -18,24 +20,42 @@ dependencies = ["torch", "torchvision", "numpy", "tqdm", "filelock"]
 _CHECKPOINTS = pathlib.Path(__file__).resolve().parent / "checkpoints"
 
 
-def _classifier(
-    name: str, pretrained: bool, stem: str | None, num_classes: int | None
-) -> nn.Module:
-    arch = checkpoint.EXPECTED[name]
+def _load(names, pretrained, stem, num_classes, checkpoint_dir):
+    """Networks that work together, with their checkpoint dictionaries, by name."""
     asked = {"stem": stem, "classes": num_classes}
     asked = {fact: value for fact, value in asked.items() if value is not None}
     if not pretrained:
-        return _checked(models.network(arch, **asked))
-    path = _CHECKPOINTS / checkpoint.FILES[name]
-    net, info = checkpoint.load_network(path, arch)
-    found = {"stem": info["stem"], "classes": len(info["classes"])}
-    for fact, value in asked.items():
-        if value != found[fact]:
-            flag = {"classes": "num_classes"}.get(fact, fact)
-            raise ValueError(
-                f"{flag} is {value!r}, but {path} has {found[fact]!r}: leave out {flag}"
-            )
-    return _checked(net)
+        return {name: (_new(name, asked), {}) for name in names}
+    folder = pathlib.Path(checkpoint_dir or _CHECKPOINTS)
+    parts = checkpoint.load_parts(lambda file: folder / file, names)
+    for name in [name for name in names if name != "selector"]:
+        info = parts[name][1]
+        found = {"stem": info["stem"], "classes": len(info["classes"])}
+        for fact, value in asked.items():
+            if value != found[fact]:
+                flag = {"classes": "num_classes"}.get(fact, fact)
+                path = folder / checkpoint.FILES[name]
+                raise ValueError(
+                    f"{flag} is {value!r}, but {path} has {found[fact]!r}: leave out {flag}"
+                )
+    return parts
+
+
+def _new(name, asked):
+    if name == "selector":
+        return models.Selector(outputs=len(models.SELECTED))
+    return models.network(checkpoint.EXPECTED[name], **asked)
+
+
+def _network(name: str, *asked) -> nn.Module:
+    return _checked(_load([name], *asked)[name][0])
+
+
+def _system(policy: str, pretrained: bool, *asked) -> nn.Module:
+    parts = _load(policies.parts_of(policy), pretrained, *asked)
+    nets = {name: net for name, (net, _) in parts.items()}
+    system = policies.assemble(policy, parts, nets).net
+    return _checked(system if pretrained else system.train())
 
 
 def _checked(net: nn.Module) -> nn.Module:
@@ -44,7 +64,10 @@ def _checked(net: nn.Module) -> nn.Module:
 
 
 def teacher(
-    pretrained: bool = True, stem: str | None = None, num_classes: int | None = None
+    pretrained: bool = True,
+    stem: str | None = None,
+    num_classes: int | None = None,
+    checkpoint_dir: str | None = None,
 ) -> nn.Module:
     """The teacher: images (N, 3, 32, 32) -> logits (N, classes).
 
@@ -59,61 +82,58 @@ def teacher(
         stem: "cifar" or "cifar-pool", see `models.network`. Default: that of the weights, or
             "cifar-pool" if not pretrained.
         num_classes: 2 to 1,000. Default: that of the weights, or 10 if not pretrained.
+        checkpoint_dir: the folder of the weights. Default: checkpoints/.
 
     Raises:
         utils.files.UserError: the checkpoint is missing; the message names the command that
             writes it.
         ValueError: the weights have another stem or number of classes.
     """
-    return _classifier("teacher", pretrained, stem, num_classes)
+    return _network("teacher", pretrained, stem, num_classes, checkpoint_dir)
 
 
-def _student(arch: str, number: int):
+def selector(pretrained: bool = True, checkpoint_dir: str | None = None) -> nn.Module:
+    """The selector: images (N, 3, 32, 32) -> logits (N, students).
+
+    Their softmax are the probabilities that a student has the smallest error. Images and arguments
+    are the same as those of `teacher`.
+    """
+    return _network("selector", pretrained, None, None, checkpoint_dir)
+
+
+def _entry(name, make, what, text):
     def entry(
-        pretrained: bool = True, stem: str | None = None, num_classes: int | None = None
+        pretrained: bool = True,
+        stem: str | None = None,
+        num_classes: int | None = None,
+        checkpoint_dir: str | None = None,
     ) -> nn.Module:
-        return _classifier(arch, pretrained, stem, num_classes)
+        return make(pretrained, stem, num_classes, checkpoint_dir)
 
-    entry.__name__ = entry.__qualname__ = arch
+    entry.__name__ = entry.__qualname__ = name
     entry.__doc__ = (
-        f"Student {number}, {models.NETWORKS[arch].title}: images (N, 3, 32, 32) -> logits "
-        "(N, classes).\n\n    Images and arguments are the same as those of `teacher`.\n    "
+        f"{what}: images (N, 3, 32, 32) -> logits (N, classes){text}\n\n"
+        "    Images and arguments are the same as those of `teacher`.\n    "
     )
-    return entry
+    globals()[name] = entry
 
 
 globals()[models.TEACHER] = teacher
 for _number, _arch in enumerate(models.STUDENTS, 1):
-    globals()[_arch] = _student(_arch, _number)
-
-
-def selector(pretrained: bool = True) -> nn.Module:
-    """The selector: images (N, 3, 32, 32) -> logits (N,).
-
-    The sigmoid of a logit is the probability that student 1 has the smaller error. Images are the
-    same as those of `teacher`.
-    """
-    if not pretrained:
-        return _checked(models.Selector())
-    path = _CHECKPOINTS / checkpoint.FILES["selector"]
-    return _checked(checkpoint.load_network(path, "selector")[0])
-
-
-def multistudent(
-    pretrained: bool = True, stem: str | None = None, num_classes: int | None = None
-) -> nn.Module:
-    """The whole system: the selector chooses one student for each image; only that one runs.
-
-    Images (N, 3, 32, 32) -> logits (N, classes), and the index of the student that computed them,
-    int64 (N,), from 0. Images and arguments are the same as those of `teacher`. The threshold is
-    read from the checkpoint of the selector; it is 0.5 if not pretrained. Also raises
-    utils.files.UserError if the selector was trained for other students. The system cannot be
-    traced or exported: export its `students` and its `selector` one by one.
-    """
-    students = [_classifier(arch, pretrained, stem, num_classes) for arch in models.STUDENTS]
-    if not pretrained:
-        return _checked(models.MultiStudent(students, models.Selector()))
-    path = _CHECKPOINTS / checkpoint.FILES["selector"]
-    chooser, info = checkpoint.load_network(path, "selector")
-    checkpoint.check_students(path, info, students)
-    return _checked(models.MultiStudent(students, chooser, info.get("threshold", 0.5)).eval())
+    _entry(
+        _arch, _partial(_network, _arch), f"Student {_number}, {models.NETWORKS[_arch].title}", "."
+    )
+for _name, _policy in (
+    ("multistudent", "selector"),
+    *((each, each) for each in ("cascade", "more_confident", "ensemble")),
+):
+    _entry(
+        _name,
+        _partial(_system, _policy),
+        f"The whole system, {policies.POLICIES[_policy]}",
+        ",\n    and an index, int64 (N,): of the student that answered, from 0; of cascade and "
+        "ensemble, of the\n    last one that ran, the cheapest first.\n\n    The thresholds are "
+        "those in the checkpoint of the selector. Also raises utils.files.UserError if\n    it was "
+        "trained for other students. The system cannot be traced or exported: export its\n    "
+        "`students` and its `selector` one by one.",
+    )

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from evaluation import figures_into
 from evaluation.classify import check_paths, print_answers, write_answers
-from evaluation.policies import POLICIES, assemble, parts_of, temperature_of
+from evaluation.policies import POLICIES, THRESHOLDS, assemble, parts_of, temperature_of
 from evaluation.report import write_report
 from evaluation.testset import measure, print_tables, test_images
 from models import STUDENTS, TEACHER
@@ -69,21 +69,24 @@ def read_flags() -> argparse.Namespace:
         choices=POLICIES,
         default="selector",
         help="which networks classify your own images: "
-        + "; ".join(f"{name}: {policy.who}" for name, policy in POLICIES.items())
+        + "; ".join(f"{name}: {who}" for name, who in POLICIES.items())
         + " (default: %(default)s)",
     )
     parser.add_argument(
         "--threshold",
-        type=cli.flag("THRESHOLD"),
+        type=lambda text: [cli.flag("THRESHOLD")(each) for each in text.split(",")],
         metavar="P",
         help="--policy selector: student 1 answers if its probability is at least P; --policy "
-        "cascade: student 1 also runs if the confidence of student 2, before temperature scaling, "
-        "is below P; default: chosen on the validation images",
+        "cascade: the next student runs if the confidence so far, before temperature scaling, is "
+        "below P; with more than two students: P,P... for all students but the last, or for each "
+        "step of the cascade; default: chosen on the validation images",
     )
     cli.add_flag(parser, "CONTEXT", "clean", "context of the test images, see utils/contexts.py")
     args = parser.parse_args()
-    if args.threshold is not None and not POLICIES[args.policy].threshold:
+    if args.threshold and args.policy not in THRESHOLDS:
         parser.error(f"--threshold: --policy {args.policy} has no threshold, leave it out")
+    if args.threshold and len(args.threshold) != (count := len(THRESHOLDS[args.policy][1])):
+        parser.error(f"--threshold: --policy {args.policy} has {count} of them, name as many")
     cli.refuse_folder(parser, "--csv", args.csv)
     if args.csv and not args.images:
         parser.error("--csv needs images: name files or folders")
@@ -99,12 +102,13 @@ def classify_images(args: argparse.Namespace) -> int:
     check_paths(args.images)
     parts = load_parts(lambda file: cli.found(args, file), parts_of(args.policy, args.threshold))
     ready = {arch: for_inference(net, device) for arch, (net, _) in parts.items()}
-    system = assemble(args.policy, parts, ready, device, args.threshold)
-    data = data_of(parts[POLICIES[args.policy].students[0]][1])
+    system = assemble(args.policy, parts, ready, args.threshold)
+    data = data_of(next(facts for arch, (_, facts) in parts.items() if arch in STUDENTS))
     if not args.csv:
         return print_answers(system, args.images, data, args.batch_size, device)
     weights = ", ".join(f"{arch} {fingerprint_of(net)}" for arch, (net, _) in parts.items())
-    made_by = (args.policy, system.threshold, weights)
+    thresholds = ", ".join(map(str, system.thresholds))
+    made_by = (args.policy, thresholds, weights)
     return write_answers(system, args.images, args.csv, made_by, data, args.batch_size, device)
 
 
@@ -121,13 +125,11 @@ def measure_test_set(args: argparse.Namespace) -> int:
     check_data(paths[STUDENTS[0]], first, test.data)
     networks = {arch: for_inference(net, device) for arch, (net, _) in parts.items()}
     systems = {
-        name: assemble(
-            name, parts, networks, device, args.threshold if name == args.policy else None
-        )
-        for name in ("selector", "cascade")
+        name: assemble(name, parts, networks, args.threshold if name == args.policy else None)
+        for name in THRESHOLDS
     }
     facts = {arch: each for arch, (_, each) in parts.items()}
-    weights = {arch: systems["selector"].made_of[arch] for arch in parts}
+    weights = {arch: fingerprint_of(net) for arch, (net, _) in parts.items()}
     if not paths["teacher"].exists():
         print(f"no teacher at {shown(paths['teacher'])}: it is not evaluated\n")
     for name, arch in {"teacher": TEACHER, **{f"{arch}_alone": arch for arch in ALONE}}.items():
@@ -137,14 +139,16 @@ def measure_test_set(args: argparse.Namespace) -> int:
             networks[name], weights[name] = for_inference(net, device), fingerprint_of(net)
     seen, test = kinds(args.context, image_seeds(test)), in_context(test, args.context)
     dataset += "" if args.context == "clean" else f", {args.context}"
+    told = {
+        name: "threshold " + ", ".join(f"{each:.2f}" for each in system.thresholds)
+        for name, system in systems.items()
+    }
     cli.announce(
         f"Evaluating on {len(test):,} images: {dataset}, {listed(test.classes)}",
         device=f"{device}, {precision(device)}",
         networks=", ".join(shown(paths[name]) for name in networks if name != "selector"),
-        selector=f"{shown(paths['selector'])}, student 1 if its probability is at least "
-        f"{systems['selector'].threshold:.2f}",
-        cascade="student 2, then student 1 too if the confidence is below "
-        f"{systems['cascade'].threshold:.2f}",
+        selector=f"{shown(paths['selector'])}, {told['selector']}",
+        cascade=f"{' then '.join(systems['cascade'].ran[-1])}, {told['cascade']}",
         writes=shown(args.out),
     )
 

@@ -17,7 +17,8 @@ from utils import cli  # first: Ctrl-C while it imports PyTorch ends in one line
 import torch
 import torch.nn.functional as F
 
-from models import STUDENTS, MultiStudent, Selector, confidence
+import models
+from models import MultiStudent, Selector, macs, offsets_of
 from utils.checkpoint import FILES, amend_checkpoint, check_data, fingerprint_of, load_network
 from utils.contexts import context_labels, image_seeds, in_context, told_apart
 from utils.data import Split, data_facts, load_splits
@@ -25,7 +26,14 @@ from utils.device import autocast, for_inference, pick_device, to_device
 from utils.distributed import join_group
 from utils.files import UserError, claim, shown
 from utils.logits import predict, top1
-from utils.method import best_threshold, label_weights, routed_accuracy, selector_labels, share
+from utils.method import (
+    cascade_thresholds,
+    label_weights,
+    routed_accuracy,
+    selector_labels,
+    selector_thresholds,
+    share,
+)
 from utils.run import Run
 from utils.safe_load import brief
 
@@ -44,7 +52,7 @@ LABEL_WEIGHT = None  # "difference": weight each label by the difference of the 
 # These have no flag, edit them here:
 DEPTH = 3  # convolution blocks, 1 to 4
 BATCH_NORM = True  # in each block
-THRESHOLD = None  # student 1 answers if its probability is >= this; None: chosen on validation
+THRESHOLD = None  # a student answers if its probability is >= this; None: chosen on validation
 OPTIMIZER = "sgd"  # or "muon" or "adamw", with a much lower learning rate
 MOMENTUM = 0.9  # Nesterov momentum of SGD and Muon, beta1 of AdamW
 WEIGHT_DECAY = 5e-4  # not applied to biases and normalization layers
@@ -68,25 +76,27 @@ def main() -> None:
     join_group(device)
     path = args.checkpoint_dir / FILES["selector"]
     claim(path)
-    paths = [cli.found(args, FILES[arch]) for arch in STUDENTS]
-    students = [load_network(*each) for each in zip(paths, STUDENTS, strict=True)]
-    trained_on = [facts["hyperparameters"].get("context", "clean") for _, facts in students]
-    if args.label_rule == "context" and not told_apart(*trained_on, args.context):
+    paths = [cli.found(args, FILES[arch]) for arch in models.STUDENTS]
+    loaded = [load_network(*each) for each in zip(paths, models.STUDENTS, strict=True)]
+    students = dict(zip(models.STUDENTS, (student for student, _ in loaded), strict=True))
+    contexts = [facts["hyperparameters"].get("context", "clean") for _, facts in loaded]
+    trained_on = [contexts[models.STUDENTS.index(arch)] for arch in models.SELECTED]
+    if args.label_rule == "context" and not told_apart(trained_on, args.context):
         raise UserError(
             "--label-rule context needs students that were trained on different contexts, and "
-            f"images of both; these were trained on {' and '.join(map(brief, trained_on))} images, "
+            f"images of each; these were trained on {' and '.join(map(brief, trained_on))} images, "
             f"the selector is for {args.context} images: use --label-rule errors"
         )
-    splits = load_splits(args.data, args.subset, device, students[0][1])
-    for student_path, (_, facts) in zip(paths, students, strict=True):
+    splits = load_splits(args.data, args.subset, device, loaded[0][1])
+    for student_path, (_, facts) in zip(paths, loaded, strict=True):
         check_data(student_path, facts, splits[0].data)
     # The context of an image is the same in every epoch, because its label depends on it.
     train, val, test = (in_context(split, args.context) for split in splits)
     data = data_facts(splits[0].images, splits[0].labels)  # degraded pixels vary with the processor
     torch.manual_seed(args.seed)
-    selector = to_device(Selector(DEPTH, BATCH_NORM), device)
+    selector = to_device(Selector(DEPTH, BATCH_NORM, len(models.SELECTED)), device)
     cli.announce(
-        f"Training the selector, {DEPTH} blocks, between {' and '.join(STUDENTS)}",
+        f"Training the selector, {DEPTH} blocks, between {' and '.join(models.SELECTED)}",
         **cli.training_facts(args, device, selector, train, val, path),
         students=", ".join(map(shown, paths)),
         context=args.context,
@@ -94,60 +104,65 @@ def main() -> None:
         threshold="chosen on the validation images" if THRESHOLD is None else THRESHOLD,
     )
 
-    students = [student for student, _ in students]
     settings = cli.settings(globals(), args) | {"arch": "selector", "data": data}
-    settings["students"] = [fingerprint_of(student) for student in students]
+    settings["students"] = [fingerprint_of(student) for student in students.values()]
+    settings["selected"] = list(models.SELECTED)
     run = Run(selector, path, train, settings, resume=args.resume)
     run.begin()  # report errors before the students label the images, which takes minutes
 
-    students = [for_inference(student, device) for student in students]
+    work = [macs(student, train.data.size) for student in students.values()]
+    students = {arch: for_inference(student, device) for arch, student in students.items()}
+    chosen = [students[arch] for arch in models.SELECTED]
 
     def labels_of(split: Split, logits: list[torch.Tensor]) -> torch.Tensor:
         if args.label_rule == "context":
-            return context_labels(args.context, image_seeds(split), trained_on[0]).to(device)
-        return selector_labels(*logits, split.labels)
+            return context_labels(args.context, image_seeds(split), trained_on).to(device)
+        return selector_labels(logits, split.labels)
 
-    train_logits = []
+    logits = []
     if args.label_rule == "errors" or args.label_weight:  # the context alone needs no student
-        train_logits = [
-            predict(student, train, f"student {k}") for k, student in enumerate(students, 1)
-        ]
-    targets = labels_of(train, train_logits)
-    weights = torch.ones_like(targets)
+        logits = [predict(students[arch], train, arch) for arch in models.SELECTED]
+    targets = labels_of(train, logits)
+    weights = torch.ones(len(train), device=device)
     if args.label_weight:
-        weights = label_weights(*train_logits, train.labels)
-    print(f"{share(targets == 1):.1%} of the training images are labeled with student 1")
-    val_logits = [predict(student, val) for student in students]
-    val_targets = labels_of(val, val_logits)
-    right = [logits.argmax(dim=1) == val.labels for logits in val_logits]
+        weights = label_weights(logits, train.labels)
+    print(f"{share(targets == 0):.1%} of the training images are labeled with student 1")
+    val_logits = {arch: predict(student, val) for arch, student in students.items()}
+    val_targets = labels_of(val, [val_logits[arch] for arch in models.SELECTED])
+    right = torch.stack([val_logits[arch].argmax(dim=1) == val.labels for arch in models.SELECTED])
 
     for _ in run.epochs():
-        for images, better, weight in run.batches(targets, weights):
+        for images, target, weight in run.batches(targets, weights):
             with autocast(device):
+                # With two students, this is the published binary cross-entropy of the difference
+                # of the logits.
                 scores = run.model(images)
-                loss = F.binary_cross_entropy_with_logits(scores.float(), better, weight)
-            run.step(loss, correct=(scores > 0) == (better > 0.5))
+                loss = F.cross_entropy(scores.float(), target, reduction="none")
+            run.step((loss * weight).mean(), correct=scores.argmax(dim=1) == target)
         scores = predict(selector, val, "validation", args.batch_size)
-        val_loss = F.binary_cross_entropy_with_logits(scores, val_targets).item()
-        run.end_epoch(val_loss, routed_accuracy(0.5, scores.sigmoid(), *right))
+        val_loss = F.cross_entropy(scores, val_targets).item()
+        run.end_epoch(val_loss, routed_accuracy(scores, right))
 
     selector = for_inference(load_network(path)[0], device)
-    scores = predict(selector, val).sigmoid()
-    threshold = best_threshold(scores, *right) if THRESHOLD is None else THRESHOLD
-    both = sum(val_logits).argmax(dim=1) == val.labels
-    logits, choice = predict(MultiStudent(students, selector, threshold), test, "test")
+    scores = predict(selector, val)
+    thresholds = [THRESHOLD] * (len(chosen) - 1)
+    if THRESHOLD is None:
+        thresholds = selector_thresholds(scores, right)
+    offsets = offsets_of(thresholds).to(device)
     facts = {
-        "threshold": threshold,
-        "cascade_threshold": best_threshold(confidence(val_logits[1]), right[1], both),
-        "val_accuracy": routed_accuracy(threshold, scores, *right),
-        "test_accuracy": top1(logits, test.labels),
+        "thresholds": thresholds,
+        "cascade_thresholds": cascade_thresholds(list(val_logits.values()), val.labels, work),
+        "val_accuracy": routed_accuracy(scores + offsets, right),
     }
+    logits, choice = predict(MultiStudent(chosen, selector, offsets), test, "test")
+    facts["test_accuracy"] = top1(logits, test.labels)
     amend_checkpoint(path, **facts)
     same_context = [] if args.context == "clean" else ["--context", args.context]
     print(
-        f"\nthreshold {threshold:.2f}: routed top-1 {facts['val_accuracy']:.2%} on the validation "
-        f"images, {facts['test_accuracy']:.2%} on {len(test):,} test images; "
-        f"{share(choice == 0):.1%} of these went to {STUDENTS[0]}; wrote {shown(path)}"
+        f"\nthreshold {', '.join(f'{each:.2f}' for each in thresholds)}: routed top-1 "
+        f"{facts['val_accuracy']:.2%} on the validation images, {facts['test_accuracy']:.2%} on "
+        f"{len(test):,} test images; {share(choice == 0):.1%} of these went to "
+        f"{models.SELECTED[0]}; wrote {shown(path)}"
     )
     cli.next_step(args, "inference.py", *same_context)
 

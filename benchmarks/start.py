@@ -34,7 +34,7 @@ def main(device: str, checkpoint_dir: str) -> None:
     place = pick_device(device)
     parts = load_parts(lambda file: Path(checkpoint_dir) / file)
     ready = {arch: for_inference(net, place) for arch, (net, _) in parts.items()}
-    system = assemble("selector", parts, ready, place)
+    system = assemble("selector", parts, ready)
     passed("load the weights")
     predict(system.net, torch.zeros(1, 32, 32, 3, dtype=torch.uint8, device=place))
     passed("first answer")

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import plain
 from evaluation.export import PACKAGES, onnx_bytes
-from models import STUDENTS, TEACHER, MultiStudent, network
+from models import SELECTED, STUDENTS, TEACHER, MultiStudent, network, offsets_of
 from utils.augment import Augmentation, Batches
 from utils.checkpoint import EXPECTED, FILES, load_network, load_parts
 from utils.data import Split, load_splits
@@ -151,42 +151,41 @@ def plain_step(place: Place, arch: str) -> Piece:
 
 
 def routed(place: Place, count: int | None = None) -> Piece:
-    *trained, selector, threshold = _parts(place)
-    *students, selector = (for_inference(net, place.device) for net, _ in (*trained, selector))
-    return _predicting([MultiStudent(students, selector, threshold).eval()], place, count)
+    parts, offsets = _parts(place)
+    *students, selector = (for_inference(net, place.device) for net, _ in parts)
+    return _predicting([MultiStudent(students, selector, offsets).eval()], place, count)
 
 
 def onnx_routed(place: Place, count: int) -> Piece:
     """`routed` with ONNX Runtime, as in docs/export.md, with the same number of threads."""
     import onnxruntime
 
-    *trained, selector, threshold = _parts(place)
+    parts, offsets = _parts(place)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     *students, selector = (
-        onnxruntime.InferenceSession(onnx_bytes(*network), options)
-        for network in (*trained, selector)
+        onnxruntime.InferenceSession(onnx_bytes(*network), options) for network in parts
     )
-    questions, classes = _questions(place, count), len(trained[0][1]["classes"])
+    questions, classes = _questions(place, count), len(parts[0][1]["classes"])
     questions = [images.numpy() for images in questions]
 
     def piece() -> int:
         for images in questions:
-            (score,) = selector.run(None, {"images": images})
-            first = 1 / (1 + np.exp(-score)) >= threshold
+            (scores,) = selector.run(None, {"images": images})
+            choice = (scores + offsets.numpy()).argmax(axis=1)
             logits = np.empty((len(images), classes), np.float32)
-            for student, chosen in zip(students, (first, ~first), strict=True):
-                if chosen.any():
+            for k, student in enumerate(students):
+                if (chosen := choice == k).any():
                     logits[chosen] = student.run(None, {"images": images[chosen]})[0]
         return sum(map(len, questions))
 
     return piece
 
 
-def _parts(place: Place) -> tuple:
-    """Both students and the selector, each with its checkpoint dictionary, and the threshold."""
-    *trained, selector = load_parts(lambda file: place.checkpoint_dir / file).values()
-    return *trained, selector, selector[1]["threshold"]
+def _parts(place: Place) -> tuple[list, torch.Tensor]:
+    """The students and the selector, each with its checkpoint dictionary, and the offsets."""
+    parts = load_parts(lambda file: place.checkpoint_dir / file, (*SELECTED, "selector"))
+    return list(parts.values()), offsets_of(parts["selector"][1]["thresholds"])
 
 
 def teacher(place: Place, count: int | None = None) -> Piece:

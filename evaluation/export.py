@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from evaluation.policies import POLICIES, parts_of, temperature_of
-from models import STUDENTS
+from evaluation.policies import POLICIES, assemble, parts_of, temperature_of
+from models import offsets_of
 from utils import cli
 from utils.checkpoint import CHECKPOINTS, fingerprint_of, load_parts
 from utils.files import UserError, replacing, shown, try_folder
@@ -47,7 +47,7 @@ def onnx_bytes(net: nn.Module, facts: dict[str, Any]) -> bytes:
     """Convert a network to the content of an ONNX file.
 
     The input is `images`, uint8 (N, 32, 32, 3). The output is `logits`, float32 (N, classes), or
-    (N,) for the selector. N is dynamic.
+    (N, students) for the selector. N is dynamic.
 
     Args:
         net, facts: a network and its checkpoint dictionary, from `load_network`.
@@ -98,21 +98,24 @@ def main() -> None:
     check_packages()
     try_folder(args.out)
 
-    policy = POLICIES[args.policy]
     parts = load_parts(lambda file: args.checkpoint_dir / file, parts_of(args.policy))
-    chosen = parts["selector"][1] if policy.threshold else None
-    networks = {
-        arch: part for arch, part in parts.items() if arch in STUDENTS or args.policy == "selector"
-    }
+    system = assemble(args.policy, parts, {name: net for name, (net, _) in parts.items()})
+    last = system.ran[-1] if args.policy == "cascade" else tuple(parts)
+    networks = {name: parts[name] for name in last}
+    students = [name for name in networks if name != "selector"]
     cli.announce(f"Exporting {', '.join(networks)}", policy=args.policy, writes=shown(args.out))
     routing = {
         "policy": args.policy,
-        "students": policy.students,
-        "threshold": chosen and chosen.get(*policy.threshold),
-        "classes": networks[policy.students[0]][1]["classes"],
-        "temperature": {arch: temperature_of(networks[arch][1]) for arch in policy.students},
-        "weights": {arch: fingerprint_of(net) for arch, (net, _) in networks.items()},
+        "students": students,
+        "thresholds": list(system.thresholds),
+        "classes": networks[students[0]][1]["classes"],
+        "temperature": {arch: temperature_of(networks[arch][1]) for arch in students},
+        "weights": {name: fingerprint_of(net) for name, (net, _) in networks.items()},
     }
+    if args.policy == "selector":  # JSON has no infinity
+        routing["offsets"] = offsets_of(system.thresholds).clamp(-1e9, 1e9).tolist()
+    if args.policy == "cascade":
+        routing["alone"] = system.net.alone
     files = {f"{arch}.onnx": onnx_bytes(*network) for arch, network in networks.items()}
     files["routing.json"] = json.dumps(routing, indent=1).encode()
     for name, content in files.items():

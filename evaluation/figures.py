@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from evaluation.significance import reliability, wilson_interval
 from evaluation.testset import LABELS, Measured
-from models import NETWORKS, STUDENTS
+from models import NETWORKS, SELECTED, STUDENTS
 from utils.files import UserError, replacing, shown
 
 # Each color has a contrast of at least 4.5 : 1 on white. Where two are similar in brightness, the
@@ -147,8 +147,8 @@ def per_class_accuracy(measured: Measured) -> Figure:
         for k, label in enumerate(measured.test.classes)
         if counts[k]
     ]
-    one, two = (names.index(arch) for arch in STUDENTS)
-    rows.sort(key=lambda row: -abs(row[1][one] - row[1][two]))
+    students = [names.index(arch) for arch in STUDENTS]
+    rows.sort(key=lambda row: -np.ptp([row[1][k] for k in students]))
     which = f"\n{MOST} of {len(rows):,} classes: those on which the students differ most"
     which = which if len(rows) > MOST else ""
     rows = sorted(rows[:MOST], key=lambda row: -row[1][0])
@@ -187,21 +187,20 @@ def per_class_accuracy(measured: Measured) -> Figure:
 
 
 def samples(measured: Measured, count: int = 12) -> Figure:
-    """The first images that only one student, or neither, classifies correctly."""
-    one, two = measured.nets.students_right()
-    groups = {
-        f"Only {NETWORKS[STUDENTS[0]].title} is right": one & ~two,
-        f"Only {NETWORKS[STUDENTS[1]].title} is right": two & ~one,
-        "Neither student is right": ~one & ~two,
-    }
+    """The first images that only one student, or none, classifies correctly."""
+    right = measured.nets.students_right()
+    alone = right & (right.sum(dim=0) == 1)
+    groups = {f"Only {NETWORKS[arch].title} is right": alone[k] for k, arch in enumerate(STUDENTS)}
+    none = "Neither" if len(STUDENTS) == 2 else "No"
+    groups[f"{none} student is right"] = ~right.any(dim=0)
     columns = 6
-    figure = plt.figure(figsize=(9, 12))
-    head, *parts = figure.subfigures(4, height_ratios=[0.15, 1, 1, 1])
+    figure = plt.figure(figsize=(9, 4 * len(groups)))
+    head, *parts = figure.subfigures(1 + len(groups), height_ratios=[0.15, *[1] * len(groups)])
     told = ", ".join(f"{k}: {NETWORKS[arch].title}" for k, arch in enumerate(STUDENTS, 1))
     head.text(
         0.03,
         0.1,
-        "Above each image: its class. Below: the answers of both students with probabilities.\n"
+        "Above each image: its class. Below: the answers of all students with probabilities.\n"
         f"{told}. Triangle: chosen by the selector. \N{BALLOT X}: wrong.",
         fontsize=11,
     )
@@ -223,7 +222,7 @@ def _draw_sample(axes: Axes, measured: Measured, place: int) -> None:
     classes, label = measured.test.classes, measured.nets.labels[place].item()
     axes.imshow(measured.test.images[place].cpu().numpy())
     axes.set_title(_short(classes[label]), loc="center", fontsize=10)
-    chosen = STUDENTS[0 if measured.outcomes["routed"].first_ran[place].item() else 1]
+    chosen = SELECTED[measured.outcomes["routed"].choice[place]]
     for row, arch in enumerate(STUDENTS):
         answer = measured.answers[arch].labels[place].item()
         percent = 100 * measured.answers[arch].probabilities[place].item()

@@ -1,78 +1,117 @@
-"""Policies that choose a student for each image: assembly, accuracy and cost."""
+"""Policies that choose between the students, made of networks or of their stored logits."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
 import torch
 from torch import nn
 
-from models import STUDENTS, Cascade, MultiStudent, confidence
-from utils.checkpoint import fingerprint_of
-from utils.device import precision
-from utils.method import share
+from models import (
+    SELECTED,
+    STUDENTS,
+    Cascade,
+    MoreConfident,
+    MultiStudent,
+    Recorded,
+    macs,
+    offsets_of,
+)
+from utils.data import CIFAR10
+from utils.method import THRESHOLDS as GRID
 
-
-@dataclass(frozen=True)
-class Policy:
-    """A way to choose between the students.
-
-    who: description for --help.
-    students: the students that may run, in the order in which they run or are named.
-    threshold: the key of its threshold in the selector's checkpoint, and the default value.
-    """
-
-    who: str
-    students: tuple[str, ...]
-    threshold: tuple[str, float] | None = None
-
-
-POLICIES = {
-    "selector": Policy(
-        "the student that the selector chooses", STUDENTS, threshold=("threshold", 0.5)
-    ),
-    "cascade": Policy(
-        "student 2, or the mean of both if it is not confident",
-        STUDENTS[::-1],
-        threshold=("cascade_threshold", 0.9),
-    ),
-    **{arch: Policy(f"student {k}", (arch,)) for k, arch in enumerate(STUDENTS, 1)},
-    "ensemble": Policy("the mean of both students' logits", STUDENTS),
+POLICIES = {  # name: description for --help
+    "selector": "the student that the selector chooses",
+    "cascade": "the cheapest student first, the next one only where the answer is not confident",
+    **{arch: f"student {k}" for k, arch in enumerate(STUDENTS, 1)},
+    "more_confident": "all students run, and the most confident one answers",
+    "ensemble": "the mean of all students' logits",
 }
-
-
-# ------------------------------------------------------------------ systems
+THRESHOLDS = {  # their key in the selector's checkpoint, and what they are without it
+    "selector": ("thresholds", [0.5] * (len(SELECTED) - 1)),
+    "cascade": ("cascade_thresholds", [0.9] * (len(STUDENTS) - 1)),
+}
 
 
 @dataclass
 class System:
-    """The networks of a policy, ready for inference.
+    """A policy made of networks.
 
-    net: maps normalized images (N, 3, 32, 32) to logits (N, classes), and an index into `names` for
-        each image, int64 (N,).
-    names: names of the students; "both" for the mean.
-    threshold: of the policy; None if it has none.
-    made_of: everything that the predictions depend on, except the images.
-    temperatures: one per entry of `names`; 1.0 if none was chosen.
+    net: maps images to logits (N, classes), and to an index into `ran` and `answered`, int64 (N,).
+    ran: the names of the networks that run.
+    answered: the students whose mean logits are the answer.
+    thresholds: of the policy; empty if it has none.
+    temperatures: for calibrated probabilities, one per entry of `answered`; default: 1.0.
     """
 
     net: nn.Module
-    names: tuple[str, ...]
-    threshold: float | None
-    made_of: dict[str, Any]
-    temperatures: tuple[float, ...] = (1.0, 1.0)
+    ran: list[tuple[str, ...]]
+    answered: list[tuple[str, ...]]
+    thresholds: Sequence[float] = ()
+    temperatures: Sequence[float] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """Who answers, for each entry of `answered`: a student; "both" or "all" for the mean."""
+        every = "both" if len(STUDENTS) == 2 else "all"
+        return [
+            every if len(archs) == len(STUDENTS) > 1 else "+".join(archs) for archs in self.answered
+        ]
 
     def probabilities(self, logits: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
         """Calibrated probabilities (N, classes) from the outputs of `net`."""
-        return (logits / logits.new_tensor(self.temperatures)[choice, None]).softmax(dim=1)
+        temperatures = self.temperatures or [1.0] * len(self.answered)
+        return (logits / logits.new_tensor(temperatures)[choice, None]).softmax(dim=1)
 
 
-def parts_of(policy: str, threshold: float | None = None) -> tuple[str, ...]:
+def parts_of(policy: str, thresholds: Sequence[float] | None = None) -> tuple[str, ...]:
     """The networks to load for a policy. The selector's checkpoint also contains the thresholds."""
-    students, named = POLICIES[policy].students, POLICIES[policy].threshold
-    selector = policy == "selector" or (named and threshold is None)
-    return (*students, "selector") if selector else students
+    students = (policy,) if policy in STUDENTS else STUDENTS
+    if policy == "selector":
+        return (*SELECTED, "selector")
+    return (*students, "selector") if policy == "cascade" and not thresholds else students
+
+
+def system_of(
+    policy: str,
+    nets: Mapping[str, nn.Module],
+    work: Mapping[str, float],
+    thresholds: Sequence[float] | None = None,
+) -> System:
+    """The system of a policy.
+
+    Args:
+        policy: a key of POLICIES.
+        nets: the networks, by name; also `Recorded` ones.
+        work: MACs of the students, for the cascade: the cheapest student runs first.
+        thresholds: of "selector" (see `offsets_of`) or "cascade".
+    """
+    if policy == "selector":
+        net = MultiStudent([nets[arch] for arch in SELECTED], nets[policy], offsets_of(thresholds))
+        ran = [(arch, policy) for arch in SELECTED]
+        return System(net, ran, [(arch,) for arch in SELECTED], thresholds)
+    if policy == "more_confident":
+        net = MoreConfident([nets[arch] for arch in STUDENTS])
+        return System(net, [STUDENTS] * len(STUDENTS), [(arch,) for arch in STUDENTS])
+    if policy == "cascade":
+        order = tuple(sorted(STUDENTS, key=work.get))
+        net = Cascade([nets[arch] for arch in order], thresholds)
+    else:
+        order = STUDENTS if policy == "ensemble" else (policy,)
+        net = Cascade([nets[arch] for arch in order], [torch.inf] * (len(order) - 1), alone=0)
+    ran = [order[: k + 1] for k in range(len(order))]
+    answered = [archs[min(k, net.alone) :] for k, archs in enumerate(ran)]
+    return System(net, ran, answered, thresholds or ())
+
+
+def along(thresholds: Sequence[float]) -> list[list[float]]:
+    """These thresholds moved together: the first one from 0.00 in steps of 0.01 to 1.01."""
+    start, *others = thresholds
+    return [
+        [first, *(min(max(0, each + (first - start)), 1.01) for each in others)]
+        for first in sorted({*GRID, start})
+    ]
 
 
 def temperature_of(facts: Mapping[str, Any]) -> float:
@@ -80,61 +119,55 @@ def temperature_of(facts: Mapping[str, Any]) -> float:
     return facts.get("temperature", 1.0)
 
 
-def mean_temperature(students: Iterable[float]) -> float:
-    """The temperature for the mean of the students' logits.
-
-    A temperature chosen on the validation images differs by a few hundredths and is not better.
-    """
-    return fmean(students)
-
-
 def assemble(
     policy: str,
     trained: Mapping[str, tuple[nn.Module, dict[str, Any]]],
     ready: Mapping[str, nn.Module],
-    device: torch.device,
-    threshold: float | None = None,
+    thresholds: Sequence[float] | None = None,
 ) -> System:
-    """Assemble the system of a policy.
+    """Assemble the system of a policy from checkpoints.
 
     Args:
         policy: a key of POLICIES.
         trained: for each network in `parts_of(policy)`: the network and its checkpoint dictionary,
             as returned by `utils.checkpoint.load_parts`.
-        ready: the same networks, prepared by `for_inference` on `device`.
-        device: the device of `ready`.
-        threshold: overrides the threshold in the selector's checkpoint.
+        ready: the same networks, prepared by `for_inference` on one device.
+        thresholds: override those in the selector's checkpoint.
     """
-    archs, named = POLICIES[policy].students, POLICIES[policy].threshold
-    students = [ready[arch] for arch in archs]
-    if named and threshold is None:
-        threshold = trained["selector"][1].get(*named)
-    nets = {arch: trained[arch][0] for arch in STUDENTS if arch in archs}
-    if policy == "selector":
-        system, names = MultiStudent(students, ready["selector"], threshold), archs
-        nets["selector"] = trained["selector"][0]
-    elif policy == "cascade":
-        system, names = Cascade(students, threshold), (archs[0], "both")
-    elif policy == "ensemble":
-        system, names = Cascade(students, 1.01), ("both", "both")
-    else:
-        system, names = Cascade(students, 0), archs
-    facts = trained[archs[0]][1]
-    chosen = {arch: temperature_of(trained[arch][1]) for arch in archs}
-    chosen["both"] = mean_temperature(chosen.values())
-    temperatures = tuple(chosen[name] for name in names)
-    made_of = {
-        "policy": policy,
-        "threshold": threshold,
-        "temperatures": temperatures,
-        "device": f"{device.type}, {precision(device)}",
-        **{name: facts[name] for name in ("classes", "mean", "std")},
-        **{arch: fingerprint_of(net) for arch, net in nets.items()},
-    }
-    return System(system.eval(), names, threshold, made_of, temperatures)
+    work = {}
+    if policy in THRESHOLDS and not thresholds:
+        thresholds = trained["selector"][1].get(*THRESHOLDS[policy])
+    if policy == "cascade":
+        size = trained[STUDENTS[0]][1].get("size", CIFAR10.size)
+        work = {arch: macs(trained[arch][0], size) for arch in STUDENTS}
+    system = system_of(policy, ready, work, thresholds)
+    # For a mean of logits, a temperature chosen on the validation images is not better.
+    system.temperatures = [
+        fmean(temperature_of(trained[arch][1]) for arch in archs) for archs in system.answered
+    ]
+    system.net.eval()
+    return system
 
 
-# ------------------------------------------------------------------ accuracy and cost of a policy
+# ------------------------------------------------------------------ policies on stored logits
+
+
+@dataclass
+class Outcome:
+    """The result of a policy on N images.
+
+    logits: (N, classes), of the answers.
+    choice: int64 (N,), the second output of the system.
+    right: bool (N,), whether the prediction is correct.
+    ran: for each student, bool (N,): whether it runs.
+    macs: mean MACs per image.
+    """
+
+    logits: torch.Tensor
+    choice: torch.Tensor
+    right: torch.Tensor
+    ran: dict[str, torch.Tensor]
+    macs: float
 
 
 @dataclass
@@ -142,77 +175,62 @@ class Networks:
     """Logits of the networks for N images, and their costs.
 
     Args:
-        logits: (N, classes) of both students and other classifiers, (N,) of "selector".
+        logits: (N, classes) of the students and other classifiers, (N, K) of "selector".
         work: MACs per image of each network.
         labels: int64 (N,).
     """
 
     logits: dict[str, torch.Tensor]
-    work: dict[str, int]
+    work: dict[str, float]
     labels: torch.Tensor
 
-    def right(self, arch: str) -> torch.Tensor:
+    def right(self, name: str) -> torch.Tensor:
         """Whether the network's prediction is correct: bool (N,)."""
-        return self.logits[arch].argmax(dim=1) == self.labels
+        return self.logits[name].argmax(dim=1) == self.labels
 
-    def students_right(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Whether student 1 and student 2 are correct: two bool (N,)."""
-        return self.right(STUDENTS[0]), self.right(STUDENTS[1])
-
-    def mean_logits(self) -> torch.Tensor:
-        """The mean of both students' logits: (N, classes)."""
-        return sum(self.logits[arch] for arch in STUDENTS) / 2
+    def students_right(self, archs: Sequence[str] = STUDENTS) -> torch.Tensor:
+        """Whether each student is correct: bool (K, N)."""
+        return torch.stack([self.right(arch) for arch in archs])
 
     def better_student(self) -> str:
-        """The student with the higher accuracy."""
+        """The student with the highest accuracy."""
         return max(STUDENTS, key=lambda arch: self.right(arch).sum().item())
 
+    def take(self, places: slice | torch.Tensor) -> "Networks":
+        """These images only."""
+        logits = {name: each[places] for name, each in self.logits.items()}
+        return Networks(logits, self.work, self.labels[places])
 
-@dataclass
-class Outcome:
-    """The result of a policy on N images.
+    def system(self, policy: str, thresholds: Sequence[float] | None = None) -> System:
+        """The system of a policy, made of the stored logits."""
+        nets = {name: Recorded(logits) for name, logits in self.logits.items()}
+        return system_of(policy, nets, self.work, thresholds)
 
-    right: bool (N,), whether the prediction is correct.
-    first_ran: bool (N,), whether student 1 runs.
-    macs: mean MACs per image.
-    """
+    def run(self, policy: str | System, thresholds: Sequence[float] | None = None) -> Outcome:
+        """Run a policy on all images."""
+        system = policy if isinstance(policy, System) else self.system(policy, thresholds)
+        logits, choice = system.net(torch.arange(len(self.labels), device=self.labels.device))
+        costs = [sum(self.work[name] for name in names) for names in system.ran]
+        times = choice.bincount(minlength=len(costs)).tolist()
+        ran = {
+            arch: choice.new_tensor([arch in names for names in system.ran])[choice] > 0
+            for arch in STUDENTS
+        }
+        work = sum(cost * time for cost, time in zip(costs, times, strict=True)) / len(choice)
+        return Outcome(logits, choice, logits.argmax(dim=1) == self.labels, ran, work)
 
-    right: torch.Tensor
-    first_ran: torch.Tensor
-    macs: float
+    def routed(
+        self, scores: torch.Tensor, router_macs: float = 0, among: Sequence[str] = SELECTED
+    ) -> Outcome:
+        """The student with the highest score, (N, K), answers. The router runs on every image."""
+        students = [Recorded(self.logits[arch]) for arch in among]
+        alone = [(arch,) for arch in among]
+        outcome = self.run(System(MultiStudent(students, Recorded(scores)), alone, alone))
+        return replace(outcome, macs=outcome.macs + router_macs)
 
-
-def routed(nets: Networks, to_first: torch.Tensor, router_macs: float) -> Outcome:
-    """Student 1 if `to_first`, bool (N,), else student 2. The router runs on every image."""
-    first, second = nets.students_right()
-    to_1 = share(to_first)
-    work = to_1 * nets.work[STUDENTS[0]] + (1 - to_1) * nets.work[STUDENTS[1]]
-    return Outcome(torch.where(to_first, first, second), to_first, work + router_macs)
-
-
-def selector(nets: Networks, threshold: float) -> Outcome:
-    """Student 1 if its probability from the selector is at least `threshold`, else student 2."""
-    to_first = nets.logits["selector"].sigmoid() >= threshold
-    return routed(nets, to_first, nets.work["selector"])
-
-
-def oracle(nets: Networks) -> Outcome:
-    """The student that is correct; student 2 if both or neither are."""
-    first, second = nets.students_right()
-    return routed(nets, first & ~second, 0)
-
-
-def cascade(nets: Networks, threshold: float) -> Outcome:
-    """Student 2; the mean of both if the confidence of student 2 is below the threshold."""
-    both = nets.mean_logits().argmax(dim=1) == nets.labels
-    unsure = confidence(nets.logits[STUDENTS[1]]) < threshold
-    return Outcome(
-        torch.where(unsure, both, nets.right(STUDENTS[1])),
-        unsure,
-        nets.work[STUDENTS[1]] + share(unsure) * nets.work[STUDENTS[0]],
-    )
-
-
-def ensemble(nets: Networks) -> Outcome:
-    """The mean of both students' logits, on every image."""
-    return cascade(nets, 1.01)
+    def oracle(self) -> Outcome:
+        """The cheapest student that is correct; the cheapest of all if none is."""
+        work = torch.tensor([self.work[arch] for arch in STUDENTS], device=self.labels.device)
+        return self.routed(
+            self.students_right().T.float() - work / (2 * work.max()), among=STUDENTS
+        )

@@ -3,11 +3,12 @@
 // ------------------------------------------------------------------ the data
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const [one, two] = data.students;
 const name = (network) => data.names[network];
 const placeOf = (network) => data.students.indexOf(network) % 4; // -1: not a student
 const colorOf = (network) =>
-  placeOf(network) < 0 ? `var(--${network})` : `var(--student-${placeOf(network) + 1})`;
+  placeOf(network) >= 0
+    ? `var(--student-${placeOf(network) + 1})`
+    : `var(--${network === data.mean ? "ensemble" : network})`;
 
 /** Decode numbers that report.py wrote as base64. */
 function column({ type, bytes }) {
@@ -20,7 +21,6 @@ const kind = column(data.kind);
 const answers = Object.fromEntries(
   Object.entries(data.answers).map(([network, each]) => [network, column(each)]),
 );
-const scores = { selector: column(data.scores.selector), cascade: column(data.scores.cascade) };
 const top3 = Object.fromEntries(
   Object.entries(data.pictures.top).map(([network, each]) => [
     network,
@@ -29,34 +29,42 @@ const top3 = Object.fromEntries(
 );
 const count = labels.length;
 
-/** Whether student 1 runs on image k. */
-const firstRuns = {
-  selector: (k, threshold) => scores.selector[k] >= threshold,
-  cascade: (k, threshold) => scores.cascade[k] < threshold,
-};
-/** The source of the answer: if student 1 runs, and if it does not. */
-const answering = { selector: [one, two], cascade: ["ensemble", two] };
-
-/** The result of a policy at a threshold: `ran` (1 if student 1 runs) and `answer` for each
- * image, accuracy, share of the images on which student 1 runs, and MACs per image. */
-function route(policy, threshold) {
-  const [first, second] = answering[policy].map((network) => answers[network]);
-  const ran = new Uint8Array(count);
-  const answer = new Uint16Array(count);
-  let right = 0;
-  let toFirst = 0;
-  for (let k = 0; k < count; k++) {
-    ran[k] = firstRuns[policy](k, threshold) ? 1 : 0;
-    answer[k] = ran[k] ? first[k] : second[k];
-    right += answer[k] === labels[k] ? 1 : 0;
-    toFirst += ran[k];
+/** The choice of each image at every position of the slider: an index into `answered`. */
+function choicesOf({ start, changes }) {
+  const choices = [Uint8Array.from(column(start))];
+  for (const change of changes) {
+    const next = choices[choices.length - 1].slice();
+    const choice = column(change.choice);
+    column(change.images).forEach((image, k) => (next[image] = choice[k]));
+    choices.push(next);
   }
-  const share = toFirst / count;
-  const macs =
-    policy === "selector"
-      ? data.macs.selector + share * data.macs[one] + (1 - share) * data.macs[two]
-      : data.macs[two] + share * data.macs[one];
-  return { ran, answer, accuracy: right / count, share, macs };
+  return choices;
+}
+
+const policies = Object.fromEntries(
+  Object.entries(data.policies).map(([policy, each]) => [
+    policy,
+    { ...each, choices: choicesOf(each), scores: each.scores.map(column) },
+  ]),
+);
+
+/** The result of a policy at a position of its slider: `choice` and `answer` for each image,
+ * accuracy, MACs per image, and the share of the images whose choice is in `counted`. */
+function route(policy, position) {
+  const { answered, counted, macs, choices } = policies[policy];
+  const choice = choices[position];
+  const given = answered.map((network) => answers[network]);
+  const answer = new Uint16Array(count);
+  const times = answered.map(() => 0);
+  let right = 0;
+  for (let k = 0; k < count; k++) {
+    answer[k] = given[choice[k]][k];
+    right += answer[k] === labels[k] ? 1 : 0;
+    times[choice[k]] += 1;
+  }
+  const work = times.reduce((sum, each, k) => sum + each * macs[k], 0);
+  const share = counted.reduce((sum, k) => sum + times[k], 0) / count;
+  return { choice, answer, accuracy: right / count, share, macs: work / count };
 }
 
 function accuracyOf(network, where = () => true) {
@@ -79,11 +87,13 @@ const millions = (macs) => (macs / 1e6).toFixed(1);
 
 const state = {
   policy: "selector",
-  thresholds: { ...data.thresholds },
+  positions: Object.fromEntries(Object.keys(policies).map((each) => [each, policies[each].saved])),
   filters: { label: "", answer: "", kind: "", right: "", by: "" },
   shown: 60, // number of pictures
 };
-let routed; // result of the current policy at its threshold
+let routed; // result of the current policy at its position
+const thresholdsAt = (policy, position) =>
+  policies[policy].positions[position].map((each) => each.toFixed(2)).join(", ");
 
 /** Create an element with these attributes and children. */
 function element(tag, attributes = {}, ...children) {
@@ -103,10 +113,11 @@ const say = (id, text) => {
 
 /** Redraw everything that depends on the policy and its threshold. */
 function update() {
-  const threshold = state.thresholds[state.policy];
-  routed = route(state.policy, threshold);
-  find("threshold").value = threshold;
-  say("value", threshold.toFixed(2));
+  const position = state.positions[state.policy];
+  const threshold = thresholdsAt(state.policy, position);
+  routed = route(state.policy, position);
+  find("threshold").value = position;
+  say("value", threshold);
   say("accuracy", percent(routed.accuracy));
   const { teacher } = data.macs;
   say("macs", millions(routed.macs));
@@ -114,7 +125,7 @@ function update() {
   say("share", percent(routed.share, 1));
   find("threshold").setAttribute(
     "aria-valuetext",
-    `${threshold.toFixed(2)}: accuracy ${percent(routed.accuracy)}, ` +
+    `${threshold}: accuracy ${percent(routed.accuracy)}, ` +
       `${millions(routed.macs)} million MACs per image`,
   );
   drawPlot();
@@ -124,19 +135,11 @@ function update() {
 
 /** Redraw everything after a change of the policy. */
 function changePolicy() {
-  const cascade = state.policy === "cascade";
-  say("saved", `reset to ${data.thresholds[state.policy].toFixed(2)} (chosen on validation images)`);
-  say("share-name", cascade ? `images on which ${name(one)} runs too` : `images answered by ${name(one)}`);
-  say(
-    "meaning",
-    cascade
-      ? `${name(two)} runs first. If its confidence (largest probability before temperature ` +
-          `scaling) is below the threshold, ${name(one)} runs as well, and the mean of both ` +
-          "students' logits gives the answer. MACs: multiply-accumulate operations."
-      : `The selector computes the probability that ${name(one)} should answer. If it is at ` +
-          `least the threshold, ${name(one)} answers, otherwise ${name(two)}. ` +
-          "MACs: multiply-accumulate operations.",
-  );
+  const { saved, share, meaning, positions } = policies[state.policy];
+  find("threshold").max = positions.length - 1;
+  say("saved", `reset to ${thresholdsAt(state.policy, saved)} (chosen on validation images)`);
+  say("share-name", share);
+  say("meaning", meaning);
   state.filters.by = "";
   drawFilters();
   update();
@@ -144,17 +147,19 @@ function changePolicy() {
 
 // ------------------------------------------------------------------ accuracy and cost
 
-const STEPS = Array.from({ length: 102 }, (_, k) => k / 100);
 const curves = Object.fromEntries(
-  ["selector", "cascade"].map((policy) => [policy, STEPS.map((step) => route(policy, step))]),
+  Object.entries(policies).map(([policy, { positions }]) => [
+    policy,
+    positions.map((_, position) => route(policy, position)),
+  ]),
 );
-const points = ["teacher", one, two, "ensemble"]
+const points = ["teacher", ...data.students, data.mean]
   .filter((network) => network in answers)
   .map((network) => ({
     network,
-    text: network === "ensemble" ? "mean of both" : name(network),
+    text: network === data.mean ? `mean of ${data.mean}` : name(network),
     accuracy: accuracyOf(network),
-    macs: network === "ensemble" ? data.macs[one] + data.macs[two] : data.macs[network],
+    macs: data.macs[network],
   }));
 const STUDENT_SHAPES = [
   "M-5-5H5V5H-5Z",
@@ -164,7 +169,7 @@ const STUDENT_SHAPES = [
 ];
 const SHAPES = {
   teacher: "M-5-5L5 5M-5 5L5-5",
-  ensemble: "M-6 0H6M0-6V6",
+  [data.mean]: "M-6 0H6M0-6V6",
   selector: "M-7 0a7 7 0 1 0 14 0a7 7 0 1 0-14 0Z",
   cascade: "M0-8L8 0L0 8L-8 0Z",
 };
@@ -193,7 +198,7 @@ function drawPlot() {
     role: "img",
     "aria-label":
       `Accuracy against million MACs per image. ${state.policy} at ` +
-      `${state.thresholds[state.policy].toFixed(2)}: ` +
+      `${thresholdsAt(state.policy, state.positions[state.policy])}: ` +
       `${percent(routed.accuracy)}, ${millions(routed.macs)} million. ` +
       points
         .map((p) => `${p.text}: ${percent(p.accuracy)}, ${millions(p.macs)} million`)
@@ -234,17 +239,17 @@ function drawPlot() {
       }),
     );
   }
-  const now = ["selector", "cascade"].map((policy) => ({
+  const now = Object.entries(curves).map(([policy, curve]) => ({
     network: policy,
     text: policy,
-    ...(policy === state.policy ? routed : route(policy, state.thresholds[policy])),
+    ...curve[state.positions[policy]],
   }));
   const taken = Object.values(curves).flatMap((curve) =>
     dots(curve.map((each) => [x(each.macs), y(each.accuracy)])),
   );
   for (const { network, accuracy, macs } of [...points, ...now]) {
     const [left, down] = [x(macs), y(accuracy)];
-    const line = network === "teacher" || network === "ensemble";
+    const line = network === "teacher" || network === data.mean;
     svg.append(
       draw("path", {
         d: SHAPES[network] ?? STUDENT_SHAPES[placeOf(network)],
@@ -436,26 +441,21 @@ function moveInMatrix(event) {
 
 // ------------------------------------------------------------------ the images
 
+const two = data.students.length === 2;
 const RIGHT = {
-  both: "both students",
-  one: `only ${name(one)}`,
-  two: `only ${name(two)}`,
-  neither: "neither student",
+  all: two ? "both students" : "all students",
+  ...Object.fromEntries(data.students.map((student) => [student, `only ${name(student)}`])),
+  none: two ? "neither student" : "no student",
   answer: "the system",
   "not answer": "not the system",
 };
 
 function isRight(k, who) {
-  const [first, second] = [answers[one][k] === labels[k], answers[two][k] === labels[k]];
+  const right = data.students.filter((student) => answers[student][k] === labels[k]);
   const given = routed.answer[k] === labels[k];
-  return {
-    both: first && second,
-    one: first && !second,
-    two: second && !first,
-    neither: !first && !second,
-    answer: given,
-    "not answer": !given,
-  }[who];
+  if (who === "answer" || who === "not answer") return given === (who === "answer");
+  if (who === "all") return right.length === data.students.length;
+  return who === "none" ? !right.length : right.length === 1 && right[0] === who;
 }
 
 function matches(k) {
@@ -465,25 +465,18 @@ function matches(k) {
     (answer === "" || routed.answer[k] === Number(answer)) &&
     (context === "" || kind[k] === Number(context)) &&
     (right === "" || isRight(k, right)) &&
-    (by === "" || routed.ran[k] === Number(by))
+    (by === "" || routed.choice[k] === Number(by))
   );
 }
 
 function drawFilters() {
-  const [first, second] = answering[state.policy].map((network) => name(network));
   const classes = Object.entries(data.classes);
   const filters = {
     label: ["class", classes],
     answer: ["answer", classes],
     ...(data.kinds.length > 1 ? { kind: ["context", Object.entries(data.kinds)] } : {}),
     right: ["correct", Object.entries(RIGHT)],
-    by: [
-      "answered by",
-      [
-        ["1", first],
-        ["0", second],
-      ],
-    ],
+    by: ["answered by", policies[state.policy].answered.map((each, k) => [k, name(each)])],
   };
   const made = Object.entries(filters).map(([key, [title, options]]) => {
     const choice = element(
@@ -528,7 +521,7 @@ function drawGrid() {
   let right = 0;
   for (const k of found) right += routed.answer[k] === labels[k] ? 1 : 0;
   const isFound = (k) => wanted.has(k);
-  const others = ["teacher", one, two]
+  const others = ["teacher", ...data.students]
     .filter((network) => network in answers)
     .map((network) => `${name(network)} ${percent(accuracyOf(network, isFound), 1)}`);
   say(
@@ -544,8 +537,8 @@ function drawGrid() {
   say(
     "pictured",
     `This page contains pictures of ${whole(pictures.length)} of them. In total it contains ` +
-      `${whole(data.pictures.places.length)} pictures: the first images that only one student, ` +
-      "neither, or both classify correctly. Click a picture to see its probabilities.",
+      `${whole(data.pictures.places.length)} pictures: the first images that some students, ` +
+      "none, or all classify correctly. Click a picture to see its probabilities.",
   );
   find("grid").replaceChildren(...pictures.slice(0, state.shown).map(tile));
   find("more").hidden = pictures.length <= state.shown;
@@ -569,7 +562,7 @@ function tile(at) {
   );
 }
 
-const answeredBy = (k) => name(answering[state.policy][routed.ran[k] ? 0 : 1]);
+const answeredBy = (k) => name(policies[state.policy].answered[routed.choice[k]]);
 
 function picture(at, side) {
   const { across, source } = data.pictures;
@@ -586,23 +579,8 @@ function picture(at, side) {
 
 function openImage(at) {
   const k = data.pictures.places[at];
-  const threshold = state.thresholds[state.policy];
-  const score = scores[state.policy][k];
-  const ran = routed.ran[k];
-  // Enough digits to show the difference between score and threshold.
-  const digits = [2, 3, 4].find((each) => score.toFixed(each) !== threshold.toFixed(each)) ?? 6;
-  const told =
-    state.policy === "selector"
-      ? `The selector gives ${name(one)} a probability of ${score.toFixed(digits)}, ` +
-        `${ran ? "at least" : "below"} the threshold of ${threshold.toFixed(2)}: ` +
-        `${answeredBy(k)} answers.`
-      : `The confidence of ${name(two)} is ${score.toFixed(digits)}, ` +
-        `${ran ? "below" : "at least"} the threshold of ${threshold.toFixed(2)}: ` +
-        (ran
-          ? `${name(one)} runs as well, and the mean of both students' logits gives the answer.`
-          : `${name(two)} answers alone.`);
   const context = data.kinds.length > 1 ? `, context ${data.kinds[kind[k]]}` : "";
-  const networks = [one, two, "ensemble", "teacher"].filter((network) => network in top3);
+  const networks = [...data.students, data.mean, "teacher"].filter((network) => network in top3);
   find("image").replaceChildren(
     element("form", { method: "dialog" }, element("button", { id: "close" }, "close")),
     element("h2", { id: "image-title" }, `${data.classes[labels[k]]}${context}`),
@@ -610,8 +588,7 @@ function openImage(at) {
     element(
       "p",
       { id: "route" },
-      told,
-      " The answer is ",
+      `${routeOf(k)}: ${answeredBy(k)} answers. The answer is `,
       element("strong", {}, data.classes[routed.answer[k]]),
       ".",
     ),
@@ -626,6 +603,23 @@ function openImage(at) {
     ),
   );
   find("image").showModal();
+}
+
+/** What the choice for image k depends on. */
+function routeOf(k) {
+  const { answered, scores, positions } = policies[state.policy];
+  const position = state.positions[state.policy];
+  if (state.policy === "selector") {
+    const told = answered.map((network, at) => `${name(network)} ${scores[at][k].toFixed(3)}`);
+    const threshold = thresholdsAt(state.policy, position);
+    return `The selector's probabilities are ${told.join(", ")}; the threshold is ${threshold}`;
+  }
+  const steps = scores.slice(0, routed.choice[k] + 1).map((score, step) => {
+    const side = step < routed.choice[k] ? "below" : "at least";
+    const threshold = positions[position][step].toFixed(2);
+    return `${name(answered[step])} is ${score[k].toFixed(3)}, ${side} the threshold of ${threshold}`;
+  });
+  return `The confidence of ${steps.join("; that of ")}`;
 }
 
 function bars(network, at, label) {
@@ -656,11 +650,11 @@ for (const choice of document.getElementsByName("policy")) {
   });
 }
 find("threshold").addEventListener("input", (event) => {
-  state.thresholds[state.policy] = Number(event.target.value);
+  state.positions[state.policy] = Number(event.target.value);
   update();
 });
 find("saved").addEventListener("click", () => {
-  state.thresholds[state.policy] = data.thresholds[state.policy];
+  state.positions[state.policy] = policies[state.policy].saved;
   update();
 });
 find("matrix").addEventListener("click", clickCell);

@@ -8,7 +8,9 @@ import platform
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,10 @@ import torch
 import torchvision
 from PIL import Image
 
+from evaluation.policies import THRESHOLDS, along
 from evaluation.significance import auroc_apart, mcnemar_p
 from evaluation.testset import LABELS, Measured
-from models import NETWORKS, STUDENTS, TEACHER
+from models import NETWORKS, SELECTED, STUDENTS, TEACHER, confidence
 from utils.files import replacing
 
 FOLDER = Path(__file__).parent  # contains report.html and report.js
@@ -26,6 +29,7 @@ PICTURES = 1000  # maximum number of pictures, to keep the page below 4 MB
 ACROSS = 40  # pictures per row of the sprite sheet
 TOP = 3  # classes shown per network
 SURE = 0.05  # significance level
+BOTH, BETTER = ("both", "better") if len(STUDENTS) == 2 else ("all", "best")  # of the students
 
 
 def write_report(path: Path, measured: Measured, device: str, weights: dict[str, str]) -> None:
@@ -81,10 +85,10 @@ def verdict(measured: Measured) -> tuple[str, dict[str, str]]:
     if works:
         head = (
             "On these images the selector works: it is "
-            f"{gain:.1f} points more accurate than the better student."
+            f"{gain:.1f} points more accurate than the {BETTER} student."
         )
     elif tells:
-        head = "On these images the selector beats chance, but not the better student."
+        head = f"On these images the selector beats chance, but not the {BETTER} student."
     else:
         head = "On these images the selector is no better than a coin."
     work = measured.metrics["macs_per_image"]
@@ -102,39 +106,60 @@ def verdict(measured: Measured) -> tuple[str, dict[str, str]]:
     else:
         head += " Use the cascade: it is more accurate."
     return head, {
-        "What the system does.": _what_it_does("teacher" in accuracy),
+        "What the system does.": _what_it_does(measured),
         "How well the selector chooses.": told,
         "Accuracy and cost.": _what_it_gives(measured, better),
         "When a selector helps.": _worth_it(measured, works),
     }
 
 
-def _what_it_does(teacher: bool) -> str:
-    one, two = (NETWORKS[arch].title for arch in STUDENTS)
-    large = "a larger network, the teacher" + (f" ({NETWORKS[TEACHER].title})" if teacher else "")
+def _titles(archs: Sequence[str]) -> str:
+    *others, last = (NETWORKS[arch].title for arch in archs)
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _what_it_does(measured: Measured) -> str:
+    teacher = f" ({NETWORKS[TEACHER].title})" if "teacher" in measured.answers else ""
     return (
-        f"Two small networks, the students ({one} and {two}), were trained to imitate {large}. "
-        "The selector is an even smaller network. It reads an image and chooses one student; the "
-        f"other student does not run. The cascade needs no selector. It runs {two} first. If {two} "
-        f"is not confident, {one} runs as well, and the mean of both students' logits gives the "
-        "answer."
+        f"{len(STUDENTS)} small networks, the students ({_titles(STUDENTS)}), were trained to "
+        f"imitate a larger network, the teacher{teacher}. The selector is an even smaller network. "
+        f"It reads an image and chooses one student{_of_all(SELECTED)}; the others do not run. The "
+        f"cascade needs no selector. {_steps(measured)}"
+    )
+
+
+def _of_all(archs: Sequence[str]) -> str:
+    return f" of {_titles(archs)}" if len(archs) < len(STUDENTS) else ""
+
+
+def _steps(measured: Measured) -> str:
+    """What the cascade does."""
+    system = measured.nets.system("cascade", measured.thresholds["cascade"])
+    first, *others = system.ran[-1]
+    behind = ", then ".join(NETWORKS[arch].title for arch in others)
+    mean = f"{BOTH} students'" if len(STUDENTS) == 2 else f"the last {len(system.answered[-1])}"
+    return (
+        f"It runs {NETWORKS[first].title} first. Where the answer is not confident, the next "
+        f"student runs as well: {behind}. The mean of {mean} logits is the last answer."
     )
 
 
 def _told_apart(measured: Measured) -> tuple[str, bool]:
     """Text on how well the selector chooses, and whether it is significantly above chance."""
-    area, interval = auroc_apart(measured.nets.logits["selector"], *measured.nets.students_right())
+    right = measured.nets.students_right(SELECTED)
+    area, interval = auroc_apart(measured.nets.logits["selector"], right)
     if interval is None:
         return (
             "There is nothing to choose: every image that one of the students classifies "
             "correctly, the other classifies correctly too."
         ), False
     low, high = interval
-    one, two = (NETWORKS[arch].title for arch in STUDENTS)
+    one, two = (NETWORKS[arch].title for arch in SELECTED[:2])
+    pairs = "Guessing" if len(SELECTED) == 2 else "This is the mean over all pairs. Guessing"
     return (
         f"Take one image that only {one} classifies correctly and one that only {two} classifies "
         f"correctly. The selector tells which is which in {100 * area:.0f} of 100 such pairs (95 % "
-        f"interval: {100 * low:.0f} to {100 * high:.0f}). Guessing is right in 50 of 100."
+        f"interval: {100 * low:.0f} to {100 * high:.0f}). {pairs} is right in 50 of 100."
     ), low > 0.5
 
 
@@ -146,20 +171,20 @@ def _what_it_gives(measured: Measured, better: str) -> str:
         {name: f"{100 * each[name] / of:.{digits}f} %" for name in ("routed", "cascade", better)}
         for each, of, digits in ((accuracy, 1, 2), (work, whole, 0))
     )
-    of = "the teacher" if teacher else "both students together"
+    of = "the teacher" if teacher else f"{BOTH} students together"
     return (
         f"With the selector, {right['routed']} of the answers are correct, at {cost['routed']} of "
         f"the cost of {of}, counted in multiply-accumulate operations (MACs). "
         f"With the cascade, {right['cascade']} are correct, at {cost['cascade']} of the cost. "
-        f"The better student, {NETWORKS[better].title}, reaches {right[better]} at {cost[better]} "
-        "of the cost. "
+        f"The {BETTER} student, {NETWORKS[better].title}, reaches {right[better]} at "
+        f"{cost[better]} of the cost. "
         + (f"The teacher reaches {100 * accuracy['teacher']:.2f} %. " if teacher else "")
         + f"A perfect selector would reach {100 * accuracy['oracle']:.2f} %."
     )
 
 
 def _worth_it(measured: Measured, works: bool) -> str:
-    contexts, one = measured.metrics["per_context"], STUDENTS[0]
+    contexts, one = measured.metrics["per_context"], SELECTED[0]
     if len(contexts) == 1:
         where = "" if works else " Such images hardly show which student will be wrong."
         return (
@@ -199,7 +224,8 @@ def _what_ran(measured: Measured, device: str, weights: dict[str, str]) -> dict[
             for name, fingerprint in weights.items()
         },
         "thresholds": ", ".join(
-            f"{name} {threshold:.2f}" for name, threshold in measured.thresholds.items()
+            " ".join([name, *(f"{each:.2f}" for each in thresholds)])
+            for name, thresholds in measured.thresholds.items()
         ),
     }
 
@@ -211,33 +237,35 @@ def _data(measured: Measured) -> dict[str, Any]:
     """The data for report.js: the answers for all images, and pictures of some."""
     nets, answers = measured.nets, measured.answers
     kinds = list(measured.metrics["per_context"])
-    names = [name for name in ("teacher", *STUDENTS, "ensemble") if name in answers]
+    logits = {name: nets.logits[name] for name in ("teacher", *STUDENTS) if name in answers}
+    logits[BOTH] = measured.outcomes["ensemble"].logits
+    scales = {name: measured.temperatures[name] for name in logits if name != BOTH}
+    scales[BOTH] = fmean(scales[arch] for arch in STUDENTS)
     places = shown_places(measured)
-    logits = nets.logits | {"ensemble": nets.mean_logits()}
     top = {
-        name: (logits[name][places] / measured.temperatures[name])
+        name: (each[places] / scales[name])
         .softmax(dim=1)
         .topk(min(TOP, len(measured.test.classes)))
-        for name in names
+        for name, each in logits.items()
     }
+    policies = {name: _policy(measured, name, logits) for name in THRESHOLDS}
+    titles = {arch: NETWORKS[arch].title for arch in STUDENTS}
+    means = {name: f"mean of {_titles(name.split('+'))}" for name in logits if "+" in name}
     return {
         "classes": measured.test.classes,
         "kinds": kinds,
         "names": {
             "teacher": NETWORKS[TEACHER].title,
-            **{arch: NETWORKS[arch].title for arch in STUDENTS},
-            "ensemble": LABELS["ensemble"],
+            **titles,
+            BOTH: LABELS["ensemble"],
+            **means,
         },
         "students": STUDENTS,
-        "macs": nets.work,
-        "thresholds": measured.thresholds,
+        "mean": BOTH,
+        "macs": nets.work | {BOTH: sum(nets.work[arch] for arch in STUDENTS)},
         "labels": _column(nets.labels),
-        "answers": {name: _column(answers[name].labels) for name in names},
-        # The values that are compared with the thresholds.
-        "scores": {
-            "selector": _column(nets.logits["selector"].sigmoid()),
-            "cascade": _column(answers[STUDENTS[1]].confidences),
-        },
+        "answers": {name: _column(each.argmax(dim=1)) for name, each in logits.items()},
+        "policies": policies,
         "kind": _column(torch.tensor([kinds.index(each) for each in measured.seen])),
         "pictures": {
             "places": places.tolist(),
@@ -252,14 +280,68 @@ def _data(measured: Measured) -> dict[str, Any]:
     }
 
 
+def _policy(measured: Measured, policy: str, logits: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """What a policy does at each position of the slider, which moves its thresholds.
+
+    The answers that are not those of a network in `logits` are added there. `start` is the choice
+    of each image at the first position, an index into `answered`; `changes` are the images whose
+    choice differs from that at the position before, and their new choice.
+    """
+    nets, saved = measured.nets, list(measured.thresholds[policy])
+    positions = along(saved)
+    system = nets.system(policy, saved)
+    choices = torch.stack([nets.run(policy, each).choice for each in positions])
+    changed = [(choices[k] != choices[k - 1]).nonzero()[:, 0] for k in range(1, len(choices))]
+    for k, name in enumerate(system.names):
+        if name not in logits:  # the answer of a cascade that always goes on to this student
+            steps = [torch.inf] * k + [0] * (len(saved) - k)
+            logits[name] = nets.run(policy, steps).logits
+    if policy == "selector":
+        scores = nets.logits["selector"].softmax(dim=1)
+        first = NETWORKS[SELECTED[0]].title
+        told = {
+            "meaning": f"The selector computes the probability that {first} should answer. If it "
+            f"is at least the threshold, {first} answers, otherwise {_titles(SELECTED[1:])}."
+            if len(SELECTED) == 2
+            else "The selector computes the probability that each student should answer. The "
+            "student with the highest one answers. A student is preferred if its threshold is "
+            "below 0.5, and avoided if it is above. The slider moves all thresholds together.",
+            "share": f"images answered by {first}",
+            "counted": [0],
+        }
+    else:
+        scores = torch.stack([confidence(logits[name]) for name in system.names[:-1]], dim=1)
+        told = {
+            "meaning": f"{_steps(measured)} Confidence is the largest probability before "
+            "temperature scaling. The next student runs if it is below the threshold"
+            + (" of this step. The slider moves all thresholds together." if saved[1:] else "."),
+            "share": f"images on which {NETWORKS[system.ran[1][1]].title} runs too",
+            "counted": list(range(1, len(system.ran))),
+        }
+    told["meaning"] += " MACs: multiply-accumulate operations."
+    return {
+        **told,
+        "answered": system.names,
+        "macs": [sum(nets.work[name] for name in names) for names in system.ran],
+        "positions": positions,
+        "saved": positions.index(saved),
+        "start": _column(choices[0]),
+        "changes": [
+            {"images": _column(images), "choice": _column(choices[k, images])}
+            for k, images in enumerate(changed, 1)
+        ],
+        "scores": [_column(each) for each in scores.T],
+    }
+
+
 def shown_places(measured: Measured) -> torch.Tensor:
     """The indices of the images that the page shows: int64 (M,), sorted, at most PICTURES.
 
-    The images are the first from three groups: exactly one student is right, neither is right, both
-    are right. The groups get equal shares; what a small group does not use goes to the larger ones.
+    The images are the first from three groups: some students are right, none is, all are. The
+    groups get equal shares; what a small group does not use goes to the larger ones.
     """
-    first, second = measured.nets.students_right()
-    groups = [first != second, ~first & ~second, first & second]
+    right = measured.nets.students_right()
+    groups = [right.any(dim=0) & ~right.all(dim=0), ~right.any(dim=0), right.all(dim=0)]
     places = [
         group.nonzero()[:, 0] for group in sorted(groups, key=lambda group: group.sum().item())
     ]
@@ -273,8 +355,12 @@ def shown_places(measured: Measured) -> torch.Tensor:
 def _column(values: torch.Tensor) -> dict[str, str]:
     """Encode numbers as base64, with the name of the JavaScript array type."""
     array = values.cpu().numpy()
-    kind = "f4" if array.dtype.kind == "f" else "u1" if array.max(initial=0) < 256 else "u2"
-    names = {"f4": "Float32Array", "u1": "Uint8Array", "u2": "Uint16Array"}
+    kind = "f4"
+    if array.dtype.kind != "f":
+        kind = next(
+            kind for kind in ("u1", "u2", "u4") if array.max(initial=0) < 256 ** int(kind[1])
+        )
+    names = {"f4": "Float32Array", "u1": "Uint8Array", "u2": "Uint16Array", "u4": "Uint32Array"}
     return {
         "type": names[kind],
         "bytes": base64.b64encode(array.astype(f"<{kind}").tobytes()).decode(),

@@ -1,5 +1,6 @@
 """Confidence intervals, significance tests, area under the ROC curve, and calibration."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -105,23 +106,44 @@ def auroc_interval(area: float, positives: int, negatives: int) -> tuple[float, 
 
 
 def auroc_apart(
-    scores: torch.Tensor, first: torch.Tensor, second: torch.Tensor
+    scores: torch.Tensor, right: torch.Tensor
 ) -> tuple[float, tuple[float, float] | None]:
-    """The `auroc` of a router on the images where exactly one student is correct.
+    """The `auroc` of a router on the images where exactly one of two students is correct.
+
+    With more than two students, the mean over all pairs, as in D. J. Hand and R. J. Till, Machine
+    Learning 45 (2001), 171-186.
 
     Args:
-        scores: (N,), high if student 1 is preferred.
-        first, second: whether student 1 and student 2 are correct, bool (N,).
+        scores: (N, K), high if a student is preferred.
+        right: bool (K, N), whether each student is correct.
 
     Returns:
-        The area and its 95 % interval; NaN and None if one of the students is never alone.
+        The area and its 95 % interval; NaN and None if there is no pair where each is correct
+        alone.
     """
-    alone = (first & ~second).sum().item(), (second & ~first).sum().item()
-    if not all(alone):
+    areas = []
+    for i, j in itertools.combinations(range(len(right)), 2):
+        apart = right[i] != right[j]
+        areas.append(auroc((scores[:, i] - scores[:, j])[apart], right[i][apart]))
+    areas = [area for area in areas if not math.isnan(area)]
+    if not areas:
         return math.nan, None
-    apart = first != second
-    area = auroc(scores[apart], first[apart])
-    return area, auroc_interval(area, *alone)
+    area = statistics.fmean(areas)
+    return area, auroc_mean_interval(area, right)
+
+
+def auroc_mean_interval(area: float, right: torch.Tensor) -> tuple[float, float]:
+    """The `auroc_interval` of an area from `auroc_apart`; of several pairs, the mean of its ends.
+
+    The pairs share images, so the interval of their mean is not much smaller.
+    """
+    ends = []
+    for i, j in itertools.combinations(range(len(right)), 2):
+        alone = (right[i] & ~right[j]).sum().item(), (right[j] & ~right[i]).sum().item()
+        if all(alone):
+            ends.append(auroc_interval(area, *alone))
+    low, high = map(statistics.fmean, zip(*ends, strict=True))
+    return low, high
 
 
 def reliability(

@@ -2,17 +2,17 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import nn
 
-from evaluation import policies
-from evaluation.policies import Networks, Outcome, System, mean_temperature
+from evaluation.policies import Networks, Outcome, System
 from evaluation.significance import calibration_error, wilson_interval
-from models import NETWORKS, STUDENTS, TEACHER, macs
+from models import NETWORKS, SELECTED, STUDENTS, TEACHER, macs
 from utils.contexts import CONTEXTS
 from utils.data import Split, is_default, load_sample, load_splits
 from utils.files import UserError
@@ -26,9 +26,20 @@ LABELS = {  # names of the networks and policies in tables and figures
     "cascade": "cascade: both if student 2 is unsure",
     "better_student": "the better student",
     "random": "a student at random",
+    "more_confident": "the more confident student",
     "ensemble": "mean of both students' logits",
     "oracle": "oracle: right if either student is",
 }
+if len(STUDENTS) > 2:
+    LABELS |= {
+        "cascade": "cascade: the next one if unsure",
+        "better_student": "the best student",
+        "more_confident": "the most confident student",
+        "ensemble": "mean of all students' logits",
+        "oracle": "oracle: right if any student is",
+    }
+
+ROUTED = {"selector": "routed"}  # names of policies in LABELS and metrics.json, where they differ
 
 
 def test_images(
@@ -75,10 +86,10 @@ class Measured:
     test: the images.
     seen: the context of each image: "clean" or the kind of degradation.
     nets: the outputs of the networks.
-    temperatures: of the networks, and of the "ensemble".
+    temperatures: of the networks.
     thresholds: of the "selector" and the "cascade".
-    outcomes: of "routed", "cascade", "ensemble" and "oracle".
-    answers: of each network, and of "routed", "cascade" and "ensemble".
+    outcomes: of "routed", "cascade", "more_confident", "ensemble" and "oracle".
+    answers: of each network and of each policy in `outcomes` but the oracle.
     """
 
     metrics: dict[str, Any]
@@ -86,7 +97,7 @@ class Measured:
     seen: list[str]
     nets: Networks
     temperatures: dict[str, float]
-    thresholds: dict[str, float]
+    thresholds: dict[str, Sequence[float]]
     outcomes: dict[str, Outcome]
     answers: dict[str, Answers]
 
@@ -102,7 +113,7 @@ def measure(
     """Classify the images `test` with every network and policy, and time each.
 
     Args:
-        networks: both students, the selector, and optionally the teacher and other networks named
+        networks: all students, the selector, and optionally the teacher and other networks named
             in LABELS, prepared for inference.
         systems: the "selector" and the "cascade", made of the same networks.
         temperatures: of the networks except the selector.
@@ -121,13 +132,13 @@ def measure(
             logits[name] = answer.cpu()  # Apple's GPUs have no float64
     work = {name: macs(net, test.data.size) for name, net in networks.items()}
     nets = Networks(logits, work, test.labels.cpu())
-    thresholds = {name: system.threshold for name, system in systems.items()}
+    thresholds = {name: system.thresholds for name, system in systems.items()}
     return evaluate(nets, thresholds, temperatures, speed, test, seen)
 
 
 def evaluate(
     nets: Networks,
-    thresholds: dict[str, float],
+    thresholds: dict[str, Sequence[float]],
     temperatures: dict[str, float],
     speed: dict[str, float],
     test: Split,
@@ -135,38 +146,33 @@ def evaluate(
 ) -> Measured:
     """Compute all metrics from the outputs of the networks; `speed` is in images per second."""
     labels, better = nets.labels, nets.better_student()
-    outcomes = {
-        "routed": policies.selector(nets, thresholds["selector"]),
-        "cascade": policies.cascade(nets, thresholds["cascade"]),
-        "ensemble": policies.ensemble(nets),
-        "oracle": policies.oracle(nets),
-    }
     classifiers = [name for name in nets.logits if name in LABELS]
-    temperatures = {
-        **temperatures,
-        "ensemble": mean_temperature(temperatures[arch] for arch in STUDENTS),
-    }
     answers = {name: _answers(nets.logits[name], temperatures[name]) for name in classifiers}
-    first, second = (answers[arch] for arch in STUDENTS)
-    answers["ensemble"] = _answers(nets.mean_logits(), temperatures["ensemble"])
-    answers["routed"] = _where(outcomes["routed"].first_ran, first, second)
-    answers["cascade"] = _where(outcomes["cascade"].first_ran, answers["ensemble"], second)
+    outcomes = {}
+    for policy in ("selector", "cascade", "more_confident", "ensemble"):
+        name, system = ROUTED.get(policy, policy), nets.system(policy, thresholds.get(policy))
+        outcomes[name] = found = nets.run(system)
+        scales = [fmean(temperatures[arch] for arch in archs) for archs in system.answered]
+        answers[name] = _answers(found.logits, torch.tensor(scales)[found.choice, None])
+    outcomes["oracle"] = nets.oracle()
 
     right = {name: nets.right(name).double() for name in classifiers}
     right |= {name: outcome.right.double() for name, outcome in outcomes.items()}
     right["better_student"] = right[better]
-    right["random"] = sum(right[name] for name in STUDENTS) / 2  # expected value of a random choice
+    # The expected value of a random choice.
+    right["random"] = sum(right[name] for name in STUDENTS) / len(STUDENTS)
     work = nets.work | {name: outcome.macs for name, outcome in outcomes.items()}
     del work["oracle"]  # it cannot be run
-    work["random"] = sum(work[name] for name in STUDENTS) / 2
-    speed = {**speed, "ensemble": 1 / sum(1 / speed[name] for name in STUDENTS)}
-    work["better_student"], speed["better_student"] = work[better], speed[better]
+    work["random"] = sum(work[name] for name in STUDENTS) / len(STUDENTS)
+    every = 1 / sum(1 / speed[name] for name in STUDENTS)
+    speed = {**speed, "more_confident": every, "ensemble": every, "better_student": speed[better]}
+    work["better_student"] = work[better]
 
     names = [name for name in LABELS if name in right]
     members = {test.classes[k]: labels == k for k in labels.unique().tolist()}
     accuracy = {name: right[name].mean().item() for name in names}
-    choice = (~outcomes["routed"].first_ran).long()
-    share = outcomes["routed"].first_ran.double().mean().item()
+    choice = outcomes["routed"].choice
+    shares = choice.bincount(minlength=len(SELECTED)).double() / len(choice)
     metrics = {
         "images": len(labels),
         "accuracy": accuracy,
@@ -175,7 +181,7 @@ def evaluate(
             name: {label: right[name][of].mean().item() for label, of in members.items()}
             for name in names
         },
-        "route_share": dict(zip(STUDENTS, (share, 1 - share), strict=True)),
+        "route_share": dict(zip(SELECTED, shares.tolist(), strict=True)),
         "route_share_per_class": {
             label: (choice[of] == 0).double().mean().item() for label, of in members.items()
         },
@@ -198,14 +204,9 @@ def evaluate(
     return Measured(metrics, test, seen, nets, temperatures, thresholds, outcomes, answers)
 
 
-def _answers(logits: torch.Tensor, temperature: float) -> Answers:
+def _answers(logits: torch.Tensor, temperature: float | torch.Tensor) -> Answers:
     confidences, labels = logits.softmax(dim=1).max(dim=1)
     return Answers(labels, confidences, (logits / temperature).softmax(dim=1).amax(dim=1))
-
-
-def _where(first: torch.Tensor, one: Answers, other: Answers) -> Answers:
-    pairs = zip(vars(one).values(), vars(other).values(), strict=True)
-    return Answers(*(torch.where(first, *pair) for pair in pairs))
 
 
 def by_context(of: torch.Tensor, right: dict[str, torch.Tensor], choice: torch.Tensor) -> dict:
@@ -214,13 +215,13 @@ def by_context(of: torch.Tensor, right: dict[str, torch.Tensor], choice: torch.T
     Args:
         of: bool (N,), the images of this context.
         right: for each network and policy, float64 (N,): 1 if it is right on an image, else 0.
-        choice: int64 (N,), 0 or 1: the student that the selector chose.
+        choice: int64 (N,): the student that the selector chose, an index into SELECTED.
     """
     chosen = choice[of]
     return {
         "images": len(chosen),
         "accuracy": {name: each[of].mean().item() for name, each in right.items()},
-        "sent": {name: (chosen == k).sum().item() for k, name in enumerate(STUDENTS)},
+        "sent": {name: (chosen == k).sum().item() for k, name in enumerate(SELECTED)},
     }
 
 
@@ -243,23 +244,23 @@ def print_tables(metrics: dict) -> None:
             f"{'-' if speed is None else f'{speed:.0f}':>10}"
         )
     columns = [name for name in ("teacher", *STUDENTS, "routed") if name in metrics["accuracy"]]
-    heads = [*columns, "to student 1"]
+    heads = [*columns, f"to student {STUDENTS.index(SELECTED[0]) + 1}"]
     wide = max(14, *(len(head) + 2 for head in heads))
     width = max(18, *(len(label) + 1 for label in metrics["route_share_per_class"]))
     print(f"\n{'top-1 % by class':<{width}}" + "".join(f"{head:>{wide}}" for head in heads))
     for label, share in metrics["route_share_per_class"].items():
         shares = [*(metrics["per_class"][name][label] for name in columns), share]
         print(f"{label:<{width}}" + "".join(f"{100 * each:>{wide}.1f}" for each in shares))
-    shares = [*(metrics["accuracy"][name] for name in columns), metrics["route_share"][STUDENTS[0]]]
+    shares = [*(metrics["accuracy"][name] for name in columns), metrics["route_share"][SELECTED[0]]]
     print(f"{'all':<{width}}" + "".join(f"{100 * each:>{wide}.1f}" for each in shares) + "\n")
     if metrics["context"] == "clean":
         return
-    heads = [*columns, "to student 1", "to student 2"]
+    heads = [*columns, *(f"to student {STUDENTS.index(arch) + 1}" for arch in SELECTED)]
     print(f"{'top-1 % by context':<18}" + "".join(f"{head:>{wide}}" for head in heads))
     for kind, facts in metrics["per_context"].items():
         print(
             f"{kind:<18}"
             + "".join(f"{100 * facts['accuracy'][name]:>{wide}.1f}" for name in columns)
-            + "".join(f"{facts['sent'][name]:>{wide},}" for name in STUDENTS)
+            + "".join(f"{facts['sent'][name]:>{wide},}" for name in SELECTED)
         )
     print()

@@ -1,11 +1,12 @@
 """The networks: teacher, students, selector, and the systems that combine them."""
 
-from models.cascade import Cascade, confidence
+from models.cascade import Cascade, MoreConfident, confidence
 from models.cost import macs, parameters
-from models.multistudent import MultiStudent
+from models.multistudent import MultiStudent, Recorded, offsets_of
 from models.networks import (
     CLASS_COUNTS,
     NETWORKS,
+    SELECTED,
     STEMS,
     STUDENTS,
     TEACHER,
@@ -17,15 +18,19 @@ from models.selector import Selector
 __all__ = [
     "CLASS_COUNTS",
     "NETWORKS",
+    "SELECTED",
     "STEMS",
     "STUDENTS",
     "TEACHER",
     "Cascade",
+    "MoreConfident",
     "MultiStudent",
+    "Recorded",
     "Selector",
     "check_images",
     "confidence",
     "macs",
     "network",
+    "offsets_of",
     "parameters",
 ]

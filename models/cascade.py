@@ -1,4 +1,4 @@
-"""A cascade of students: the next student runs only if the previous ones are not confident."""
+"""Systems without a selector: a cascade of students, and the more confident student."""
 
 from collections.abc import Sequence
 
@@ -9,21 +9,32 @@ from models.multistudent import refuse_tracing
 
 
 class Cascade(nn.Module):
-    """A cascade of students. The result for an image is the mean logits of the students that ran.
+    """A cascade of students: the next one runs only where the answer so far is not confident.
 
     See X. Wang et al., "Wisdom of Committees" (ICLR 2022).
 
     Args:
-        students: in the order in which they run, usually the cheapest first. Each maps images
-            (N, 3, 32, 32) to logits (N, classes).
-        threshold: the next student runs if the largest probability so far is below the threshold.
-            0: only the first student runs. Above 1: all students run.
+        students: K networks in the order in which they run, usually the cheapest first. Each maps
+            images (N, 3, H, W) to logits (N, classes).
+        thresholds: K - 1, one per step. The next student runs if the largest probability so far is
+            below the threshold. 0: it never runs. Above 1: it always runs.
+        alone: number of first students that answer alone: the next student's logits replace theirs.
+            The answer of those behind them is the mean of their logits. Default: all but the last
+            two. 0: the answer is the mean of all that ran.
     """
 
-    def __init__(self, students: Sequence[nn.Module], threshold: float) -> None:
+    def __init__(
+        self,
+        students: Sequence[nn.Module],
+        thresholds: Sequence[float],
+        alone: int | None = None,
+    ) -> None:
         super().__init__()
+        if len(thresholds) != len(students) - 1:
+            raise ValueError(f"{len(students)} students, but {len(thresholds)} thresholds")
         self.students = nn.ModuleList(students)
-        self.threshold = threshold
+        self.thresholds = list(thresholds)
+        self.alone = max(0, len(students) - 2) if alone is None else alone
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return float32 logits (N, classes) and the index of the last student, int64 (N,).
@@ -35,14 +46,34 @@ class Cascade(nn.Module):
         first, *others = self.students
         logits = first(images).float()
         last = torch.zeros(len(images), dtype=torch.long, device=images.device)
-        for k, student in enumerate(others, 1):
-            # Confident images keep their logits, so later students see only a subset of these.
-            unsure = (confidence(logits) < self.threshold).nonzero().squeeze(1)
+        for k, (student, threshold) in enumerate(zip(others, self.thresholds, strict=True), 1):
+            unsure = (last == k - 1) & (confidence(logits) < threshold)
+            unsure = unsure.nonzero().squeeze(1)
             if len(unsure):
-                before = logits[unsure]
-                logits[unsure] = before + (student(images[unsure]).float() - before) / (k + 1)
-                last[unsure] = k
+                answer = student(images[unsure]).float()
+                if k > self.alone:
+                    before = logits[unsure]
+                    answer = before + (answer - before) / (k + 1 - self.alone)
+                logits[unsure], last[unsure] = answer, k
         return logits, last
+
+
+class MoreConfident(nn.Module):
+    """All students run, and the one with the largest probability answers; of equal ones, the first.
+
+    Args:
+        students: each maps images (N, 3, H, W) to logits (N, classes).
+    """
+
+    def __init__(self, students: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.students = nn.ModuleList(students)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return float32 logits (N, classes) and the index of the student, int64 (N,)."""
+        logits = torch.stack([student(images).float() for student in self.students])
+        choice = torch.stack([confidence(each) for each in logits]).argmax(dim=0)
+        return logits[choice, torch.arange(len(choice), device=choice.device)], choice
 
 
 def confidence(logits: torch.Tensor) -> torch.Tensor:

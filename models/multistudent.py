@@ -1,5 +1,6 @@
 """The whole system: the selector chooses one student per image, and only that student runs."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -20,29 +21,46 @@ def refuse_tracing(system: nn.Module, images: torch.Tensor) -> None:
         )
 
 
+def offsets_of(thresholds: Sequence[float]) -> torch.Tensor:
+    """The offsets (K,) for thresholds of all students but the last: -logit(threshold), then 0.
+
+    With two students, student 1 answers if its probability from the selector, the sigmoid of the
+    difference of the logits, is at least the threshold. 0 (offset inf): always student 1. 1 or more
+    (offset -inf): always student 2.
+    """
+    offsets = [math.log(1 / t - 1) if 0 < t < 1 else math.inf * (0.5 - t) for t in thresholds]
+    # PyTorch's default device and type may be others.
+    return torch.tensor([*offsets, 0.0], device="cpu", dtype=torch.float32)
+
+
 class MultiStudent(nn.Module):
-    """Two students and a selector.
+    """Students and a selector.
 
     Args:
-        students: student 1 and student 2. Each maps images (N, 3, 32, 32) to logits (N, classes).
-        selector: maps images (N, 3, 32, 32) to logits (N,), high if student 1 should answer.
-        threshold: student 1 answers if sigmoid(selector logit) >= threshold. 0: always student 1.
-            Above 1: always student 2.
+        students: K networks. Each maps images (N, 3, H, W) to logits (N, classes).
+        selector: maps images (N, 3, H, W) to logits (N, K), high if a student should answer.
+        offsets: (K,). The student with the largest sum of logit and offset answers; of equal sums,
+            the first. Default: 0. See `offsets_of`.
     """
 
     def __init__(
-        self, students: Sequence[nn.Module], selector: nn.Module, threshold: float = 0.5
+        self,
+        students: Sequence[nn.Module],
+        selector: nn.Module,
+        offsets: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
-        if len(students) != 2:
-            raise ValueError(f"{len(students)} students: the selector chooses between exactly 2")
         self.students = nn.ModuleList(students)
         self.selector = selector
-        self.threshold = threshold
+        offsets = offsets_of([0.5] * (len(students) - 1)) if offsets is None else offsets
+        if len(offsets) != len(students):
+            raise ValueError(f"{len(students)} students, but {len(offsets)} offsets")
+        self.register_buffer("offsets", offsets, persistent=False)
 
     def choose(self, images: torch.Tensor) -> torch.Tensor:
-        """The index of the student for each image: int64 (N,), 0 or 1."""
-        return (self.selector(images).float().sigmoid() < self.threshold).long()
+        """The index of the student for each image: int64 (N,), from 0."""
+        logits = self.selector(images).float()
+        return (logits + self.offsets.to(logits)).argmax(dim=1)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits (N, classes) of the chosen students, and the choice, int64 (N,).
@@ -59,3 +77,17 @@ class MultiStudent(nn.Module):
                 parts.append(student(images[chosen]))
                 positions.append(chosen)
         return torch.cat(parts)[torch.cat(positions).argsort()], choice
+
+
+class Recorded(nn.Module):
+    """Stored outputs (N, ...) in the place of a network: its images are places, int64 (B,).
+
+    Systems made of these answer from stored logits: `system(torch.arange(N))`.
+    """
+
+    def __init__(self, outputs: torch.Tensor) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, places: torch.Tensor) -> torch.Tensor:
+        return self.outputs[places]

@@ -11,6 +11,7 @@ from torchvision import models
 from models.selector import SmallCNN
 
 TEACHER, STUDENTS = "resnet50", ("densenet121", "googlenet")  # edit here: names in NETWORKS
+SELECTED = STUDENTS  # the selector chooses among these; the cascade has all students
 
 
 class Arch(NamedTuple):
@@ -66,6 +67,8 @@ CLASS_COUNTS = range(2, 1001)
 for _name in (TEACHER, *STUDENTS):
     if _name not in NETWORKS or STUDENTS.count(_name) > 1:
         raise ValueError(f"TEACHER or STUDENTS: {_name!r} is not in NETWORKS, or is there twice")
+if len(set(SELECTED)) < max(2, len(SELECTED)) or not set(SELECTED) <= set(STUDENTS):
+    raise ValueError(f"SELECTED is {SELECTED}: choose two or more of {', '.join(STUDENTS)}")
 
 
 def network(arch: str, stem: str = "cifar-pool", classes: int = 10) -> nn.Module:

@@ -1,6 +1,7 @@
 """The selector: a small CNN that predicts which student has the smaller error on an image."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 WIDTHS = (32, 64, 96, 128)  # output channels of blocks 1 to 4
@@ -36,14 +37,21 @@ class SmallCNN(nn.Module):
 
 
 class Selector(SmallCNN):
-    """A `SmallCNN` with one logit.
+    """A `SmallCNN` with one logit per student.
 
-    Maps normalized images (N, 3, 32, 32) to logits (N,). The sigmoid of a logit is the probability
-    that student 1 has the smaller error. With depth 3: 0.08 M parameters, 9.1 M MACs.
+    Maps normalized images (N, 3, 32, 32) to logits (N, students). Their softmax are the
+    probabilities that a student has the smallest error. With depth 3: 0.08 M parameters, 9.1 M
+    MACs.
+
+    Args:
+        depth, batch_norm: of the `SmallCNN`.
+        outputs: one per student. 1: the published selector between two students, whose output is
+            the logit of student 1; that of student 2 is then 0.
     """
 
-    def __init__(self, depth: int = 3, batch_norm: bool = True) -> None:
-        super().__init__(1, depth, batch_norm)
+    def __init__(self, depth: int = 3, batch_norm: bool = True, outputs: int = 2) -> None:
+        super().__init__(outputs, depth, batch_norm)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return super().forward(images).squeeze(1)
+        logits = super().forward(images)
+        return F.pad(logits, (0, 1)) if self.head.out_features == 1 else logits

@@ -1,16 +1,16 @@
-"""The context study: routing between two specialized students on images from several contexts.
+"""The context study: routing between specialized students on images from several contexts.
 
     python -m studies.contexts            writes contexts.json and three figures to results/
     python -m studies.contexts --train    first trains the networks that are missing
     python -m studies.contexts --train --epochs 1 --subset 500    quick test, in runs/quick/
 
 All networks start from the weights in checkpoints/, which are trained on clean images. Student 1 is
-trained further on degraded images, student 2 stays as it is, and the selector sends each image to
-one of them. The baselines are generalists: the same networks, trained further on mixed images for
-the same number of epochs as student 1 (once), or twice as many (twice). All are evaluated on the
-test images: clean, degraded in six ways, mixed (half of each), and degraded in three ways that were
-not used for training (unseen). Thresholds and the best generalist are chosen on mixed validation
-images.
+trained further on degraded images, the others stay as they are, and the selector sends each image
+to one of them. The baselines are generalists: the same networks, trained further on mixed images
+for the same number of epochs as student 1 (once), or twice as many (twice). All are evaluated on
+the test images: clean, degraded in six ways, mixed (half of each), and degraded in three ways that
+were not used for training (unseen). Thresholds and the best generalist are chosen on mixed
+validation images.
 
 The system is in checkpoints/contexts/, the generalists are in runs/contexts/. Networks that were
 trained from other weights, on other data or for another number of epochs are not used; --train
@@ -25,7 +25,7 @@ import argparse
 import json
 import shlex
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,11 @@ from torch import nn
 from tqdm import tqdm
 
 from evaluation import figures_into
-from evaluation.policies import Networks, Outcome, cascade, oracle, routed, selector
-from evaluation.policies import ensemble as mean_of_both
+from evaluation.policies import THRESHOLDS, Networks, Outcome
 from evaluation.significance import mcnemar_p
-from models import STUDENTS, TEACHER, MultiStudent, confidence, macs
-from studies.policies import measured, measured_policy
-from studies.selectors import STEP, fit
+from models import SELECTED, STUDENTS, TEACHER, MultiStudent, macs, offsets_of
+from studies.policies import confidences, doubts, measured, measured_policy
+from studies.selectors import STEP, fit, lesson
 from utils import cli
 from utils.augment import Augmentation, Batches
 from utils.checkpoint import (
@@ -68,7 +67,7 @@ from utils.data import CIFAR10, Split, data_facts, described, fingerprint, load_
 from utils.device import for_inference, pick_device
 from utils.files import UserError, move, previous, replacing, shown, write_json
 from utils.logits import predict, top1
-from utils.method import best_threshold, label_weights, selector_labels, share
+from utils.method import cascade_thresholds, selector_thresholds, share
 from utils.safe_load import brief, read_arrays, read_logits
 
 # ------------------------------------------------------------------ settings
@@ -93,7 +92,7 @@ class Network:
 
     words: of the command, from the name of the script on; of a copy, the checkpoint to copy.
     made: the hyperparameters that it must have, as far as they matter here.
-    paired: whether it is one of a pair of students, whose logits for training images are needed.
+    paired: whether it is one of several students, whose logits for training images are needed.
     """
 
     path: Path
@@ -162,7 +161,7 @@ class StoredLogits:
     facts: dict[str, Any]
 
 
-Rule = Callable[[Networks], tuple[Outcome, torch.Tensor | None]]  # scores (N,), for the AUROC
+Rule = Callable[[Networks], tuple[Outcome, torch.Tensor | None]]  # scores (N, K), for the AUROC
 Evaluated = tuple[dict[str, Networks], Rule]  # "val" and "test"
 
 
@@ -186,7 +185,7 @@ def main() -> None:
     if args.train:
         for arch in STUDENTS:
             networks[arch].make()
-    system = assembled(networks, device, args.train)
+    system, thresholds = assembled(networks, device, args.train)
     for path in [each.path for each in networks.values() if each.path.exists()]:
         check_data(path, read_checkpoint(path), test.data)
     print(f"computing logits for {described(train, val, test)}", flush=True)
@@ -214,24 +213,25 @@ def main() -> None:
         ]
 
     degraded = {
-        "val": context_targets(val)[0] > 0,
+        "val": context_targets(val)[0] == 0,
         "test": torch.arange(len(images["test"])) >= len(test),
     }
     special = scored(specialists, system.selector, images, args.batch_size, "selector")
-    special = {split: with_scores(nets, context=degraded[split]) for split, nets in special.items()}
+    special = {
+        split: with_scores(nets, context=torch.stack([degraded[split], ~degraded[split]], dim=1))
+        for split, nets in special.items()
+    }
     policies = {
-        "selector": [(special, routing(system.threshold))],
-        "selector, published labels": selectors(specialists, *targets_of(specialists["train"])),
-        "selector, weighted labels": selectors(
-            specialists, *targets_of(specialists["train"], True)
-        ),
+        "selector": [(special, routing(thresholds))],
+        "selector, published labels": selectors(specialists, *lesson(specialists["train"])),
+        "selector, weighted labels": selectors(specialists, *lesson(specialists["train"], True)),
         "selector, taught the context": selectors(specialists, *context_targets(train)),
-        "more confident": [(special, more_confident)],
+        "more confident": [(special, lambda nets: (nets.run("more_confident"), confidences(nets)))],
         "cascade": [(special, cascading(specialists["val"]))],
         "ensemble": [(special, ensemble)],
         "true context": [(special, true_context)],
-        "oracle": [(special, lambda nets: (oracle(nets), None))],
-        "generalists, selector": selectors(generalists, *targets_of(generalists["train"], True)),
+        "oracle": [(special, lambda nets: (nets.oracle(), None))],
+        "generalists, selector": selectors(generalists, *lesson(generalists["train"], True)),
         "generalists, cascade": [(generalists, cascading(generalists["val"]))],
         "generalists, ensemble": [(generalists, ensemble)],
     }
@@ -274,13 +274,16 @@ def planned(args: argparse.Namespace, data: str) -> dict[str, Network]:
         words = ("StudentTrain.py", *words, *args.again)
         return Network(folder / FILES[arch], arch, words, made, paired=times == 1)
 
-    first, second = STUDENTS
+    first, *others = STUDENTS
     path, clean = Path(shipped["teacher"]), {"context": "clean"}
     words = ("teacherTrain.py", "--checkpoint-dir", shown(path.parent), *args.again)
     networks = {
         "teacher": Network(path, TEACHER, words, clean),
         first: student(first, "degraded", system, 1),
-        second: Network(system / FILES[second], second, (shipped[second],), clean, paired=True),
+        **{
+            arch: Network(system / FILES[arch], arch, (shipped[arch],), clean, paired=True)
+            for arch in others
+        },
     }
     words = ("trainSelector.py", "--context", "mixed", "--label-rule", "context")
     networks["selector"] = Network(
@@ -296,22 +299,25 @@ def planned(args: argparse.Namespace, data: str) -> dict[str, Network]:
     return networks
 
 
-def assembled(networks: dict[str, Network], device: torch.device, train: bool) -> MultiStudent:
-    """The specialists with their selector, which is removed from `networks`.
+def assembled(
+    networks: dict[str, Network], device: torch.device, train: bool
+) -> tuple[MultiStudent, list[float]]:
+    """The specialists with their selector, which is removed from `networks`; and its thresholds.
 
     With `train`, the selector is trained if it is missing or of other students. Raises UserError if
     a network of the system is missing or does not belong to it.
     """
     router = networks.pop("selector")
-    students = [networks[arch].read()[0] for arch in STUDENTS]
+    students = {arch: networks[arch].read()[0] for arch in STUDENTS}
     if train:
-        router.made["students"] = [fingerprint_of(student) for student in students]
+        router.made["students"] = [fingerprint_of(student) for student in students.values()]
         router.make()
     net, facts = router.read()
     check_students(router.path, facts, students)
-    students = [for_inference(each, device) for each in students]
-    threshold = facts.get("threshold", 0.5)
-    return MultiStudent(students, for_inference(net, device), threshold).eval()
+    chosen = [for_inference(students[arch], device) for arch in SELECTED]
+    thresholds = facts.get(*THRESHOLDS["selector"])
+    system = MultiStudent(chosen, for_inference(net, device), offsets_of(thresholds))
+    return system.eval(), thresholds
 
 
 def image_sets(train: Split, val: Split, test: Split) -> dict[str, torch.Tensor]:
@@ -448,7 +454,7 @@ def read_stored(
 def pair(
     both: Mapping[str, StoredLogits], labels: Mapping[str, torch.Tensor], selector_work: int
 ) -> dict[str, Networks]:
-    """Two students, by set of images, in the form that the policies use."""
+    """The students, by set of images, in the form that the policies use."""
     work = {arch: each.facts["macs"] for arch, each in both.items()} | {"selector": selector_work}
     return {
         split: Networks({arch: each.logits[split] for arch, each in both.items()}, work, own)
@@ -477,59 +483,39 @@ def scored(
     }
 
 
-def part(nets: Networks, places: torch.Tensor) -> Networks:
-    """A copy of `nets` with the images at `places` only."""
-    logits = {name: each[places] for name, each in nets.logits.items()}
-    return replace(nets, logits=logits, labels=nets.labels[places])
-
-
 # ------------------------------------------------------------------ policies
 
 
-def routing(threshold: float) -> Rule:
-    """Student 1 if its probability from the selector is at least `threshold`, else student 2."""
-    return lambda nets: (selector(nets, threshold), nets.logits["selector"])
+def routing(thresholds: Sequence[float]) -> Rule:
+    """The student that the selector chooses."""
+    return lambda nets: (nets.run("selector", thresholds), nets.logits["selector"])
 
 
 def cascading(val: Networks) -> Rule:
-    """Student 2; both if its confidence is below a threshold, which is chosen on `val`."""
-    doubt, together = confidence(val.logits[STUDENTS[1]]), mean_of_both(val).right
-    threshold = best_threshold(doubt, val.right(STUDENTS[1]), together)
-    return lambda nets: (cascade(nets, threshold), -confidence(nets.logits[STUDENTS[1]]))
+    """The cascade, with thresholds chosen on `val`."""
+    logits, work = ([each[arch] for arch in STUDENTS] for each in (val.logits, val.work))
+    thresholds = cascade_thresholds(logits, val.labels, work)
+    return lambda nets: (nets.run("cascade", thresholds), doubts(nets))
 
 
 def ensemble(nets: Networks) -> tuple[Outcome, None]:
-    """The mean of both students' logits."""
-    return mean_of_both(nets), None
-
-
-def more_confident(nets: Networks) -> tuple[Outcome, torch.Tensor]:
-    """Both students run, and the more confident one answers."""
-    first, second = (confidence(nets.logits[arch]) for arch in STUDENTS)
-    outcome = routed(nets, first >= second, 0)
-    work = sum(nets.work[arch] for arch in STUDENTS)
-    return Outcome(outcome.right, torch.ones_like(outcome.first_ran), work), first - second
+    """The mean of all students' logits."""
+    return nets.run("ensemble"), None
 
 
 def true_context(nets: Networks) -> tuple[Outcome, None]:
     """Student 1 for degraded images, student 2 for clean images; uses the true context."""
-    return routed(nets, nets.logits["context"], 0), None
+    return nets.routed(nets.logits["context"].float(), among=STUDENTS[:2]), None
 
 
 # ------------------------------------------------------------------ selectors
 
 
-def targets_of(train: Networks, weighted: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Selector labels for the training images, and their weights: float32 (N,) each."""
-    both = [train.logits[arch] for arch in STUDENTS]
-    labels = selector_labels(*both, train.labels)
-    return labels, label_weights(*both, train.labels) if weighted else torch.ones_like(labels)
-
-
 def context_targets(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `targets_of`, but the label is the true context: 1 if degraded, else 0."""
-    labels = context_labels("mixed", image_seeds(split), "degraded")
-    return labels, torch.ones_like(labels)
+    """As `lesson`, but the label is the student that was trained on the true context."""
+    trained_on = ["degraded" if arch == STUDENTS[0] else "clean" for arch in SELECTED]
+    labels = context_labels("mixed", image_seeds(split), trained_on)
+    return labels, torch.ones(len(labels))
 
 
 def trained(
@@ -545,9 +531,9 @@ def trained(
     device = images["train"].device
     net = fit(batches, labels.to(device), weights.to(device), SELECTOR_EPOCHS)
     nets = scored(both, net, images, batch_size)
-    scores = nets["val"].logits["selector"].sigmoid()
-    threshold = best_threshold(scores, *both["val"].students_right())
-    return nets, routing(threshold)
+    val = nets["val"]
+    thresholds = selector_thresholds(val.logits["selector"], val.students_right(SELECTED))
+    return nets, routing(thresholds)
 
 
 # ------------------------------------------------------------------ results
@@ -586,16 +572,16 @@ def report(
     def run(nets: dict[str, Networks], policy: Rule) -> dict:
         found = []
         for places in rows.values():
-            own = part(nets["test"], places)
+            own = nets["test"].take(places)
             found.append(measured_policy(own, *policy(own)))
-        names = ("accuracy", "interval", "macs", f"share_{STUDENTS[0]}")
+        names = ("accuracy", "interval", "macs", *(f"share_{arch}" for arch in STUDENTS[:-1]))
         facts = by_context(found, rows, *names)
         mixed = dict(zip(rows, found, strict=True))["mixed"]
         facts["val_accuracy"] = share(policy(nets["val"])[0].right)
         facts["macs_by_context"], facts["macs"] = facts["macs"], mixed["macs"]
         if "auroc" in mixed:
             facts |= {name: mixed[name] for name in ("auroc", "auroc_interval")}
-        outcome, _ = policy(part(nets["test"], rows["mixed"]))
+        outcome, _ = policy(nets["test"].take(rows["mixed"]))
         p = {name: mcnemar_p(outcome.right, rival) for name, rival in rivals.items()}
         return {**facts, "mcnemar_p": p[best], "mcnemar_p_against": p}
 

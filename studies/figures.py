@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from evaluation.figures import COLORS, MARKERS, WRONG, save, use_font_for
 from evaluation.testset import LABELS
-from models import NETWORKS, STUDENTS, MultiStudent
+from models import NETWORKS, SELECTED, STUDENTS, MultiStudent
 from utils.contexts import DEGRADED, GROUPS, UNSEEN, degrade
 from utils.data import Split
 from utils.logits import predict
@@ -28,13 +28,14 @@ def accuracy_against_work(routing: dict) -> Figure:
     """Top-1 accuracy against MACs: curves over thresholds, points for networks and policies."""
     figure, axes = plt.subplots(figsize=(9, 5.2), layout="constrained")
     policies, curves = routing["policies"], routing["study"]["curves"]
+    every, better = ("both", "better") if len(STUDENTS) == 2 else ("all", "best")
     points = {  # facts, label, and offset of the label in points
         "teacher": (routing["teacher"], LABELS["teacher"], (-8, 8), "right"),
         **{
             arch: (routing["students"][arch], NETWORKS[arch].title, (0, -16), "center")
             for arch in STUDENTS
         },
-        "ensemble": (policies["ensemble"], "mean of both", (0, -16), "center"),
+        "ensemble": (policies["ensemble"], f"mean of {every}", (0, -16), "center"),
         "random": (policies["random"], LABELS["random"], (4, -16), "left"),
         "routed": (policies["selector"], "selector", (6, 6), "left"),
         "cascade": (policies["cascade"], "cascade", (-6, 8), "right"),
@@ -70,13 +71,13 @@ def accuracy_against_work(routing: dict) -> Figure:
     top = high + 0.15 * (high - low)
     axes.set_ylim(low, top)
     axes.annotate("", (work, top), (work, high), arrowprops={"arrowstyle": "->", "color": "black"})
-    told = f"oracle: {best:.2f} %, {gap:.1f} points above the better student"
+    told = f"oracle: {best:.2f} %, {gap:.1f} points above the {better} student"
     axes.annotate(told, (work, (top + high) / 2), (8, 0), textcoords="offset points", va="center")
     axes.set_xlabel("mean multiply-accumulates per image, in millions")
     axes.set_ylabel("top-1 accuracy, %")
     axes.set_title(
-        "Policies for two students at all thresholds; markers show the threshold chosen on "
-        "validation.\nGray: the frontier; nothing is as accurate with fewer MACs",
+        f"Policies for {len(STUDENTS)} students at all thresholds; markers show the threshold "
+        "chosen on validation.\nGray: the frontier; nothing is as accurate with fewer MACs",
         fontsize=10,
     )
     return figure
@@ -205,16 +206,21 @@ def contexts_accuracy(study: dict) -> Figure:
 
 def contexts_shares(study: dict) -> Figure:
     """For each context, the share of images that the selector sends to each student."""
-    facts = study["policies"]["selector"][f"share_{STUDENTS[0]}"]
-    names = [kind for kind in KINDS if kind in facts]
-    first = 100 * np.array([facts[kind] for kind in names])
+    facts = study["policies"]["selector"]
+    names = [kind for kind in KINDS if kind in facts[f"share_{STUDENTS[0]}"]]
     figure, axes = plt.subplots(figsize=(8, 3.8), layout="constrained")
-    for arch, widths, left in zip(STUDENTS, (first, 100 - first), (0, first), strict=True):
+    left = np.zeros(len(names))
+    for arch in STUDENTS:
+        widths = 100 - left  # the last student has the rest
+        if f"share_{arch}" in facts:
+            widths = 100 * np.array([facts[f"share_{arch}"][kind] for kind in names])
         context = study["students"][arch]["trained"]["context"]
         label = f"{NETWORKS[arch].title}, trained on {context} images"
         axes.barh(names, widths, left=left, color=COLORS[arch], label=label)
-    for place, value in enumerate(first):
-        axes.text(1, place, f"{value:.1f}", va="center", size=9, color="white")
+        left = left + widths
+        if arch == STUDENTS[0]:
+            for place, value in enumerate(widths):
+                axes.text(1, place, f"{value:.1f}", va="center", size=9, color="white")
     axes.grid(False)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
@@ -246,7 +252,7 @@ def contexts_pictures(system: MultiStudent, test: Split, count: int = 3) -> Figu
             axes = grid[row, column]
             axes.axis("off")
             axes.imshow(shown[column, row].cpu().numpy())
-            answer, arch = answers[row][column], STUDENTS[students[row][column]]
+            answer, arch = answers[row][column], SELECTED[students[row][column]]
             right = answer == test.labels[place].item()
             axes.set_title(kind if row == 0 else "", fontsize=10)
             for height, text, color in (

@@ -1,4 +1,4 @@
-"""The policy study: accuracy and MACs of each way to route between the two students.
+"""The policy study: accuracy and MACs of each way to choose between the students.
 
     python -m studies.policies                                  write routing.json and routing.png
     python -m studies.policies --scores mine.npy --macs 9.1     evaluate your own router
@@ -6,48 +6,42 @@
 
 Runs in seconds, without images or weights, because results/logits.npz has the logits of the
 networks for the 5,000 validation and 10,000 test images. --collect writes that file in minutes; it
-needs the four checkpoints and CIFAR-10. All results are measured on the test images. The thresholds
+needs all checkpoints and CIFAR-10. All results are measured on the test images. The thresholds
 of the selector and the cascade are in the selector's checkpoint; they were chosen on the validation
 images.
 
 Your own router is a .npy file of 15,000 scores, for the validation images and then the test images.
-A high score means that student 1 should answer. See docs/router.md for an example.
+A high score means that student 1 should answer. With more than two students, it has one column of
+scores per student. See docs/router.md for an example.
 """
 
 import argparse
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from evaluation import figures_into
-from evaluation.policies import (
-    POLICIES,
-    Networks,
-    Outcome,
-    cascade,
-    ensemble,
-    oracle,
-    routed,
-    selector,
-)
+from evaluation.policies import THRESHOLDS, Networks, Outcome, along
 from evaluation.significance import auroc_apart, mcnemar_p, wilson_interval
-from models import STUDENTS, confidence, macs
+from models import SELECTED, STUDENTS, confidence, macs
 from utils import cli
 from utils.checkpoint import FILES, check_data, fingerprint_of, load_parts
 from utils.data import described, load_splits
 from utils.device import for_inference, pick_device
 from utils.files import UserError, replacing, shown, try_folder, write_json
 from utils.logits import predict
-from utils.method import share
+from utils.method import THRESHOLDS as GRID
+from utils.method import selector_thresholds, share
 from utils.safe_load import brief, read_array, read_arrays, read_logits
 
 BATCH_SIZE = 500  # images per step
 OUT = Path("results")  # for logits.npz, routing.json and routing.png
-THRESHOLDS = [k / 100 for k in range(102)]
 
 
 # ------------------------------------------------------------------ results
@@ -63,45 +57,59 @@ def measured(right: torch.Tensor, work: float) -> dict:
 def measured_policy(nets: Networks, outcome: Outcome, scores: torch.Tensor | None = None) -> dict:
     """Facts for routing.json about a policy, with McNemar's p against better student and teacher.
 
-    `scores`, (N,), are high if student 1 is preferred. The AUROC is over the images on which
-    exactly one student is correct; there is none if one of the two groups is empty.
+    The shares are those of the images on which a student runs, for all students but the last.
+    `scores`, (N, K), are high if a student is preferred. There is no AUROC if `auroc_apart` gives
+    none.
     """
     facts = {
         **measured(outcome.right, outcome.macs),
-        f"share_{STUDENTS[0]}": share(outcome.first_ran),
+        **{f"share_{arch}": share(outcome.ran[arch]) for arch in STUDENTS[:-1]},
         "mcnemar_p": mcnemar_p(outcome.right, nets.right(nets.better_student())),
     }
     if "teacher" in nets.logits:
         facts["mcnemar_p_teacher"] = mcnemar_p(outcome.right, nets.right("teacher"))
     if scores is not None:
-        area, interval = auroc_apart(scores, *nets.students_right())
+        among = SELECTED if scores.shape[1] == len(SELECTED) else STUDENTS
+        area, interval = auroc_apart(scores, nets.students_right(among))
         if interval:
             facts |= {"auroc": area, "auroc_interval": interval}
     return facts
 
 
-def report(nets: Networks, thresholds: dict[str, float]) -> dict:
+def confidences(nets: Networks) -> torch.Tensor:
+    """The confidence of each student: (N, K)."""
+    return torch.stack([confidence(nets.logits[arch]) for arch in STUDENTS], dim=1)
+
+
+def doubts(nets: Networks) -> torch.Tensor:
+    """Scores (N, K) of the cascade: those of the cheapest student are its confidence, others 0."""
+    cheapest = min(STUDENTS, key=nets.work.get)
+    first = torch.tensor([arch == cheapest for arch in STUDENTS])
+    return confidences(nets) * first
+
+
+def report(nets: Networks, thresholds: Mapping[str, Sequence[float]]) -> dict:
     """The content of routing.json: accuracies and shares in [0, 1], mean MACs per image."""
-    first, second = nets.students_right()
-    better = nets.better_student()
-    confidences = [confidence(nets.logits[arch]) for arch in STUDENTS]
+    right, better = nets.students_right(), nets.better_student()
+    scores = {"selector": nets.logits["selector"], "cascade": doubts(nets)}
     policies = {
-        "selector": measured_policy(
-            nets, selector(nets, thresholds["selector"]), nets.logits["selector"]
-        ),
-        "cascade": measured_policy(nets, cascade(nets, thresholds["cascade"]), -confidences[1]),
-        "ensemble": measured_policy(nets, ensemble(nets)),
-        "oracle": measured_policy(nets, oracle(nets)),
+        **{
+            name: measured_policy(nets, nets.run(name, thresholds[name]), scores[name])
+            for name in THRESHOLDS
+        },
+        "ensemble": measured_policy(nets, nets.run("ensemble")),
+        "oracle": measured_policy(nets, nets.oracle()),
         "random": {
-            "accuracy": (share(first) + share(second)) / 2,
-            "macs": round(sum(nets.work[arch] for arch in STUDENTS) / 2),
-            f"share_{STUDENTS[0]}": 0.5,
+            "accuracy": sum(map(share, right)) / len(STUDENTS),
+            "macs": round(sum(nets.work[arch] for arch in STUDENTS) / len(STUDENTS)),
+            **{f"share_{arch}": 1 / len(STUDENTS) for arch in STUDENTS[:-1]},
         },
     }
     areas = {name: facts["auroc"] for name, facts in policies.items() if "auroc" in facts}
-    both, interval = auroc_apart(confidences[0] - confidences[1], first, second)
+    every, interval = auroc_apart(confidences(nets), right)
     if interval:
-        areas["both confidences"] = both
+        areas["both confidences" if len(STUDENTS) == 2 else "all confidences"] = every
+    alone = right & (right.sum(dim=0) == 1)
     return {
         "images": len(nets.labels),
         "teacher": measured(nets.right("teacher"), nets.work["teacher"]),
@@ -110,24 +118,22 @@ def report(nets: Networks, thresholds: dict[str, float]) -> dict:
         "policies": policies,
         "study": {
             "right": {
-                "both": share(first & second),
-                f"{STUDENTS[0]} alone": share(first & ~second),
-                f"{STUDENTS[1]} alone": share(second & ~first),
-                "neither": share(~first & ~second),
+                "both" if len(STUDENTS) == 2 else "all": share(right.all(dim=0)),
+                **{f"{arch} alone": share(alone[k]) for k, arch in enumerate(STUDENTS)},
+                "neither" if len(STUDENTS) == 2 else "none": share(~right.any(dim=0)),
             },
             "auroc": areas,
-            "curves": {
-                "selector": curve([selector(nets, each) for each in THRESHOLDS]),
-                "cascade": curve([cascade(nets, each) for each in THRESHOLDS]),
-            },
+            "curves": {name: curve(nets, name, thresholds[name]) for name in THRESHOLDS},
         },
     }
 
 
-def curve(outcomes: list[Outcome]) -> dict[str, list[float]]:
-    """Accuracy and MACs at each of THRESHOLDS."""
+def curve(nets: Networks, policy: str, thresholds: Sequence[float]) -> dict[str, list[float]]:
+    """Accuracy and MACs if the thresholds move together; "threshold" is the first of them."""
+    positions = [each for each in along(thresholds) if each[0] in GRID]
+    outcomes = [nets.run(policy, each) for each in positions]
     return {
-        "threshold": THRESHOLDS,
+        "threshold": [each[0] for each in positions],
         "accuracy": [share(outcome.right) for outcome in outcomes],
         "macs": [round(outcome.macs) for outcome in outcomes],
     }
@@ -176,27 +182,41 @@ def best_cut(scores: torch.Tensor, first: torch.Tensor, second: torch.Tensor) ->
 def own_router(
     path: Path, router_macs: float | None, val: Networks, test: Networks
 ) -> tuple[dict, str]:
-    """Evaluate the scores at `path` on `test`, with the threshold chosen on `val`.
+    """Evaluate the scores at `path` on `test`, with the thresholds chosen on `val`.
 
-    Returns the facts and a text. Raises UserError if the file does not have one number per image.
+    Returns the facts and a text. Raises UserError if the file does not have one number per image,
+    or one per image and student.
     """
     scores = _read_scores(path, len(val.labels), len(test.labels))
     of_val, of_test = scores.split([len(val.labels), len(test.labels)])
-    cut = best_cut(of_val, *val.students_right())
-    facts = measured_policy(test, routed(test, of_test >= cut, 1e6 * (router_macs or 0)), of_test)
+    right = val.students_right(SELECTED)
+    cuts = selector_thresholds(of_val, right, best_cut, lambda cut: -cut)
+    lowered = of_test - torch.tensor([*cuts, 0.0])
+    choice = F.one_hot(lowered.argmax(dim=1), len(SELECTED))
+    outcome = test.routed(choice.float(), 1e6 * (router_macs or 0))
+    facts = measured_policy(test, outcome, of_test)
     low, high = (100 * end for end in facts["interval"])
     area = "no AUROC"
     if "auroc" in facts:
         area = "AUROC {:.3f} (95 % interval {:.3f} to {:.3f})".format(
             facts["auroc"], *facts["auroc_interval"]
         )
-    answers = "never answers" if cut == math.inf else f"answers if the score is at least {cut:.6g}"
-    first, second = test.students_right()
+    answers = [
+        "never answers" if cut == math.inf else f"answers if the score is at least {cut:.6g}"
+        for cut in cuts
+    ]
+    right = test.students_right(SELECTED)
+    apart = (right.any(dim=0) & ~right.all(dim=0)).sum()
     told = [
         f"{shown(path)}: top-1 {100 * facts['accuracy']:.2f} % (95 % interval {low:.1f} to "
         f"{high:.1f})",
-        f"student 1 {answers}, chosen on the {len(of_val):,} validation images",
-        f"{area} on the {(first != second).sum():,} test images where only one student is correct",
+        *(
+            f"student {STUDENTS.index(arch) + 1} {answer}"
+            + ("" if len(SELECTED) == 2 else " above the highest of the others")
+            + f", chosen on the {len(of_val):,} validation images"
+            for arch, answer in zip(SELECTED, answers, strict=False)
+        ),
+        f"{area} on the {apart:,} test images where only some students are correct",
     ]
     if router_macs is None:
         told.append("the MACs are without the router: add its MACs with --macs")
@@ -204,10 +224,11 @@ def own_router(
 
 
 def _read_scores(path: Path, val: int, test: int) -> torch.Tensor:
-    """Read the .npy file of --scores: float64 (val + test,)."""
+    """Read the .npy file of --scores, float64 (val + test, K); of two students also (N,)."""
+    columns = "" if len(SELECTED) == 2 else f" x {len(SELECTED)}"
     wanted = (
-        f"{val + test:,} scores are needed, one for each of the {val:,} validation images, then "
-        f"one for each of the {test:,} test images"
+        f"{val + test:,}{columns} scores are needed, one for each of the {val:,} validation "
+        f"images, then one for each of the {test:,} test images"
     )
     try:
         scores = read_array(path)
@@ -215,7 +236,9 @@ def _read_scores(path: Path, val: int, test: int) -> torch.Tensor:
         raise UserError(f"--scores {error}") from error
     if scores.dtype.kind not in "fiub":
         raise UserError(f"--scores {path} must contain numbers: {wanted}")
-    if scores.shape != (val + test,):
+    if scores.ndim == 1 and len(SELECTED) == 2:
+        scores = np.stack([scores, np.zeros_like(scores)], axis=1)
+    if scores.shape != (val + test, len(SELECTED)):
         raise UserError(f"--scores {path} has shape {scores.shape}: {wanted}")
     if wrong := (~np.isfinite(scores)).sum():
         raise UserError(f"--scores {path}: {wrong} of its scores are NaN or infinite: {wanted}")
@@ -245,10 +268,7 @@ def collect(args: argparse.Namespace) -> None:
         "classes": facts[STUDENTS[0]]["classes"],
         "weights": {arch: fingerprint_of(net) for arch, net in nets.items()},
         "macs": {arch: macs(net, splits[0].data.size) for arch, net in nets.items()},
-        "thresholds": {
-            name: facts["selector"].get(*POLICIES[name].threshold)
-            for name in ("selector", "cascade")
-        },
+        "thresholds": {name: facts["selector"].get(*key) for name, key in THRESHOLDS.items()},
     }
     arrays = {
         "labels": np.concatenate([split.labels.cpu().numpy() for split in splits]),
@@ -269,7 +289,7 @@ def collect(args: argparse.Namespace) -> None:
     print(f"wrote {shown(args.out / 'logits.npz')}: {sum(map(len, splits)):,} images\n")
 
 
-def collected(path: Path) -> tuple[Networks, Networks, dict[str, float]]:
+def collected(path: Path) -> tuple[Networks, Networks, dict[str, list[float]]]:
     """Read the logits for the validation and test images, and the thresholds of the policies.
 
     Raises UserError if the file is missing, damaged, or was not written by `collect`.
@@ -278,10 +298,19 @@ def collected(path: Path) -> tuple[Networks, Networks, dict[str, float]]:
         held = read_arrays(path, ["validation", "about"])
         about, middle = json.loads(str(held["about"])), int(held["validation"])
         work = {arch: int(about["macs"][arch]) for arch in FILES}
-        thresholds = {name: float(about["thresholds"][name]) for name in ("selector", "cascade")}
+        thresholds = {
+            name: [float(each) for each in np.atleast_1d(about["thresholds"][name])]
+            for name in THRESHOLDS
+        }
         classes = len(about["classes"])
-        shapes = dict.fromkeys(FILES, ("N", classes)) | {"selector": ("N",), "labels": ("N",)}
+        shapes = dict.fromkeys(FILES, ("N", classes)) | {"labels": ("N",)}
+        old = (
+            read_arrays(path, ["selector"])["selector"].ndim == 1
+        )  # the logits of student 1 of two
+        shapes["selector"] = ("N",) if old else ("N", len(SELECTED))
         logits = read_logits(path, shapes, classes)
+        if old:
+            logits["selector"] = F.pad(logits["selector"][:, None], (0, 1))
         labels = logits.pop("labels")
         if not 0 < middle < len(labels):
             raise ValueError("it has no validation images or no test images")

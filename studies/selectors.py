@@ -19,8 +19,8 @@ again with the students in a folder, which are trained by
 
 import itertools
 import statistics
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +30,9 @@ from torch import nn
 from tqdm import tqdm
 
 from evaluation import figures_into
-from evaluation.policies import Networks, routed
-from evaluation.significance import auroc_interval, wilson_interval
-from models import STUDENTS, Selector
+from evaluation.policies import Networks
+from evaluation.significance import auroc_mean_interval, wilson_interval
+from models import SELECTED, STUDENTS, Selector
 from studies.policies import measured_policy
 from studies.specialize import halves
 from utils import cli
@@ -42,7 +42,7 @@ from utils.data import CIFAR10, Split, data_facts, described, fingerprint, load_
 from utils.device import autocast, for_inference, pick_device, to_device
 from utils.files import UserError, replacing, shown, write_json
 from utils.logits import predict
-from utils.method import best_threshold, label_weights, selector_labels, share
+from utils.method import label_weights, selector_labels, selector_thresholds, share
 from utils.optim import one_cycle, optimizers
 from utils.safe_load import read_arrays, read_logits
 
@@ -54,6 +54,8 @@ STEP = 128  # images per training step of a selector
 IMAGES = 10_000  # number of training images, from the first on
 LEARNING_RATE = 0.05  # as in trainSelector.py, like the other hyperparameters
 AUGMENTATION = Augmentation(crop=4, flip=True)
+
+SHARE = f"share_{SELECTED[0]}"  # of the images that go to this student
 
 LABELS = {  # kinds of training images for a selector
     "train": "training images, as published",
@@ -91,40 +93,44 @@ VARIANTS = tuple(
 
 @dataclass
 class Answers:
-    """Images, uint8 (N, 32, 32, 3), their labels, (N,), and both students' logits, (N, classes)."""
+    """Images, uint8 (N, 32, 32, 3), and the students' logits for them.
+
+    images: the images.
+    nets: their labels and the logits.
+    """
 
     images: torch.Tensor
-    labels: torch.Tensor
-    logits: tuple[torch.Tensor, torch.Tensor]
+    nets: Networks
 
-    def right(self) -> list[torch.Tensor]:
-        """Whether each student is correct: two bool (N,)."""
-        return [logits.argmax(dim=1) == self.labels for logits in self.logits]
+    @property
+    def logits(self) -> list[torch.Tensor]:
+        """The logits of each student, (N, classes)."""
+        return [self.nets.logits[arch] for arch in SELECTED]
+
+    def right(self) -> torch.Tensor:
+        """Whether each student is correct: bool (K, N)."""
+        return self.nets.students_right(SELECTED)
 
     def part(self, start: int, end: int | None = None) -> "Answers":
-        places = slice(start, end)
-        logits = tuple(each[places] for each in self.logits)
-        return Answers(self.images[places], self.labels[places], logits)
+        return Answers(self.images[start:end], self.nets.take(slice(start, end)))
 
 
-def answers(
-    students: list[nn.Module], images: torch.Tensor, labels: torch.Tensor, batch_size: int
+def answers_of(
+    images: torch.Tensor, labels: torch.Tensor, logits: Iterable[torch.Tensor]
 ) -> Answers:
-    """Compute the students' logits for the images."""
-    logits = (predict(student, images, batch_size=batch_size) for student in students)
-    return Answers(images, labels, tuple(logits))
+    """The answers of all students, whose costs do not matter here."""
+    stored = dict(zip(STUDENTS, logits, strict=True))
+    return Answers(images, Networks(stored, dict.fromkeys((*STUDENTS, "selector"), 0), labels))
 
 
-def out_of_fold(
-    folder: Path | None, saved: Path, train: Split
-) -> tuple[torch.Tensor, torch.Tensor] | None:
+def out_of_fold(folder: Path | None, saved: Path, train: Split) -> torch.Tensor | None:
     """Logits of students that were not trained on the first IMAGES training images, or None.
 
     Args:
         folder: folder of such students, trained without the teacher on the second of `halves`.
             Their logits are computed and saved. None: use the saved logits if they are for these
             training images.
-        saved: the .npz file of the logits.
+        saved: the .npz file of the logits, (K, N, classes).
 
     Raises:
         UserError: a student in the folder is missing or was trained on other images.
@@ -133,8 +139,8 @@ def out_of_fold(
     if folder is None:
         try:
             if read_arrays(saved, ["of"])["of"] == of:
-                logits = read_logits(saved, {"logits": (2, "N", len(train.classes))})["logits"]
-                return tuple(logits.to(train.images.device))
+                shape = (len(STUDENTS), "N", len(train.classes))
+                return read_logits(saved, {"logits": shape})["logits"].to(train.images.device)
         except (UserError, LookupError):
             pass  # as if the file were missing
         print(f"no out-of-fold logits in {shown(saved)} for these images: see --out-of-fold")
@@ -152,9 +158,10 @@ def out_of_fold(
             )
         student = for_inference(student, train.images.device)
         logits.append(predict(student, first.images[:IMAGES], arch))
+    logits = torch.stack(logits)
     with replacing(saved) as file:
-        np.savez_compressed(file, of=of, logits=torch.stack(logits).half().cpu().numpy())
-    return tuple(logits)
+        np.savez_compressed(file, of=of, logits=logits.half().cpu().numpy())
+    return logits
 
 
 def shifted(images: torch.Tensor) -> torch.Tensor:
@@ -169,15 +176,21 @@ def shifted(images: torch.Tensor) -> torch.Tensor:
 
 def train_selector(variant: Variant, told: Answers, seed: int, steps: int) -> Selector:
     """Train a selector of this variant on `told`."""
-    targets = selector_labels(*told.logits, told.labels)
-    weights = torch.ones_like(targets)
-    if variant.weighted:
-        weights = label_weights(*told.logits, told.labels)
+    targets, weights = lesson(told.nets, variant.weighted)
     # A label is valid for the image that the students saw, so these are not cropped again.
     augmentation = Augmentation(0, False) if variant.labels == "augmented" else AUGMENTATION
     batches = Batches(told.images, STEP, seed, augmentation)
-    epochs = -(-steps * STEP // len(told.labels))
+    epochs = -(-steps * STEP // len(told.images))
     return fit(batches, targets, weights, epochs, variant.depth, variant.batch_norm)
+
+
+def lesson(nets: Networks, weighted: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Selector labels, int64 (N,), and their weights, float32 (N,)."""
+    logits = [nets.logits[arch] for arch in SELECTED]
+    labels = selector_labels(logits, nets.labels)
+    if weighted:
+        return labels, label_weights(logits, nets.labels)
+    return labels, torch.ones(len(labels), device=labels.device)
 
 
 def fit(
@@ -192,21 +205,21 @@ def fit(
 
     Args:
         batches: the images; their seed is also used for the initial weights.
-        targets, weights: labels and weights of these images, float32 (N,) each.
+        targets, weights: labels and weights of these images, see `lesson`.
         epochs: number of epochs.
         depth, batch_norm: of the `Selector`.
     """
     device = batches.images.device
     torch.manual_seed(batches.seed)
-    selector = to_device(Selector(depth, batch_norm), device).train()
+    selector = to_device(Selector(depth, batch_norm, len(SELECTED)), device).train()
     (optimizer,) = optimizers(selector, "sgd", LEARNING_RATE, 0.9, 5e-4)
     schedule = one_cycle(optimizer, LEARNING_RATE, 0.25, epochs * batches.steps)
     for epoch in range(epochs):
         for images, target, weight in batches.epoch(epoch, targets, weights):
             with autocast(device):
                 outputs = selector(images).float()
-                loss = F.binary_cross_entropy_with_logits(outputs, target, weight)
-            loss.backward()
+                loss = F.cross_entropy(outputs, target, reduction="none")
+            (loss * weight).mean().backward()
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
@@ -214,15 +227,12 @@ def fit(
 
 
 def measure(selector: Selector, choosing: Answers, test: Answers) -> dict[str, float]:
-    """Evaluate routing by `selector` on `test`, with the threshold chosen on `choosing`."""
-    threshold = best_threshold(predict(selector, choosing.images).sigmoid(), *choosing.right())
-    scores = predict(selector, test.images).sigmoid()
-    logits, no_work = dict(zip(STUDENTS, test.logits, strict=True)), dict.fromkeys(STUDENTS, 0)
-    nets = Networks(logits, no_work, test.labels)
-    facts = measured_policy(nets, routed(nets, scores >= threshold, 0), scores)
-    return {
-        name: facts[name] for name in ("accuracy", "auroc", f"share_{STUDENTS[0]}", "mcnemar_p")
-    }
+    """Evaluate routing by `selector` on `test`, with the thresholds chosen on `choosing`."""
+    thresholds = selector_thresholds(predict(selector, choosing.images), choosing.right())
+    scores = predict(selector, test.images)
+    nets = replace(test.nets, logits=test.nets.logits | {"selector": scores})
+    facts = measured_policy(nets, nets.run("selector", thresholds), scores)
+    return {name: facts[name] for name in ("accuracy", "auroc", SHARE, "mcnemar_p")}
 
 
 def study(
@@ -238,13 +248,13 @@ def study(
     Yields the variant, its runs, and their means and standard deviations. The 95 % intervals of the
     means are for sampling of the test images.
     """
-    first, second = test.right()
-    alone = int((first & ~second).sum()), int((second & ~first).sum())
-    if not all(alone):
-        raise UserError(
-            f"among the {len(test.labels)} test images, each student must be the only correct one "
-            "on at least one: use more images"
-        )
+    right = test.right()
+    for i, j in itertools.permutations(range(len(right)), 2):
+        if not (right[i] & ~right[j]).any():
+            raise UserError(
+                f"among the {len(test.images)} test images, student {i + 1} must be correct on at "
+                f"least one on which student {j + 1} is not: use more images"
+            )
     with tqdm(total=len(variants) * seeds, unit="selector") as bar:
         for variant in variants:
             runs = []
@@ -253,13 +263,13 @@ def study(
                 runs.append({"seed": seed, **measure(selector, choosing, test)})
                 bar.update()
             summary = {}
-            for key in ("accuracy", "auroc", f"share_{STUDENTS[0]}"):
+            for key in ("accuracy", "auroc", SHARE):
                 values = [run[key] for run in runs]
                 spread = statistics.stdev(values) if seeds > 1 else 0.0
                 summary[key] = {"mean": statistics.mean(values), "std": spread}
             accuracy, area = summary["accuracy"], summary["auroc"]
-            accuracy["interval"] = wilson_interval(accuracy["mean"], len(test.labels))
-            area["interval"] = auroc_interval(area["mean"], *alone)
+            accuracy["interval"] = wilson_interval(accuracy["mean"], len(test.images))
+            area["interval"] = auroc_mean_interval(area["mean"], right)
             yield {**asdict(variant), **summary, "runs": runs}
 
 
@@ -269,7 +279,7 @@ def selectors(
     val: Split,
     test: Split,
     seeds: int,
-    folds: tuple[torch.Tensor, torch.Tensor] | None,
+    folds: torch.Tensor | None,
     batch_size: int = BATCH_SIZE,
 ) -> dict:
     """Evaluate all variants for these students on `test`.
@@ -282,7 +292,11 @@ def selectors(
         raise UserError("too few validation images, at least 4 are needed: use more images")
     train = train.take(slice(IMAGES))
     tested, held_out, trained, augmented = (
-        answers(students, images, split.labels, batch_size)
+        answers_of(
+            images,
+            split.labels,
+            (predict(student, images, batch_size=batch_size) for student in students),
+        )
         for images, split in (
             (test.images, test),
             (val.images, val),
@@ -292,15 +306,16 @@ def selectors(
     )
     half = len(val) // 2
     told = {"train": trained, "augmented": augmented, "held out": held_out.part(0, half)}
-    if folds:
-        told["out of fold"] = Answers(train.images, train.labels, folds).part(0, len(folds[0]))
+    if folds is not None:
+        count = folds.shape[1]
+        told["out of fold"] = answers_of(train.images[:count], train.labels[:count], folds)
     variants = tuple(each for each in VARIANTS if each.labels in told)
     return {
         "told": {
             name: {
-                "images": len(each.labels),
+                "images": len(each.images),
                 "accuracy": [share(right) for right in each.right()],
-                "apart": share(each.right()[0] != each.right()[1]),
+                "apart": share(each.right().any(dim=0) & ~each.right().all(dim=0)),
             }
             for name, each in told.items()
         },

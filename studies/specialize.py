@@ -1,4 +1,4 @@
-"""Choose different training images for the two students, so that they specialize.
+"""Choose different training images for the first two students, so that they specialize.
 
     python -m studies.specialize halves      a different half of the images for each student
     python -m studies.specialize vehicles    vehicles count 3 times for student 1, animals for 2
@@ -59,7 +59,7 @@ def main() -> None:
         parts = [favoring(train, mine) for mine in vehicles(train)]
     if not all(map(len, parts)):
         raise UserError(f"{len(train)} images are too few for two halves: use more images")
-    for k, (arch, part) in enumerate(zip(STUDENTS, parts, strict=True), 1):
+    for k, (arch, part) in enumerate(zip(STUDENTS, parts, strict=False), 1):
         path = args.out / f"{args.kind}-{k}.npy"
         with replacing(path) as file:
             np.save(file, part)

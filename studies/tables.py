@@ -48,8 +48,8 @@ SUBJECTS = {
     "ONNX Runtime, 128 images": "routed by ONNX Runtime beside PyTorch, 128 images at a time",
 }
 CHOSEN = {  # chosen on the validation images: name in the table, key in the checkpoint
-    "threshold": "threshold",
-    "threshold of the cascade": "cascade_threshold",
+    "threshold": "thresholds",
+    "threshold of the cascade": "cascade_thresholds",
     "temperature of the probabilities": "temperature",
 }
 SHORT = ("teacher", *STUDENTS, "routed", "cascade", "oracle")  # keys of LABELS for the README
@@ -57,7 +57,7 @@ IN_CONTEXTS = {  # rows of contexts.json: name there, label
     **{
         name: f"{LABELS[name]}, trained on {context} images"
         for name, context in zip(
-            ("teacher", *STUDENTS), ("clean", "degraded", "clean"), strict=True
+            ("teacher", *STUDENTS), ("clean", "degraded", *["clean"] * len(STUDENTS)), strict=False
         )
     },
     **{
@@ -324,7 +324,7 @@ def _facts(path: Path) -> dict[str, str]:
         "made by": f"`{command(path.stem, info)}`",
         "epoch of the weights": str(info["epoch"]),
         **{f"`{name}`": _plain(value) for name, value in info["hyperparameters"].items()},
-        **{name: _plain(info[key]) for name, key in CHOSEN.items() if key in info},
+        **{name: str(info[key]).strip("[]") for name, key in CHOSEN.items() if key in info},
     }
 
 

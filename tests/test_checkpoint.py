@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from models import Selector, network
+from models import STUDENTS, Selector, network
 from utils.checkpoint import (
     COMMANDS,
     EXPECTED,
@@ -40,7 +40,8 @@ SHIPPED = sorted(Path(__file__).parent.parent.glob("checkpoints/*.pth"))
 def save_selector(path, **overrides):
     torch.manual_seed(0)
     net = Selector(**SHAPE)
-    save_checkpoint(path, net, "selector", None, SHAPE | {"lr": 0.1}, 3, 0.75)
+    made = SHAPE | {"selected": [*STUDENTS], "lr": 0.1}
+    save_checkpoint(path, net, "selector", None, made, 3, 0.75)
     if overrides:
         torch.save(torch.load(path, weights_only=True) | overrides, path)
     return net.eval()
@@ -112,7 +113,7 @@ def test_all_documented_keys_are_there(path):
     assert set(checkpoint) == {*KEYS, "data", "size"}
     assert checkpoint["arch"] == "selector"
     assert checkpoint["classes"] == list(CLASSES)
-    assert checkpoint["hyperparameters"] == SHAPE | {"lr": 0.1}
+    assert checkpoint["hyperparameters"] == SHAPE | {"selected": [*STUDENTS], "lr": 0.1}
     assert (checkpoint["epoch"], checkpoint["val_accuracy"]) == (3, 0.75)
     assert checkpoint["test_accuracy"] is None
     weights = checkpoint["state_dict"].values()
@@ -234,6 +235,8 @@ def test_shipped_checkpoints_come_back_bit_for_bit():
         torch.testing.assert_close(
             ours.pop("state_dict"), theirs.pop("state_dict"), rtol=0, atol=0, check_stride=True
         )
+        for key in {"threshold", "cascade_threshold"} & set(theirs):  # as older files call it
+            assert ours.pop(f"{key}s") == [theirs.pop(key)]
         assert ours == theirs
 
 
@@ -468,15 +471,20 @@ def test_a_network_for_other_classes_is_refused_with_the_difference(googlenet, p
         ("epoch", 1.0),
         ("epoch", True),
         ("torch_version", 2),
-        ("threshold", float("nan")),
-        ("threshold", 1.02),
-        ("threshold", -0.01),
-        ("threshold", True),
+        ("thresholds", [float("nan")]),
+        ("thresholds", [0.5, 1.02]),
+        ("threshold", -0.01),  # of older files
+        ("cascade_threshold", True),
+        ("cascade_thresholds", []),
+        ("hyperparameters", {"depth": 2, "batch_norm": True, "selected": ["one"]}),
     ],
 )
 def test_fact_of_another_kind_is_refused(key, value, path):
     save_selector(path, **{key: value})
-    key = next((k for k in ("depth", "batch_norm") if f"its {k} is" in refusal(path)), key)
+    key = key + "s" if key.endswith("threshold") else key
+    key = next(
+        (k for k in ("depth", "batch_norm", "selected") if f"its {k} is" in refusal(path)), key
+    )
     assert f"its {'stem' if value == 'resnet50' else key} is " in refusal(path)
 
 
@@ -500,11 +508,11 @@ def test_student_without_a_stem_is_refused(googlenet, path):
 def test_fact_that_could_not_be_read_is_not_added(path):
     save_selector(path)
     old = path.read_bytes()
-    with pytest.raises(UserError, match="its threshold is 2"):
-        amend_checkpoint(path, threshold=2)
+    with pytest.raises(UserError, match="its thresholds is"):
+        amend_checkpoint(path, thresholds=[2])
     assert path.read_bytes() == old
-    amend_checkpoint(path, threshold=1.01, test_accuracy=0.5)
-    assert load_network(path)[1]["threshold"] == 1.01
+    amend_checkpoint(path, thresholds=[1.01], test_accuracy=0.5)
+    assert load_network(path)[1]["thresholds"] == [1.01]
 
 
 # ------------------------------------------------------------------ what is no file

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from models import STUDENTS, MultiStudent
+from models import STUDENTS, MultiStudent, offsets_of
 from studies import contexts, tables
-from studies.contexts import cascading, ensemble, more_confident, part, true_context
+from studies.contexts import cascading, ensemble, true_context
 from studies.policies import Networks
 from utils import cli
 from utils.checkpoint import fingerprint_of, load_network
@@ -34,7 +34,7 @@ def nets():
     logits = {
         "densenet121": torch.tensor([CAT, CAT, CAT, DOG, DOG, DOG]),
         "googlenet": torch.tensor([HARDLY, DOG, [0.0, 0.3], CAT, HARDLY, DOG]),
-        "context": torch.tensor([True, True, True, True, False, False]),
+        "context": torch.tensor([[1, 0]] * 4 + [[0, 1]] * 2),
     }
     work = {"densenet121": 500, "googlenet": 200, "selector": 10}
     return Networks(logits, work, torch.zeros(6, dtype=torch.long))
@@ -42,7 +42,7 @@ def nets():
 
 def test_policies_answer_and_run_as_worked_out_by_hand(nets):
     for policy, right, first_ran, work in (
-        (more_confident, [1, 0, 1, 0, 0, 0], [1] * 6, 700),
+        (lambda nets: (nets.run("more_confident"), None), [1, 0, 1, 0, 0, 0], [1] * 6, 700),
         (ensemble, [1, 0, 1, 0, 0, 0], [1] * 6, 700),
         (true_context, [1, 1, 1, 0, 1, 0], [1, 1, 1, 1, 0, 0], (4 * 500 + 2 * 200) / 6),
         # Of the thresholds that ask both about image 3, and not about 1 and 5, nearest to 0.5.
@@ -50,9 +50,9 @@ def test_policies_answer_and_run_as_worked_out_by_hand(nets):
     ):
         outcome, _ = policy(nets)
         assert outcome.right.int().tolist() == right
-        assert outcome.first_ran.int().tolist() == first_ran
+        assert outcome.ran["densenet121"].int().tolist() == first_ran
         assert outcome.macs == pytest.approx(work)
-    some = part(nets, torch.tensor([4, 0]))
+    some = nets.take(torch.tensor([4, 0]))
     assert true_context(some)[0].right.tolist() == [True, True]
 
 
@@ -144,7 +144,7 @@ def test_the_study_runs_from_its_files_and_then_from_what_was_answered(
     _, val, test = load_splits(small_npz, 40)
     nets = {arch: load_network(CHECKPOINTS / f"{arch}.pth")[0] for arch in STUDENTS}
     selector, facts = load_network(CHECKPOINTS / "selector.pth")
-    system = MultiStudent(list(nets.values()), selector, facts["threshold"]).eval()
+    system = MultiStudent(list(nets.values()), selector, offsets_of(facts["thresholds"])).eval()
     for group in GROUPS:
         seen = in_context(test, group)
         for name, net in nets.items():

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import subjects
 from evaluation import export
-from models import STUDENTS, MultiStudent
+from models import STUDENTS, MultiStudent, offsets_of
 from utils import cli
 from utils.checkpoint import FILES, load_network, read_checkpoint, write_dict
 from utils.data import fingerprint, normalize
@@ -67,10 +67,11 @@ def test_the_script_of_the_page_chooses_and_answers_as_the_project_does(
         for name in (*STUDENTS, "selector")
     }
     system = MultiStudent([networks[arch] for arch in STUDENTS], networks["selector"]).eval()
-    chances = predict(networks["selector"], sample.images).sigmoid().sort().values
+    chances = predict(networks["selector"], sample.images).softmax(dim=1)[:, 0].sort().values
     middle = chances[149:151].mean().item()  # each student gets half of the images
-    for threshold in (shipped("selector")[1]["threshold"], middle):
-        system.threshold = there["routing"]["threshold"] = threshold
+    for threshold in (*shipped("selector")[1]["thresholds"], middle):
+        system.offsets = offsets_of([threshold])
+        there["routing"]["offsets"] = system.offsets.tolist()
         logits, choice = predict(system, sample.images)
         if threshold == middle:
             there["logits"], there["choice"] = there["route"](sample.images.numpy())
@@ -103,7 +104,7 @@ def test_the_facts_stand_beside_the_networks(clone):
     routing = json.loads((clone / "runs" / "onnx" / "routing.json").read_text())
     chosen = shipped("selector")[1]
     assert routing["policy"] == "selector" and routing["students"] == list(STUDENTS)
-    assert routing["threshold"] == chosen["threshold"] and routing["classes"] == chosen["classes"]
+    assert routing["thresholds"] == chosen["thresholds"] and routing["classes"] == chosen["classes"]
     assert routing["temperature"] == {arch: shipped(arch)[1]["temperature"] for arch in STUDENTS}
     for arch, weights in routing["weights"].items():
         assert weights == fingerprint(shipped(arch)[0].state_dict().values())
@@ -114,7 +115,7 @@ def test_the_facts_stand_beside_the_networks(clone):
 @pytest.mark.parametrize(
     "policy, students, threshold",
     [
-        ("cascade", ["googlenet", "densenet121"], "cascade_threshold"),
+        ("cascade", ["googlenet", "densenet121"], "cascade_thresholds"),
         ("ensemble", ["densenet121", "googlenet"], None),
         ("googlenet", ["googlenet"], None),
     ],
@@ -124,7 +125,7 @@ def test_a_policy_gets_what_it_runs(command, tmp_path, monkeypatch, policy, stud
     assert command("--policy", policy, "--out", tmp_path)[0] == 0
     routing = json.loads((tmp_path / "routing.json").read_text())
     assert routing["students"] == students and list(routing["weights"]) == students
-    assert routing["threshold"] == (threshold and shipped("selector")[1][threshold])
+    assert routing["thresholds"] == (shipped("selector")[1][threshold] if threshold else [])
     assert {path.name for path in tmp_path.glob("*.onnx")} == {f"{arch}.onnx" for arch in students}
     assert (tmp_path / f"{students[0]}.onnx").read_bytes() == students[0].encode()
 

@@ -53,7 +53,7 @@ def measured_of(classes, teacher=True):
         "teacher": sure,
         "densenet121": torch.where(early[:, None], wrong, sure),
         "googlenet": sure,
-        "selector": torch.where(early, 2.0, -2.0),
+        "selector": torch.where(early[:, None], *torch.eye(2)),
     }
     if not teacher:
         del logits["teacher"]
@@ -66,7 +66,7 @@ def measured_of(classes, teacher=True):
     )
     measured = evaluate(
         Networks(logits, dict.fromkeys(logits, 1.0), labels),
-        {"selector": 0.5, "cascade": 0.9},
+        {"selector": [0.5], "cascade": [0.9]},
         dict.fromkeys(logits, 1.0),
         dict.fromkeys([*logits, "routed", "cascade"], 1.0),
         test,

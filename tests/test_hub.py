@@ -11,7 +11,7 @@ import torch
 import hubconf
 import inference
 from benchmarks import subjects
-from models import STUDENTS, TEACHER
+from models import STUDENTS, TEACHER, offsets_of
 from studies import policies
 from utils.checkpoint import FILES, load_network, read_checkpoint, write_dict
 from utils.data import MEAN, STD, normalize
@@ -19,7 +19,8 @@ from utils.files import UserError
 from utils.logits import top1
 
 ROOT = Path(__file__).resolve().parent.parent
-ENTRIES = ("teacher", TEACHER, *STUDENTS, "selector", "multistudent")
+SYSTEMS = ("multistudent", "cascade", "more_confident", "ensemble")
+ENTRIES = ("teacher", TEACHER, *STUDENTS, "selector", *SYSTEMS)
 
 
 def hub(name, **options):
@@ -46,16 +47,21 @@ def test_the_hub_gives_the_networks_of_the_checkpoints(name, images):
 @torch.no_grad()
 def test_the_hubs_multistudent_is_the_routed_system_of_the_checkpoints(images):
     selector, info = shipped("selector")
-    chances = selector(images).sigmoid()
+    chances = selector(images).softmax(dim=1)[:, 0]
     both = torch.stack([shipped(arch)[0](images) for arch in STUDENTS])
     routed = hub("multistudent")
-    assert not routed.training and routed.threshold == info["threshold"]
-    for threshold in (info["threshold"], chances.median().item()):  # the median divides the images
-        routed.threshold = threshold
+    assert not routed.training and torch.equal(routed.offsets, offsets_of(info["thresholds"]))
+    for threshold in (*info["thresholds"], chances.median().item() + 1e-6):  # divides the images
+        routed.offsets = offsets_of([threshold])
         logits, choice = routed(images)
         assert torch.equal(choice, (chances < threshold).long())
         torch.testing.assert_close(logits, both[choice, torch.arange(len(images))])
     assert len(choice.unique()) == 2
+    for name in SYSTEMS[1:]:
+        logits, choice = hub(name, checkpoint_dir=str(ROOT / "checkpoints"))(images)
+        mean = (logits - both.mean(dim=0)).abs().amax(dim=1) < 1e-4
+        assert name == "more_confident" or torch.equal(mean, choice == 1), name
+    assert mean.all()
 
 
 @pytest.mark.parametrize("name", ENTRIES)
@@ -64,8 +70,8 @@ def test_untrained_networks_need_no_checkpoint(name, images, monkeypatch, tmp_pa
     net = getattr(hubconf, name)(pretrained=False)
     assert net.training
     out = net.eval()(images[:2])
-    logits = out[0] if name == "multistudent" else out
-    assert logits.shape == ((2,) if name == "selector" else (2, 10))
+    logits = out[0] if name in SYSTEMS else out
+    assert logits.shape == ((2, 2) if name == "selector" else (2, 10))
     with pytest.raises(UserError, match="is missing; run .*[.]py"):
         getattr(hubconf, name)()
 
@@ -154,7 +160,7 @@ def test_the_hub_works_from_elsewhere_without_matplotlib_and_on_windows(tmp_path
     )
     command = [sys.executable, "-I", "-W", "ignore", "-c", code]  # filelock warns off Windows
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("(2,)\n", "")
+    assert (done.stdout, done.stderr) == ("(2, 2)\n", "")
 
 
 @torch.no_grad()

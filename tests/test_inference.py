@@ -23,7 +23,7 @@ from evaluation.policies import System
 from models import STUDENTS, Cascade, MultiStudent
 from studies import compression
 from utils import cli
-from utils.data import CIFAR10, CLASSES
+from utils.data import CIFAR10
 from utils.files import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,7 +45,7 @@ class Redness(nn.Module):
     """A fake selector that chooses student 1 for red images."""
 
     def forward(self, images):
-        return 9 * (images[:, 0].mean(dim=(1, 2)) - images[:, 2].mean(dim=(1, 2)))
+        return 9 * images[:, [0, 2]].mean(dim=(2, 3))
 
 
 @pytest.fixture
@@ -237,8 +237,8 @@ def test_a_folder_stands_for_the_files_below_it(tmp_path):
     assert names == ["a.png", "b.png", "deep/er/c.png"]
 
 
-def running(net, names=STUDENTS):
-    return System(net.eval(), names, None, {"classes": CLASSES})
+def running(net, answered=(STUDENTS[:1], STUDENTS[1:]), **more):
+    return System(net.eval(), answered, answered, **more)
 
 
 def test_good_pictures_are_answered_beside_bad_ones(tmp_path, capsys, system):
@@ -268,16 +268,18 @@ def test_who_answered_under_another_policy_is_named(
     tmp_path, capsys, red, blue, threshold, expected
 ):
     Image.new("RGB", (40, 40), RGB).save(tmp_path / "red.png")
-    cascade = Cascade([Always(red), Always(blue)], threshold).eval()
-    names = ("googlenet", "both")
-    assert print_answers(running(cascade, names), [tmp_path], CIFAR10, 2, torch.device("cpu")) == 0
+    cascade = Cascade([Always(red), Always(blue)], [threshold]).eval()
+    answered = [("googlenet",), STUDENTS]
+    assert (
+        print_answers(running(cascade, answered), [tmp_path], CIFAR10, 2, torch.device("cpu")) == 0
+    )
     assert f" {expected} " in capsys.readouterr().out
 
 
 def test_the_probability_is_that_of_the_temperature_of_who_answered(tmp_path, capsys, system):
     for name, color in (("red", RGB), ("blue", (10, 30, 200))):
         Image.new("RGB", (40, 40), color).save(tmp_path / f"{name}.png")
-    warm = System(system.eval(), STUDENTS, 0.5, {"classes": CLASSES}, (4.5, 9.0))
+    warm = running(system, temperatures=(4.5, 9.0))
     assert print_answers(warm, [tmp_path], CIFAR10, 2, torch.device("cpu")) == 0
     out = capsys.readouterr().out
     assert re.search(r"cat +45\.1% +densenet121", out)  # e^2 / (e^2 + 9)

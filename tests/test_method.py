@@ -4,13 +4,18 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from models import offsets_of
 from utils.method import (
     absolute_error,
     best_temperature,
+    cascade_thresholds,
     distillation_loss,
     label_weights,
+    routed_accuracy,
     selector_labels,
+    selector_thresholds,
 )
 
 LN3 = math.log(3)  # softmax([ln 3, 0]) is [3/4, 1/4]
@@ -81,23 +86,53 @@ def test_absolute_error_sums_over_the_classes():
     torch.testing.assert_close(error, torch.tensor([0.5, 1.5, 0.0, 2.0]))
 
 
-def test_selector_label_is_1_only_where_student_1_is_strictly_better():
+def test_the_selector_label_is_the_student_with_the_smallest_error_and_of_equal_ones_the_last():
     sure, unsure = [4.0, 0.0], [LN3, 0.0]
     student_1 = torch.tensor([sure, unsure, unsure, sure])
     student_2 = torch.tensor([unsure, sure, unsure, unsure])
-    result = selector_labels(student_1, student_2, torch.tensor([0, 0, 0, 1]))
-    assert result.dtype == torch.float32
-    assert result.tolist() == [1, 0, 0, 0]  # a tie is student 2's; the last is surely wrong
+    labels = torch.tensor([0, 0, 0, 1])
+    result = selector_labels([student_1, student_2], labels)
+    assert result.dtype == torch.int64
+    assert result.tolist() == [0, 1, 1, 1]  # student 1 is surely wrong about the last
+    assert selector_labels([student_1, student_2, student_2], labels).tolist() == [0, 2, 2, 2]
+
+
+def test_with_two_students_the_loss_of_the_selector_is_the_published_binary_cross_entropy():
+    logits, labels = torch.randn(50, 2), torch.randint(0, 2, (50,))
+    loss = F.cross_entropy(logits, labels)
+    difference, better = logits[:, 0] - logits[:, 1], (labels == 0).float()
+    torch.testing.assert_close(loss, F.binary_cross_entropy_with_logits(difference, better))
+
+
+def test_the_thresholds_of_three_students_are_chosen_one_after_the_other():
+    sure = torch.tensor([[2.0, 0, 0], [1, 0, 0.9], [0, 1, 0], [0, 0.4, 0], [0, 0, 1]])
+    right = torch.tensor([[1, 0, 0, 0, 0], [0, 0, 1, 0, 0], [0, 1, 0, 1, 1]]) > 0
+    thresholds = selector_thresholds(sure, right)  # over the sigmoids of 0.1 and of 0.4
+    assert thresholds == [0.53, 0.6] and routed_accuracy(sure, right) == 3 / 5
+    assert routed_accuracy(sure + offsets_of(thresholds), right) == 1
+    assert selector_thresholds(sure[:, :2], right[:1].repeat(2, 1)) == [0.5]  # nothing to gain
+    assert selector_thresholds(sure[:, :2], torch.stack([right[0] & False, right[0]])) == [0.89]
+
+
+def test_the_thresholds_of_a_cascade_lead_to_the_students_that_are_right():
+    sure, torn, other = [9.0, 0.0], [0.6, 0.0], [0.0, 9.0]
+    cheap = torch.tensor([sure, torn, [0.0, 0.6], torn])  # all torn ones are sure to 0.646
+    middle = torch.tensor([other, sure, [0.0, 0.4], torn])  # the third is sure to 0.599
+    large = torch.tensor([other, [0.0, 20.0], sure, [1.0, 0.0]])
+    labels = torch.zeros(4, dtype=torch.long)
+    assert cascade_thresholds([large, cheap, middle], labels, [3, 1, 2]) == [0.65, 0.6]
 
 
 def test_a_label_weighs_what_its_image_loses_at_the_other_student_and_one_on_average():
     student_1 = torch.tensor([[100.0, -100.0], [LN3, 0.0], [0.0, 0.0], [LN3, 0.0]])
     student_2 = torch.tensor([[-100.0, 100.0], [100.0, -100.0], [0.0, 0.0], [0.0, LN3]])
     labels = torch.tensor([0, 0, 0, 1])  # errors 0, 0.5, 1 and 1.5; 2, 0, 1 and 0.5
-    weights = label_weights(student_1, student_2, labels)
+    weights = label_weights([student_1, student_2], labels)
     assert weights.dtype == torch.float32
     torch.testing.assert_close(weights, torch.tensor([2, 0.5, 0, 1]) / 0.875)
-    assert label_weights(student_1, student_1, labels).tolist() == [1, 1, 1, 1]
+    assert label_weights([student_1, student_1], labels).tolist() == [1, 1, 1, 1]
+    three = label_weights([student_1, student_2, student_2], labels)
+    torch.testing.assert_close(three, torch.tensor([2, 0.25, 0, 0.5]) / 0.6875)
 
 
 @pytest.mark.parametrize(

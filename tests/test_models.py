@@ -12,11 +12,14 @@ from models import (
     STEMS,
     STUDENTS,
     Cascade,
+    MoreConfident,
     MultiStudent,
+    Recorded,
     Selector,
     confidence,
     macs,
     network,
+    offsets_of,
     parameters,
 )
 from utils.data import normalize
@@ -65,9 +68,11 @@ def test_unknown_arch_or_stem_is_refused():
 
 @pytest.mark.parametrize("batch_norm", [True, False])
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
-def test_selector_gives_one_logit_an_image(depth, batch_norm, images):
-    assert Selector(depth, batch_norm)(images).shape == (4,)
-    assert Selector(depth, batch_norm).eval()(images[:1]).shape == (1,)
+def test_selector_gives_a_logit_for_each_student(depth, batch_norm, images):
+    assert Selector(depth, batch_norm)(images).shape == (4, 2)
+    assert Selector(depth, batch_norm, 3).eval()(images[:1]).shape == (1, 3)
+    published = Selector(depth, batch_norm, 1)(images)
+    assert published.shape == (4, 2) and published[:, 0].any() and not published[:, 1].any()
 
 
 def test_selector_is_small():
@@ -85,7 +90,7 @@ def test_selector_of_another_depth_is_refused(depth):
 def test_every_weight_of_the_selector_learns(batch_norm, images):
     torch.manual_seed(0)
     selector = Selector(3, batch_norm)
-    F.binary_cross_entropy_with_logits(selector(images), torch.tensor([1.0, 0, 1, 0])).backward()
+    F.cross_entropy(selector(images), torch.tensor([1, 0, 1, 0])).backward()
     for name, weight in selector.named_parameters():
         assert weight.grad is not None and weight.grad.abs().sum() > 0, name
 
@@ -101,7 +106,7 @@ def test_few_steps_teach_the_selector_to_tell_red_from_blue():
     losses = []
     for _ in range(15):
         optimizer.zero_grad()
-        loss = F.binary_cross_entropy_with_logits(selector(images), labels.float())
+        loss = F.cross_entropy(selector(images), labels)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -125,10 +130,10 @@ class Student(nn.Module):
 
 
 class FirstPixel(nn.Module):
-    """A selector whose logit is a pixel of the image."""
+    """A selector whose logit for student 1 is a pixel of the image."""
 
     def forward(self, images):
-        return images[:, 0, 0, 0]
+        return F.pad(images[:, :1, 0, 0], (0, 1))
 
 
 def scored(scores):
@@ -172,7 +177,7 @@ def test_each_image_is_answered_in_its_place_by_its_own_student_alone(case, pair
 @pytest.mark.parametrize(("threshold", "chosen"), [(0, 0), (1.1, 1)])
 def test_threshold_can_send_every_image_to_one_student(threshold, chosen, pair):
     images = scored([-200.0, -1.0, 0.0, 1.0, 200.0])
-    logits, choice = MultiStudent(pair, FirstPixel(), threshold)(images)
+    logits, choice = MultiStudent(pair, FirstPixel(), offsets_of([threshold]))(images)
     assert choice.tolist() == [chosen] * 5
     assert pair[1 - chosen].seen == []
     torch.testing.assert_close(logits, pair[chosen](images))
@@ -180,13 +185,25 @@ def test_threshold_can_send_every_image_to_one_student(threshold, chosen, pair):
 
 def test_threshold_is_compared_with_the_probability(pair):
     images = scored([0.0, 0.8, 0.9])  # sigmoid: 0.5, 0.690, 0.711
-    assert MultiStudent(pair, FirstPixel(), 0.5).choose(images).tolist() == [0, 0, 0]
-    assert MultiStudent(pair, FirstPixel(), 0.7).choose(images).tolist() == [1, 1, 0]
+    assert MultiStudent(pair, FirstPixel()).choose(images).tolist() == [0, 0, 0]
+    system = MultiStudent(pair, FirstPixel(), offsets_of([0.7]))
+    assert system.choose(images).tolist() == [1, 1, 0]
 
 
-def test_two_students_are_needed(pair):
-    with pytest.raises(ValueError, match="1 students"):
-        MultiStudent(pair[:1], FirstPixel())
+def test_each_student_and_step_needs_its_threshold(pair):
+    with pytest.raises(ValueError, match="2 students, but 3 offsets"):
+        MultiStudent(pair, FirstPixel(), offsets_of([0.5, 0.5]))
+    with pytest.raises(ValueError, match="2 students, but 2 thresholds"):
+        Cascade(pair, [0.5, 0.5])
+
+
+def test_three_students_answer_by_the_sum_of_logit_and_offset_from_stored_logits():
+    logits = torch.arange(24.0).reshape(3, 4, 2)
+    scores = torch.tensor([[3.0, 2, 0], [1, 2, 2], [0, 0, 0], [0, 1, 5]])
+    system = MultiStudent(list(map(Recorded, logits)), Recorded(scores), torch.tensor([-1.5, 0, 1]))
+    answers, choice = system(torch.tensor([3, 0, 2, 1]))
+    assert choice.tolist() == [2, 1, 2, 2]
+    assert answers.tolist() == [[22, 23], [8, 9], [20, 21], [18, 19]]
 
 
 @torch.no_grad()
@@ -200,9 +217,9 @@ def test_real_students_answer_as_they_do_alone(images):
         student(images)
         student.eval()
     selector = Selector().eval()
-    scores = selector(images).sigmoid()
+    scores = selector(images).softmax(dim=1)[:, 0]
     threshold = scores.sort().values[1:3].mean().item()  # two images for each student
-    logits, choice = MultiStudent(students, selector, threshold)(images)
+    logits, choice = MultiStudent(students, selector, offsets_of([threshold]))(images)
     assert choice.tolist() == (scores < threshold).long().tolist()
     assert choice.sum() == 2
     both = torch.stack([student(images) for student in students])
@@ -242,7 +259,7 @@ def test_confidence_is_the_largest_probability():
 def test_only_an_unsure_student_is_helped_and_both_answer_together():
     first, second = Saying(0), Saying(1)
     images = said([SURE, OTHER], [TORN, OTHER], [SURE, SURE], [TORN, SURE])
-    logits, last = Cascade([first, second], 0.9)(images)
+    logits, last = Cascade([first, second], [0.9])(images)
     assert last.tolist() == [0, 1, 0, 1]
     assert logits.flatten().tolist() == pytest.approx([4, 0, 0.05, 1.5, 4, 0, 2.05, 0])
     assert (first.given, second.given) == (4, 2)
@@ -251,22 +268,36 @@ def test_only_an_unsure_student_is_helped_and_both_answer_together():
 @pytest.mark.parametrize("threshold, given", [(0.0, 0), (1.01, 2)])
 def test_a_threshold_at_either_end_runs_one_student_or_all(threshold, given):
     second = Saying(1)
-    logits, last = Cascade([Saying(0), second], threshold)(said([SURE, SURE], [TORN, TORN]))
+    logits, last = Cascade([Saying(0), second], [threshold])(said([SURE, SURE], [TORN, TORN]))
     assert second.given == given and last.tolist() == [given // 2] * 2
 
 
 def test_three_students_stop_where_they_are_sure_together():
     students = [Saying(k) for k in range(3)]
     images = said([SURE, TORN, TORN], [TORN, SURE, TORN], [TORN, OTHER, SURE])
-    logits, last = Cascade(students, 0.85)(images)
+    logits, last = Cascade(students, [0.85, 0.85], alone=0)(images.clone())
     # After two: (4.1, 0) / 2 is sure with 0.886; (0.1, 3) / 2 is not, with 0.810.
     assert last.tolist() == [0, 1, 2]
     assert logits[2].tolist() == pytest.approx([4.1 / 3, 1.0])
     assert [student.given for student in students] == [3, 2, 1]
+    logits, last = Cascade(students, [0.85, 0.6])(images.clone())  # the first answers alone
+    assert last.tolist() == [0, 1, 1] and logits[2].tolist() == OTHER
+    logits, last = Cascade(students, [0.5, 1.01])(images.clone())  # sure enough for the first step
+    assert last.tolist() == [0, 0, 0]
+    logits, last = Cascade(students, [1.01, 1.01])(images)
+    assert logits[2].tolist() == pytest.approx([2.0, 1.5])  # the mean of the last two
+
+
+def test_the_most_confident_student_answers_and_of_equal_ones_the_first():
+    students = [Saying(k) for k in range(3)]
+    images = said([TORN, SURE, OTHER], [OTHER, TORN, OTHER])
+    logits, choice = MoreConfident(students)(images)
+    assert choice.tolist() == [1, 0] and logits.tolist() == [SURE, OTHER]
+    assert [student.given for student in students] == [2, 2, 2]
 
 
 def test_a_cascade_takes_no_image():
-    logits, last = Cascade([Saying(0), Saying(1)], 0.9)(torch.zeros(0, 2, 2))
+    logits, last = Cascade([Saying(0), Saying(1)], [0.9])(torch.zeros(0, 2, 2))
     assert logits.shape == (0, 2) and last.shape == (0,)
 
 
@@ -288,7 +319,7 @@ def test_what_runs_depends_on_the_image_so_that_no_trace_is_made(name, recorder)
     students, selector = [nn.Linear(3, 10), nn.Linear(3, 10)], nn.Linear(3, 1)
     system, parts = {
         "MultiStudent": (MultiStudent(students, selector), "students and selector"),
-        "Cascade": (Cascade(students, 0.9), "students"),
+        "Cascade": (Cascade(students, [0.9]), "students"),
     }[name]
     with pytest.raises(Exception, match=f"{name} cannot be traced .*: export its {parts} one by"):
         RECORDERS[recorder](system.eval(), torch.randn(4, 3))

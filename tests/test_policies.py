@@ -12,17 +12,18 @@ import torch
 
 from evaluation import figures
 from evaluation.policies import assemble
-from models import Cascade, MultiStudent
+from models import Selector, network
 from studies import policies
 from studies.figures import accuracy_against_work
-from studies.policies import Networks, best_cut, cascade, curve, oracle, report, selector
+from studies.policies import Networks, best_cut, curve, report
 from utils import cli
 from utils.checkpoint import FILES, load_network
-from utils.data import fingerprint, load_sample, load_splits
+from utils.data import fingerprint, load_splits
 from utils.logits import predict
 
 ROOT = Path(__file__).resolve().parent.parent
 CAT, DOG, BOTH = [4.0, 0.0], [0.0, 4.0], [0.5, 0.0]  # sure of 0, sure of 1, 0 by a little: 0.62
+THRESHOLDS = {"selector": [0.5], "cascade": [0.9]}
 WORK = {"teacher": 1000, "densenet121": 500, "googlenet": 200, "selector": 10}
 
 
@@ -34,7 +35,7 @@ def nets():
             "teacher": torch.tensor([CAT] * 7 + [DOG]),
             "densenet121": torch.tensor([CAT] * 5 + [DOG] * 3),
             "googlenet": torch.tensor([CAT, BOTH, DOG, [0.0, 0.5], DOG, CAT, BOTH, DOG]),
-            "selector": torch.tensor([-9.0, -9, 1, 2, -1, -2, 3, -9]),
+            "selector": torch.tensor([[-9.0, -9, 1, 2, -1, -2, 3, -9], [0.0] * 8]).T,
         },
         WORK,
         torch.zeros(8, dtype=torch.long),
@@ -42,38 +43,39 @@ def nets():
 
 
 def test_the_selector_sends_each_image_to_one_student(nets):
-    outcome = selector(nets, 0.5)  # images 3, 4 and 7 to student 1
-    assert outcome.first_ran.tolist() == [False, False, True, True, False, False, True, False]
+    outcome = nets.run("selector", [0.5])  # images 3, 4 and 7 to student 1
+    assert outcome.ran["densenet121"].nonzero()[:, 0].tolist() == [2, 3, 6]
     assert outcome.right.tolist() == [True, True, True, True, False, True, False, False]
     assert outcome.macs == pytest.approx(10 + (3 * 500 + 5 * 200) / 8)
-    everything, nothing = selector(nets, 0.0), selector(nets, 1.01)
+    everything, nothing = nets.run("selector", [0.0]), nets.run("selector", [1.01])
     assert everything.right.sum() == 5 and everything.macs == 510
     assert nothing.right.sum() == 4 and nothing.macs == 210
 
 
 def test_the_cascade_asks_both_where_the_second_is_not_sure(nets):
-    outcome = cascade(nets, 0.9)  # images 2, 4 and 7: together right, right and wrong
-    assert outcome.first_ran.tolist() == [False, True, False, True, False, False, True, False]
+    outcome = nets.run("cascade", [0.9])  # images 2, 4 and 7: together right, right and wrong
+    assert outcome.ran["densenet121"].nonzero()[:, 0].tolist() == [1, 3, 6]
     assert outcome.right.tolist() == [True, True, False, True, False, True, False, False]
     assert outcome.macs == pytest.approx(200 + 3 * 500 / 8)
-    assert cascade(nets, 0.0).macs == 200 and cascade(nets, 1.01).macs == 700
+    assert outcome.ran["googlenet"].all()
+    assert [nets.run("cascade", [each]).macs for each in (0.0, 1.01)] == [200, 700]
 
 
 def test_the_oracle_runs_the_first_only_where_it_alone_is_right(nets):
-    outcome = oracle(nets)
-    assert outcome.first_ran.tolist() == [False, False, True, True, True, False, False, False]
+    outcome = nets.oracle()
+    assert outcome.ran["densenet121"].nonzero()[:, 0].tolist() == [2, 3, 4]
     assert outcome.right.sum() == 7 and outcome.macs == pytest.approx((3 * 500 + 5 * 200) / 8)
 
 
 def test_students_that_are_right_together_give_a_report_without_an_area(nets):
     nets.logits["densenet121"] = nets.logits["googlenet"]
-    routing = report(nets, {"selector": 0.5, "cascade": 0.9})
+    routing = report(nets, THRESHOLDS)
     assert routing["study"]["auroc"] == {} and "auroc" not in routing["policies"]["selector"]
     json.dumps(routing, allow_nan=False)
 
 
 def test_the_report_by_hand(nets):
-    routing = report(nets, {"selector": 0.5, "cascade": 0.9})
+    routing = report(nets, THRESHOLDS)
     assert routing["images"] == 8
     assert routing["teacher"]["accuracy"] == 7 / 8
     assert routing["better_student"]["name"] == "densenet121"
@@ -100,14 +102,15 @@ def test_the_report_by_hand(nets):
 
 
 def test_a_curve_goes_from_one_student_to_the_other(nets):
-    line = curve([selector(nets, threshold) for threshold in policies.THRESHOLDS])
+    line = curve(nets, "selector", [0.5])
+    assert line["threshold"] == [k / 100 for k in range(102)]
     assert (line["accuracy"][0], line["macs"][0]) == (5 / 8, 510)
     assert (line["accuracy"][-1], line["macs"][-1]) == (4 / 8, 210)
     assert line["macs"] == sorted(line["macs"], reverse=True)
 
 
 def test_the_figure_shows_the_chosen_thresholds(nets, tmp_path):
-    routing = report(nets, {"selector": 0.5, "cascade": 0.9})
+    routing = report(nets, THRESHOLDS)
     figure = accuracy_against_work(routing)
     texts = {text.get_text() for text in figure.axes[0].texts}
     assert {"teacher, ResNet-50", "DenseNet-121", "GoogLeNet", "mean of both"} <= texts
@@ -124,41 +127,22 @@ def test_the_figure_shows_the_chosen_thresholds(nets, tmp_path):
     figures.save(figure, tmp_path / "a.png")
 
 
-def test_policies_on_logits_are_those_of_the_systems_that_run():
-    sample = load_sample(60)
-    nets = {arch: load_network(ROOT / "checkpoints" / FILES[arch])[0] for arch in list(FILES)[1:]}
-    logits = {arch: predict(net, sample.images) for arch, net in nets.items()}
-    told = Networks(logits, WORK, sample.labels)
-    students = [nets["densenet121"], nets["googlenet"]]
-    for system, outcome in (
-        (MultiStudent(students, nets["selector"], 0.5), selector(told, 0.5)),
-        (Cascade(students[::-1], 0.8), cascade(told, 0.8)),
-    ):
-        answers, choice = predict(system.eval(), sample.images)
-        right = answers.argmax(dim=1) == sample.labels
-        assert (right != outcome.right).sum() <= 1  # rounded otherwise in another batch
-        ran = choice == (0 if isinstance(system, MultiStudent) else 1)
-        assert (ran != outcome.first_ran).sum() <= 1
-
-
 @pytest.mark.parametrize(
     "policy, expected",
     [
-        ("selector", (2.0, 1.0)),
-        ("cascade", (1.0, 1.5)),  # student 2, and the mean of both
-        ("ensemble", (1.5, 1.5)),
-        ("densenet121", (2.0,)),
+        ("selector", [2.0, 1.0]),
+        ("cascade", [1.0, 1.5]),  # student 2, and the mean of both
+        ("more_confident", [2.0, 1.0]),
+        ("ensemble", [2.0, 1.5]),  # student 1 never answers alone
+        ("densenet121", [2.0]),
     ],
 )
 def test_a_system_has_the_temperatures_of_its_networks(policy, expected):
-    facts = {"classes": ["a", "b"], "mean": [], "std": [], "threshold": 0.5, "cascade_threshold": 1}
-    parts = {
-        arch: (torch.nn.Linear(1, 1), facts) for arch in ("densenet121", "googlenet", "selector")
-    }
-    parts["densenet121"] = (parts["densenet121"][0], facts | {"temperature": 2.0})
-    nets = {arch: net for arch, (net, _) in parts.items()}
-    system = assemble(policy, parts, nets, torch.device("cpu"))
-    assert system.temperatures == system.made_of["temperatures"] == expected
+    facts = {"densenet121": {"temperature": 2.0}, "googlenet": {}, "selector": {}}
+    parts = {arch: (network(arch), facts[arch]) for arch in ("densenet121", "googlenet")}
+    parts["selector"] = Selector(), {"thresholds": [0.5], "cascade_thresholds": [1.0]}
+    system = assemble(policy, parts, {arch: net for arch, (net, _) in parts.items()})
+    assert system.temperatures == expected
 
 
 # ------------------------------------------------------------------ the command
@@ -262,9 +246,8 @@ def test_the_best_cut_by_hand(scores, first, second, cut):
 
 def test_a_router_that_knows_is_the_oracle(command, tmp_path):
     val, test, _ = policies.collected(ROOT / "results" / "logits.npz")
-    firsts, seconds = zip(*(each.students_right() for each in (val, test)), strict=True)
-    knows = torch.cat(firsts).long() - torch.cat(seconds).long()
-    np.save(tmp_path / "mine.npy", knows.numpy())
+    knows = torch.cat([each.students_right() for each in (val, test)], dim=1).T.long()
+    np.save(tmp_path / "mine.npy", knows.numpy())  # one column per student
     words = ["--scores", tmp_path / "mine.npy", "--out", ROOT / "results"]
     rows = {}
     for more in ((), ("--macs", "50")):

@@ -13,7 +13,6 @@ import torch
 from browser import CHROMIUM, DRIVER, browser
 from PIL import Image
 
-from evaluation import policies
 from evaluation.policies import Networks
 from evaluation.report import PICTURES, shown_places, verdict, write_report
 from evaluation.testset import evaluate
@@ -51,7 +50,8 @@ def measured_of(sample, scores="coin", contexts=("clean",), teacher=True, thresh
     }
     better = first.float() - second.float()
     size = {"coin": 0.0, "knows": 2.0, "worse": -2.0}[scores]
-    logits["selector"] = size * better + torch.randn(count, generator=generator)
+    scores = size * better + torch.randn(count, generator=generator)
+    logits["selector"] = torch.stack([scores, torch.zeros(count)], dim=1)
     if not teacher:
         del logits["teacher"]
     seen = [contexts[k % len(contexts)] for k in range(count)]
@@ -60,7 +60,7 @@ def measured_of(sample, scores="coin", contexts=("clean",), teacher=True, thresh
     )
     measured = evaluate(
         Networks(logits, {name: WORK[name] for name in logits}, labels),
-        {"selector": threshold, "cascade": doubt},
+        {"selector": [threshold], "cascade": [doubt]},
         dict.fromkeys(["teacher", *STUDENTS], 1.5),
         dict.fromkeys([*logits, "routed", "cascade"], 1.0),
         test,
@@ -228,10 +228,10 @@ def test_the_page_says_what_metrics_json_says_at_the_saved_thresholds(sample, op
         assert text(page, "accuracy") == f"{100 * metrics['accuracy'][name]:.2f} %"
         assert text(page, "macs") == f"{metrics['macs_per_image'][name] / 1e6:.1f}"
         assert bool(text(page, "of-teacher")) == teacher
-        share = 100 * measured.outcomes[name].first_ran.double().mean().item()
+        share = 100 * measured.outcomes[name].ran["densenet121"].double().mean().item()
         assert text(page, "share") == f"{share:.1f} %"
     assert metrics["route_share"]["densenet121"] == pytest.approx(
-        measured.outcomes["routed"].first_ran.double().mean().item()
+        measured.outcomes["routed"].ran["densenet121"].double().mean().item()
     )
 
 
@@ -242,7 +242,7 @@ def test_the_slider_moves_the_threshold_with_the_keyboard(sample, opened):
     page.run("document.getElementById('threshold').focus()")
     for _ in range(3):
         page.press("right")
-    expected = policies.selector(measured.nets, 0.53)
+    expected = measured.nets.run("selector", [0.53])
     assert text(page, "value") == "0.53"
     assert text(page, "accuracy") == f"{100 * expected.right.double().mean().item():.2f} %"
     assert text(page, "macs") == f"{expected.macs / 1e6:.1f}"
@@ -260,7 +260,7 @@ def test_filters_let_through_what_they_say(sample, opened):
     measured = measured_of(sample, "coin", ("clean", "noise", "blur"))
     page, labels = opened(measured), sample.labels
     first, second = measured.nets.students_right()
-    to_first = measured.outcomes["routed"].first_ran
+    to_first = measured.outcomes["routed"].ran["densenet121"]
     noisy = torch.tensor([each == "noise" for each in measured.seen])
     kinds = list(measured.metrics["per_context"])
     answer = measured.answers["routed"].labels
@@ -268,16 +268,16 @@ def test_filters_let_through_what_they_say(sample, opened):
         ("filter-label", "3", labels == 3),
         ("filter-answer", "4", answer == 4),
         ("filter-kind", str(kinds.index("noise")), noisy),
-        ("filter-right", "one", first & ~second),
+        ("filter-right", "densenet121", first & ~second),
         ("filter-right", "not answer", ~measured.outcomes["routed"].right),
-        ("filter-by", "1", to_first),
+        ("filter-by", "0", to_first),
     ):
         choose(page, identifier, value)
         assert found(page) == where.sum(), identifier
         page.click("#clear")
         assert found(page) == len(labels)
     choose(page, "filter-kind", str(kinds.index("noise")))
-    choose(page, "filter-by", "0")
+    choose(page, "filter-by", "1")
     some = noisy & ~to_first
     assert found(page) == some.sum()
     right = measured.outcomes["routed"].right[some].double().mean().item()
@@ -323,12 +323,12 @@ def test_an_image_opens_with_all_probabilities_and_the_route(sample, opened, pol
         assert f"{100 * measured.answers[name].probabilities[5]:.1f} %" in told, name
     given = measured.answers["routed" if policy == "selector" else "cascade"].labels[5]
     assert f"The answer is {NAMES[given]}." in told
-    first = measured.outcomes["routed" if policy == "selector" else "cascade"].first_ran[5]
+    first = measured.outcomes["routed" if policy == "selector" else "cascade"].ran["densenet121"][5]
     route = {
-        ("selector", True): "at least the threshold of 0.50: DenseNet-121 answers.",
-        ("selector", False): "below the threshold of 0.50: GoogLeNet answers.",
-        ("cascade", True): "DenseNet-121 runs as well, and the mean of both students' logits gives",
-        ("cascade", False): "GoogLeNet answers alone.",
+        ("selector", True): "the threshold is 0.50: DenseNet-121 answers.",
+        ("selector", False): "the threshold is 0.50: GoogLeNet answers.",
+        ("cascade", True): "below the threshold of 0.60: mean of both students' logits answers.",
+        ("cascade", False): "at least the threshold of 0.60: GoogLeNet answers.",
     }[policy, bool(first)]
     assert route in text(page, "route")
     page.press("escape")

@@ -15,9 +15,9 @@ from loop import Loop
 from torch import nn
 
 import teacherTrain
-import trainSelector
 from utils.files import UserError
 from utils.logits import predict
+from utils.method import best_threshold
 from utils.run import Run
 
 EPOCHS, IMAGES, BATCH_SIZE = 3, 40, 8
@@ -465,9 +465,6 @@ def test_the_test_images_have_no_say_in_what_is_learned_or_kept(tmp_path, small_
 def test_the_threshold_is_the_best_on_the_images_it_is_given():
     scores = torch.tensor([0.1, 0.4, 0.6, 0.9])
     first, second = torch.tensor([0, 1, 1, 1]).bool(), torch.tensor([1, 0, 0, 0]).bool()
-    threshold = trainSelector.best_threshold(scores, first, second)
-    assert 0.1 < threshold <= 0.4
-    assert trainSelector.routed_accuracy(threshold, scores, first, second) == 1
-    assert trainSelector.best_threshold(scores, first, first) == 0.5
-    everything_to_2 = trainSelector.best_threshold(scores, first & False, first | True)
-    assert everything_to_2 > 0.9
+    assert 0.1 < best_threshold(scores, first, second) <= 0.4
+    assert best_threshold(scores, first, first) == 0.5
+    assert best_threshold(scores, first & False, first | True) > 0.9  # everything to student 2

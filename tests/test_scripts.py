@@ -23,7 +23,7 @@ import inference
 import StudentTrain
 import teacherTrain
 import trainSelector
-from models import STUDENTS, MultiStudent
+from models import STUDENTS, MultiStudent, offsets_of
 from studies import policies, selectors
 from utils import cli, files
 from utils.checkpoint import EXPECTED, FILES, fingerprint_of, load_network
@@ -181,7 +181,7 @@ def test_the_selector_learns_for_each_image_which_student_errs_less(
     )
     apart = (one - two).abs() > 0.01  # by more than bf16 rounds
     assert apart.sum() > 15
-    assert torch.equal(targets[apart], (one > two)[apart].float())  # the wrong classes err as much
+    assert torch.equal(targets[apart], (one < two)[apart].long())  # the wrong classes err as much
     lost = (one - two).abs() if weighted else torch.ones(40)
     assert (weights - lost / lost.mean()).abs().max() < 0.2  # of up to 4: bf16 rounds
 
@@ -208,7 +208,7 @@ def test_a_selector_can_be_taught_the_context_that_each_student_was_trained_on(
         call("trainSelector.py", folder, small_npz, *flags, status=2)
     _, targets, _ = seen
     found = kinds("mixed", image_seeds(load_splits(small_npz, 40)[0]))
-    assert targets.tolist() == [float(kind != "clean") for kind in found]
+    assert targets.tolist() == [int(kind == "clean") for kind in found]
     call("trainSelector.py", folder, small_npz, *flags)
     shutil.copy(pipeline[0] / "googlenet.pth", folder)
     student["state_dict"]["classifier.bias"] += 1
@@ -250,25 +250,26 @@ def test_the_test_images_have_no_say_in_the_thresholds(
     with np.load(small_npz) as arrays:
         others = {**arrays, "test_labels": (arrays["test_labels"] + 1) % 10}
     np.savez(tmp_path / "others.npz", **others)
-    chosen, thresholds = [], [0.31, 0.62]
+    chosen = []
     for data in (small_npz, tmp_path / "others.npz"):
         (tmp_path / data.stem).mkdir()
         folder = copy_of(pipeline[0], tmp_path / data.stem)
         given = []
+        for name, thresholds in (("selector_thresholds", [0.31]), ("cascade_thresholds", [0.62])):
 
-        def spy(scores, *right, given=given):
-            given.append((scores, *right))
-            return thresholds[len(given) - 1]
+            def spy(*args, given=given, thresholds=thresholds):
+                given.append(torch.cat([torch.as_tensor(each).flatten() for each in args[-2:]]))
+                return thresholds
 
-        monkeypatch.setattr(trainSelector, "best_threshold", spy)
+            monkeypatch.setattr(trainSelector, name, spy)
         call("trainSelector.py", folder, data, *QUICK)
         facts = torch.load(folder / "selector.pth", weights_only=True)
-        assert [facts["threshold"], facts["cascade_threshold"]] == thresholds
+        assert facts["thresholds"] + facts["cascade_thresholds"] == [0.31, 0.62]
         chosen.append((given, facts))
     (given, facts), (others, other_facts) = chosen
     assert facts["test_accuracy"] != other_facts["test_accuracy"]
     assert facts["val_accuracy"] == other_facts["val_accuracy"]
-    for mine, theirs in zip(sum(given, ()), sum(others, ()), strict=True):
+    for mine, theirs in zip(given, others, strict=True):
         assert torch.equal(mine, theirs)
 
 
@@ -399,7 +400,7 @@ def test_the_metrics_are_those_of_the_networks_in_the_checkpoints(pipeline, smal
     test = load_splits(small_npz, TESTED)[2]
     nets = {arch: load_network(folder / FILES[arch])[0] for arch in STUDENTS}
     selector, checkpoint = load_network(folder / FILES["selector"])
-    system = MultiStudent(list(nets.values()), selector, checkpoint["threshold"])
+    system = MultiStudent(list(nets.values()), selector, offsets_of(checkpoint["thresholds"]))
     logits, choice = predict(system, test.images)
 
     assert metrics["images"] == len(test)
@@ -481,8 +482,8 @@ def test_inference_asks_the_selector_in_the_checkpoint(
             (tmp_path / name).symlink_to(folder / name)
     for bias, share in ((-50, 0), (50, 1)):
         checkpoint = torch.load(folder / "selector.pth", weights_only=True)
-        checkpoint["state_dict"]["head.bias"].fill_(bias)
-        checkpoint["threshold"] = 0.5
+        checkpoint["state_dict"]["head.bias"][:] = torch.tensor([bias, 0])
+        checkpoint["thresholds"] = [0.5]
         (tmp_path / "selector.pth").unlink()
         torch.save(checkpoint, tmp_path / "selector.pth")
         flags = ["--subset", "50", "--out", tmp_path / "out"]
@@ -500,6 +501,7 @@ def test_a_policy_needs_no_more_than_the_networks_that_it_runs(pipeline, small_n
         ("googlenet", ["googlenet"], ["googlenet"]),
         ("densenet121", ["densenet121"], ["densenet121"]),
         ("ensemble", ["densenet121", "googlenet"], ["both"]),
+        ("more_confident", ["densenet121", "googlenet"], STUDENTS),
         ("cascade", ["densenet121", "googlenet", "selector"], ["googlenet", "both"]),
         ("selector", ["densenet121", "googlenet", "selector"], STUDENTS),
     ):
@@ -532,6 +534,7 @@ def test_the_threshold_moves_the_cascade_from_one_student_to_the_mean_of_both(
     "flags, message",
     [
         (["--policy=googlenet", "--threshold=0.5"], "--threshold: --policy googlenet has no"),
+        (["--policy=cascade", "--threshold=0.5,0.9"], "--threshold: --policy cascade has 1"),
         (["--policy=coin"], "--policy: invalid choice: 'coin'"),
         (["--checkpoint-dir", ""], "--checkpoint-dir"),
         *((["--threshold", value], "--threshold") for value in ("1.5", "nan", "-0.1", "x")),

@@ -28,7 +28,11 @@ EPOCH = ["--epochs", "1", "--batch-size", "40"]
 
 
 @pytest.mark.parametrize(
-    ("teacher", "students"), [("shufflenet_v2_x1_0", ("mobilenet_v3_small", "again"))]
+    ("teacher", "students"),
+    [
+        ("shufflenet_v2_x1_0", ("mobilenet_v3_small", "again")),
+        ("resnet18", ("again", "shufflenet_v2_x1_0", "cnn")),
+    ],
 )
 def test_the_scripts_run_to_the_report_with_other_networks(teacher, students, tmp_path, small_npz):
     for folder in ("models", "utils", "evaluation"):

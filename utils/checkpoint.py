@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from models import CLASS_COUNTS, NETWORKS, STEMS, STUDENTS, TEACHER, Selector, network
+from models import CLASS_COUNTS, NETWORKS, SELECTED, STEMS, STUDENTS, TEACHER, Selector, network
 from utils.data import (
     CIFAR10,
     CLASSES,
@@ -122,6 +122,9 @@ def read_checkpoint(path: Path, arch: str | None = None, stem: str | None = None
     if command and not os.path.exists(path):
         raise UserError(f"{path} is missing; run {command}")
     checkpoint = read_dict(path)
+    for key in ("threshold", "cascade_threshold"):  # of two students, in older files
+        if key in checkpoint:
+            checkpoint[f"{key}s"] = [checkpoint.pop(key)]
     missing = [key for key in KEYS if key not in checkpoint]
     if missing and arch and stem:
         return _from_elsewhere(checkpoint, arch, stem)
@@ -172,6 +175,10 @@ def _is_color(it: Any) -> bool:
     return type(it) is list and len(it) == 3 and all(map(_within(0, 1), it))
 
 
+def _are_thresholds(it: Any) -> bool:
+    return type(it) is list and len(it) > 0 and all(map(_within(0, 1.01), it))
+
+
 FACTS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # what a value must be, in words; its test
     "arch": (
         "selector or a name in models/networks.py",
@@ -195,11 +202,11 @@ FACTS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # what a value must be,
     "torch_version": ("a string", lambda it: type(it) is str),
     "data": ("a string", lambda it: type(it) is str),
     "size": (f"from {SIZES[0]} to {SIZES[-1]}", lambda it: type(it) is int and it in SIZES),
-    "threshold": ("a number from 0 to 1.01", _within(0, 1.01)),  # 1.01: always student 2
+    "thresholds": ("numbers from 0 to 1.01", _are_thresholds),  # of two students: 1.01: student 2
     "temperature": ("a number from 0.01 to 100", _within(0.01, 100)),  # divides the logits
-    "cascade_threshold": ("a number from 0 to 1.01", _within(0, 1.01)),  # 1.01: always both
+    "cascade_thresholds": ("numbers from 0 to 1.01", _are_thresholds),  # 1.01: all students run
 }
-LATER = ("threshold", "temperature", "cascade_threshold")  # added after the training
+LATER = ("thresholds", "temperature", "cascade_thresholds")  # added after the training
 LATER += ("data", "size")  # older files lack them: 32 pixels
 KEYS = tuple(key for key in FACTS if key not in LATER)
 
@@ -217,6 +224,9 @@ def _check_facts(path: Path, checkpoint: dict[str, Any]) -> None:
         raise UserError(f"{path}: its depth is {brief(depth)}, not an integer from 1 to 4")
     if arch == "selector" and type(batch_norm) is not bool:
         raise UserError(f"{path}: its batch_norm is {brief(batch_norm)}, not True or False")
+    selected = shape.get("selected", [*STUDENTS])
+    if arch == "selector" and not (type(selected) is list and 1 < len(selected) <= len(NETWORKS)):
+        raise UserError(f"{path}: its selected is {brief(selected)}, not two or more students")
 
 
 @by_first
@@ -234,7 +244,9 @@ def load_network(
     found, stem, hyperparameters = (checkpoint[key] for key in ("arch", "stem", "hyperparameters"))
     with torch.device("cpu"):  # PyTorch's default device may be another
         if found == "selector":
-            net: nn.Module = Selector(hyperparameters["depth"], hyperparameters["batch_norm"])
+            outputs = len(hyperparameters.get("selected", [1]))  # older files have one logit
+            shape = hyperparameters["depth"], hyperparameters["batch_norm"]
+            net: nn.Module = Selector(*shape, outputs)
         else:
             net = network(found, stem, len(checkpoint["classes"]))
     weights, expected = dict(checkpoint["state_dict"]), net.state_dict()
@@ -269,8 +281,7 @@ def load_parts(
 
     Args:
         find: returns the path of a file of FILES.
-        names: keys of FILES; by default all students and the selector. If "selector" is one of
-            them, all students must be too.
+        names: keys of FILES; by default all students and the selector.
 
     Raises:
         UserError: as `load_network`; or the students have different classes; or the selector was
@@ -283,21 +294,27 @@ def load_parts(
         if name != "selector":
             check_data(paths[name], parts[name][1], first)
     if "selector" in names:
-        students = [parts[arch][0] for arch in STUDENTS]
+        students = {arch: net for arch, (net, _) in parts.items() if arch in STUDENTS}
         check_students(paths["selector"], parts["selector"][1], students)
     return parts
 
 
-def check_students(path: Path, selector: Mapping[str, Any], students: Sequence[nn.Module]) -> None:
+def check_students(
+    path: Path, selector: Mapping[str, Any], students: Mapping[str, nn.Module]
+) -> None:
     """Raise UserError if the selector and its thresholds were made for other students.
 
     Args:
         path: checkpoint of the selector.
         selector: the dictionary in it.
-        students: all students, from `load_network`.
+        students: some or all of STUDENTS, from `load_network`.
     """
-    weights = [fingerprint_of(student) for student in students]
-    if selector["hyperparameters"].get("students") != weights:
+    recipe = selector["hyperparameters"]
+    weights, selected = recipe.get("students"), recipe.get("selected", list(STUDENTS))
+    fits = type(weights) is list and len(weights) == len(STUDENTS) and selected == list(SELECTED)
+    if not fits or any(
+        weights[STUDENTS.index(arch)] != fingerprint_of(net) for arch, net in students.items()
+    ):
         raise UserError(
             f"{shown(path)} has a selector and thresholds for other students than these: run "
             "trainSelector.py again"

@@ -7,7 +7,7 @@ in the context of its own kind.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -89,28 +89,36 @@ def kinds(context: str, seeds: torch.Tensor) -> list[str]:
     return [choice[seed % len(choice)] for seed in seeds.tolist()]
 
 
-def context_labels(context: str, seeds: torch.Tensor, trained: str) -> torch.Tensor:
-    """1.0 if student 1 was trained on the kind of the image, else 0.0: float32 (N,).
+def context_labels(context: str, seeds: torch.Tensor, trained_on: Sequence[str]) -> torch.Tensor:
+    """The first student that was trained on the kind of each image, else the last: int64 (N,).
 
     Args:
         context: the context of the images.
         seeds: their seeds, int64 (N,).
-        trained: the context that student 1 was trained on.
+        trained_on: the context that each student was trained on.
     """
-    return torch.tensor([float(kind in CONTEXTS[trained]) for kind in kinds(context, seeds)])
+    last = len(trained_on) - 1
+    of = {
+        kind: next((k for k in range(last) if kind in CONTEXTS[trained_on[k]]), last)
+        for kind in CONTEXTS[context]
+    }
+    return torch.tensor([of[kind] for kind in kinds(context, seeds)])
 
 
-def told_apart(trained_1: str, trained_2: str, context: str) -> bool:
-    """Whether the students share no kind of images, and `context_labels` has both labels.
+def told_apart(trained_on: Sequence[str], context: str) -> bool:
+    """Whether the students' contexts differ, no two of them share a kind, and the labels differ.
 
     Args:
-        trained_1, trained_2: the contexts that the students were trained on, as in their files.
-        context: the context of the images.
+        trained_on: the contexts that the students were trained on, as in their files.
+        context: the context of the images. `context_labels` names more than one student for these.
     """
-    if not all(name in list(CONTEXTS) for name in (trained_1, trained_2)):  # a stranger's file
+    if not all(name in list(CONTEXTS) for name in trained_on):  # a stranger's file
         return False
-    first, second, seen = (set(CONTEXTS[name]) for name in (trained_1, trained_2, context))
-    return not first & second and bool(first & seen) and bool(seen - first)
+    covered = [kind for name in set(trained_on) for kind in set(CONTEXTS[name])]
+    seeds = torch.arange(len(CONTEXTS[context]))  # one image of each kind
+    labels = context_labels(context, seeds, trained_on)
+    differ = len(set(trained_on)) > 1 and len(labels.unique()) > 1
+    return differ and len(covered) == len(set(covered))
 
 
 def severities(seeds: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,15 @@
 """The method: distillation loss, absolute error, selector labels, threshold, temperature."""
 
+import math
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 
+from models import Cascade, Recorded, confidence, offsets_of
+
 LOSSES = ("mse", "kl", "none")
+THRESHOLDS = [k / 100 for k in range(102)]  # those to choose from
 
 
 def distillation_loss(
@@ -53,27 +59,34 @@ def absolute_error(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return (logits.float().softmax(dim=1) - one_hot).abs().sum(dim=1)
 
 
-def selector_labels(
-    logits_1: torch.Tensor, logits_2: torch.Tensor, labels: torch.Tensor
-) -> torch.Tensor:
-    """1.0 if the absolute error of student 1 is below that of student 2, else 0.0: float32 (N,).
+def absolute_errors(logits: Sequence[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    """The `absolute_error` of each student: K logits (N, classes) -> (K, N)."""
+    return torch.stack([absolute_error(each, labels) for each in logits])
 
-    This is the label rule of the published method.
+
+def selector_labels(logits: Sequence[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    """The index of the student with the smallest absolute error: int64 (N,), from 0.
+
+    This is the label rule of the published method. Of equal errors, the last student's counts: of
+    two students, student 1 is the label only if its error is smaller.
+
+    Args:
+        logits: (N, classes) of each student.
+        labels: int64 (N,).
     """
-    error_1, error_2 = (absolute_error(logits, labels) for logits in (logits_1, logits_2))
-    return (error_1 < error_2).float()
+    errors = absolute_errors(logits, labels)
+    return len(errors) - 1 - errors.flip(0).argmin(dim=0)
 
 
-def label_weights(
-    logits_1: torch.Tensor, logits_2: torch.Tensor, labels: torch.Tensor
-) -> torch.Tensor:
+def label_weights(logits: Sequence[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
     """Weights for `selector_labels` of the same arguments: float32 (N,), with mean 1.
 
-    The weight of an image is proportional to the difference of the students' absolute errors, that
-    is, to the loss of sending it to the wrong student. If all differences are 0, all weights are 1.
+    The weight of an image is proportional to the loss of sending it to the wrong student: the mean
+    difference between the absolute errors of the other students and the smallest one. If all
+    differences are 0, all weights are 1.
     """
-    error_1, error_2 = (absolute_error(logits, labels) for logits in (logits_1, logits_2))
-    lost = (error_1 - error_2).abs()
+    errors = absolute_errors(logits, labels)
+    lost = (errors - errors.amin(dim=0)).sum(dim=0) / (len(errors) - 1)
     return lost / lost.mean() if lost.any() else torch.ones_like(lost)
 
 
@@ -85,35 +98,89 @@ def share(where: torch.Tensor) -> float:
     return where.sum().item() / len(where)
 
 
-def routed_accuracy(
-    threshold: float, scores: torch.Tensor, right_from: torch.Tensor, right_below: torch.Tensor
-) -> float:
-    """Top-1 accuracy of routing by a score: one network if score >= threshold, else another.
+def routed_accuracy(scores: torch.Tensor, right: torch.Tensor) -> float:
+    """Top-1 accuracy if the student with the highest score answers; of equal ones, the first.
 
     Args:
-        threshold: compared with the scores.
-        scores: (N,).
-        right_from: bool (N,), whether the network for scores >= threshold is correct.
-        right_below: bool (N,), whether the network for scores < threshold is correct.
+        scores: (N, K).
+        right: bool (K, N), whether each student is correct.
     """
-    return share(torch.where(scores >= threshold, right_from, right_below))
+    return share(right.gather(0, scores.argmax(dim=1)[None])[0])
 
 
 def best_threshold(
-    scores: torch.Tensor,
-    right_from: torch.Tensor,
-    right_below: torch.Tensor,
+    scores: torch.Tensor, right_from: torch.Tensor, right_below: torch.Tensor
 ) -> float:
-    """The threshold with the highest `routed_accuracy`, among 0.00, 0.01, ..., 1.01.
+    """The threshold with the highest top-1 accuracy, among 0.00, 0.01, ..., 1.01.
 
-    Of equally good ones, the nearest to 0.5. At 0.0, the first network answers for all images; at
-    1.01, the second does.
+    One network answers if score >= threshold, else another. Of equally good thresholds, the nearest
+    to 0.5. At 0.0, the first network answers for all images; at 1.01, the second does.
+
+    Args:
+        scores: (N,), in [0, 1].
+        right_from: bool (N,), whether the network for scores >= threshold is correct.
+        right_below: bool (N,), whether the network for scores < threshold is correct.
     """
-
     return max(
-        sorted((k / 100 for k in range(102)), key=lambda threshold: abs(threshold - 0.5)),
-        key=lambda threshold: routed_accuracy(threshold, scores, right_from, right_below),
+        sorted(THRESHOLDS, key=lambda threshold: abs(threshold - 0.5)),
+        key=lambda threshold: share(torch.where(scores >= threshold, right_from, right_below)),
     )
+
+
+def selector_thresholds(
+    scores: torch.Tensor,
+    right: torch.Tensor,
+    best: Callable[..., float] = lambda margin, *right: best_threshold(margin.sigmoid(), *right),
+    offset: Callable[[float], float] = lambda threshold: offsets_of([threshold])[0].item(),
+) -> list[float]:
+    """Thresholds of all students but the last, for `models.offsets_of`, one after the other.
+
+    Each is the best one for the probability of this student against the strongest other student,
+    given the thresholds before it; those behind it are 0.5.
+
+    Args:
+        scores: logits of the selector, (N, K).
+        right: bool (K, N), whether each student is correct.
+        best: the best threshold for differences of scores; the other arguments are those of
+            `best_threshold`.
+        offset: what a threshold adds to the scores of its student.
+    """
+    shifted, thresholds = scores.clone(), []
+    for k in range(len(right) - 1):
+        others = shifted.clone()
+        others[:, k] = -math.inf
+        highest, rival = others.max(dim=1)
+        right_rival = right.gather(0, rival[None])[0]
+        thresholds.append(best(scores[:, k] - highest, right[k], right_rival))
+        shifted[:, k] += offset(thresholds[k])
+    return thresholds
+
+
+def cascade_thresholds(
+    logits: Sequence[torch.Tensor], labels: torch.Tensor, work: Sequence[float]
+) -> list[float]:
+    """Thresholds for a `models.Cascade`, one per step, chosen from the last step to the first.
+
+    Each is the `best_threshold` for the confidence of the answer so far, given those behind it.
+
+    Args:
+        logits: (N, classes) of each student.
+        labels: int64 (N,).
+        work: MACs of each student. The cheapest runs first.
+    """
+    order = sorted(range(len(logits)), key=lambda k: work[k])
+    students, steps = [Recorded(logits[k]) for k in order], [math.inf] * (len(order) - 1)
+    alone, places = Cascade(students, steps).alone, torch.arange(len(labels), device=labels.device)
+    *answers, last = (
+        Cascade(students[: k + 1], steps[:k], alone)(places)[0] for k in range(len(order))
+    )
+    right_behind = last.argmax(dim=1) == labels
+    thresholds: list[float] = []
+    for answer in reversed(answers):
+        sure, right = confidence(answer), answer.argmax(dim=1) == labels
+        thresholds.insert(0, best_threshold(sure, right, right_behind))
+        right_behind = torch.where(sure >= thresholds[0], right, right_behind)
+    return thresholds
 
 
 def best_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
