@@ -86,7 +86,9 @@ def read_flags() -> argparse.Namespace:
     if args.threshold and args.policy not in THRESHOLDS:
         parser.error(f"--threshold: --policy {args.policy} has no threshold, leave it out")
     if args.threshold and len(args.threshold) != (count := len(THRESHOLDS[args.policy][1])):
-        parser.error(f"--threshold: --policy {args.policy} has {count} of them, name as many")
+        parser.error(
+            f"--threshold: --policy {args.policy} has {count} of them: name as many, with commas"
+        )
     cli.refuse_folder(parser, "--csv", args.csv)
     if args.csv and not args.images:
         parser.error("--csv needs images: name files or folders")

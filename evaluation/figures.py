@@ -194,7 +194,8 @@ def samples(measured: Measured, count: int = 12) -> Figure:
     none = "Neither" if len(STUDENTS) == 2 else "No"
     groups[f"{none} student is right"] = ~right.any(dim=0)
     columns = 6
-    figure = plt.figure(figsize=(9, 4 * len(groups)))
+    more = 0.18 * (len(STUDENTS) - 2)  # room for the answers of more than two students
+    figure = plt.figure(figsize=(9, (4 + 2 * more) * len(groups)))
     head, *parts = figure.subfigures(1 + len(groups), height_ratios=[0.15, *[1] * len(groups)])
     told = ", ".join(f"{k}: {NETWORKS[arch].title}" for k, arch in enumerate(STUDENTS, 1))
     head.text(
@@ -210,7 +211,8 @@ def samples(measured: Measured, count: int = 12) -> Figure:
             0.03, 0.95, f"{title}: {share:.1f} % of the images", fontweight="bold", fontsize=11
         )
         grid = part.subplots(-(-count // columns), columns).ravel()
-        part.subplots_adjust(left=0.04, right=0.97, bottom=0.11, top=0.88, hspace=0.5, wspace=0.4)
+        edges = {"left": 0.04, "right": 0.97, "bottom": 0.11 + more / 5, "top": 0.88}
+        part.subplots_adjust(**edges, hspace=0.5 + more, wspace=0.4)
         for axes in grid:
             axes.axis("off")
         for axes, place in zip(grid, where.nonzero()[:count, 0].tolist(), strict=False):

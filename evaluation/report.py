@@ -120,27 +120,23 @@ def _titles(archs: Sequence[str]) -> str:
 
 def _what_it_does(measured: Measured) -> str:
     teacher = f" ({NETWORKS[TEACHER].title})" if "teacher" in measured.answers else ""
+    some = f" of {_titles(SELECTED)}" if len(SELECTED) < len(STUDENTS) else ""
     return (
-        f"{len(STUDENTS)} small networks, the students ({_titles(STUDENTS)}), were trained to "
-        f"imitate a larger network, the teacher{teacher}. The selector is an even smaller network. "
-        f"It reads an image and chooses one student{_of_all(SELECTED)}; the others do not run. The "
-        f"cascade needs no selector. {_steps(measured)}"
+        f"The students ({_titles(STUDENTS)}) are small networks that were trained to imitate a "
+        f"larger one, the teacher{teacher}. The selector is an even smaller network. It reads an "
+        f"image and chooses one student{some}; the others do not run. The cascade needs no "
+        f"selector. {_steps(measured)}"
     )
-
-
-def _of_all(archs: Sequence[str]) -> str:
-    return f" of {_titles(archs)}" if len(archs) < len(STUDENTS) else ""
 
 
 def _steps(measured: Measured) -> str:
     """What the cascade does."""
     system = measured.nets.system("cascade", measured.thresholds["cascade"])
-    first, *others = system.ran[-1]
-    behind = ", then ".join(NETWORKS[arch].title for arch in others)
-    mean = f"{BOTH} students'" if len(STUDENTS) == 2 else f"the last {len(system.answered[-1])}"
+    first, *others = (NETWORKS[arch].title for arch in system.ran[-1])
     return (
-        f"It runs {NETWORKS[first].title} first. Where the answer is not confident, the next "
-        f"student runs as well: {behind}. The mean of {mean} logits is the last answer."
+        f"It runs {first} first. Where the answer is not confident, the next student runs as well: "
+        f"{', then '.join(others)}. The last answer is the mean of the logits of "
+        f"{_titles(system.answered[-1])}."
     )
 
 

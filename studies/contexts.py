@@ -251,6 +251,7 @@ def planned(args: argparse.Namespace, data: str) -> dict[str, Network]:
     """All networks of the study on this data, in the order in which they are trained."""
     shipped = {arch: shown(cli.found(args, file)) for arch, file in FILES.items()}
     system = args.checkpoint_dir / "contexts"
+    again = cli.retyped(args, "data", "device", "subset")
     generalists = GENERALISTS if args.subset is None else QUICK / "generalists"
     init = {
         arch: {"init": fingerprint_of(load_network(shipped[arch], arch)[0])}
@@ -271,12 +272,12 @@ def planned(args: argparse.Namespace, data: str) -> dict[str, Network]:
             "checkpoint-dir": shown(folder),
         }
         words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-        words = ("StudentTrain.py", *words, *args.again)
+        words = ("StudentTrain.py", *words, *again)
         return Network(folder / FILES[arch], arch, words, made, paired=times == 1)
 
     first, *others = STUDENTS
     path, clean = Path(shipped["teacher"]), {"context": "clean"}
-    words = ("teacherTrain.py", "--checkpoint-dir", shown(path.parent), *args.again)
+    words = ("teacherTrain.py", "--checkpoint-dir", shown(path.parent), *again)
     networks = {
         "teacher": Network(path, TEACHER, words, clean),
         first: student(first, "degraded", system, 1),
@@ -289,7 +290,7 @@ def planned(args: argparse.Namespace, data: str) -> dict[str, Network]:
     networks["selector"] = Network(
         system / FILES["selector"],
         "selector",
-        (*words, "--checkpoint-dir", shown(system), *args.again),
+        (*words, "--checkpoint-dir", shown(system), *again),
         {"context": "mixed", "label_rule": "context", "label_weight": None},
     )
     for stage, times in STAGES.items():

@@ -189,8 +189,8 @@ def main() -> None:
         if (student, loss, seed) not in done
     ]
     print(f"{len(done)} runs are done, {len(todo)} remain", flush=True)
-    flags = ["--epochs", str(args.epochs), "--batch-size", str(args.batch_size), *args.again]
-    flags += [] if args.subset is None else ["--subset", str(args.subset)]
+    flags = ["--epochs", str(args.epochs), "--batch-size", str(args.batch_size)]
+    flags += cli.retyped(args, "data", "device", "subset")
     folder = RUNS if args.subset is None else checkpoint.QUICK / RUNS.name
     # A run that was stopped is continued only by the same study.
     folder /= "-".join(map(str, (args.epochs, args.batch_size, of["teacher"], of["data"][-12:])))

@@ -268,6 +268,16 @@ def found(args: argparse.Namespace, file: str) -> Path:
 # ------------------------------------------------------------------ other scripts
 
 
+def retyped(args: argparse.Namespace, *names: str) -> list[str]:
+    """Those of the flags `names` that were given, with their values, for another command."""
+    return [
+        word
+        for name in names
+        if name in args.typed
+        for word in (f"--{name.replace('_', '-')}", str(args.typed[name]))
+    ]
+
+
 def next_step(
     args: argparse.Namespace, script: str, *flags: object, same: Sequence[str] = ()
 ) -> None:
@@ -276,9 +286,7 @@ def next_step(
     `same` are names of flags that the next script has too, besides --data, --device and --subset.
     """
     words = ["python", Path(sys.argv[0]).with_name(script), *flags]
-    for name in (*same, "data", "device", "subset"):
-        if name in args.typed:
-            words += [f"--{name.replace('_', '-')}", args.typed[name]]
+    words += retyped(args, *same, "data", "device", "subset")
     if args.checkpoint_dir not in (checkpoint.CHECKPOINTS, checkpoint.QUICK):
         words += ["--checkpoint-dir", args.checkpoint_dir]
     print(f"next: {shlex.join(map(str, words))}")
