@@ -8,8 +8,8 @@
 # make reproduce-contexts   train the system and its baselines on several contexts, and compare them
 
 PYTHON ?= python3
-FOLDER = $(if $(filter cifar,$(STEM)),$(if $(SUBSET),,--checkpoint-dir checkpoints/cifar))
-FLAGS = $(FOLDER) $(if $(DATA),--data $(DATA)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(SUBSET),--subset $(SUBSET)) $(if $(RESUME),--resume)
+FOLDER = $(if $(SUBSET),--checkpoint-dir runs/quick,$(if $(filter cifar,$(STEM)),--checkpoint-dir checkpoints/cifar))
+FLAGS = $(if $(SUBSET),,$(FOLDER)) $(if $(DATA),--data $(DATA)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(SUBSET),--subset $(SUBSET)) $(if $(RESUME),--resume)
 
 .PHONY: demo test test-long reproduce reproduce-contexts
 

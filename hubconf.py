@@ -26,7 +26,7 @@ def _load(names, pretrained, stem, num_classes, checkpoint_dir):
     asked = {fact: value for fact, value in asked.items() if value is not None}
     if not pretrained:
         return {name: (_new(name, asked), {}) for name in names}
-    folder = pathlib.Path(checkpoint_dir or _CHECKPOINTS)
+    folder = pathlib.Path(checkpoint_dir or _CHECKPOINTS / ("cifar" if stem == "cifar" else ""))
     parts = checkpoint.load_parts(lambda file: folder / file, names)
     for name in [name for name in names if name != "selector"]:
         info = parts[name][1]
@@ -79,10 +79,11 @@ def teacher(
     Args:
         pretrained: if True, load the weights in checkpoints/; the network is on the CPU, in eval
             mode. If False, use random weights; the network is in training mode. Both are float32.
-        stem: "cifar" or "cifar-pool", see `models.network`. Default: that of the weights, or
-            "cifar-pool" if not pretrained.
+        stem: "cifar" or "cifar-pool", see `models.network`. Default: that of the weights in
+            checkpoint_dir, or "cifar-pool".
         num_classes: 2 to 1,000. Default: that of the weights, or 10 if not pretrained.
-        checkpoint_dir: the folder of the weights. Default: checkpoints/.
+        checkpoint_dir: the folder of the weights. Default: checkpoints/, or checkpoints/cifar/ for
+            the stem "cifar".
 
     Raises:
         utils.files.UserError: the checkpoint is missing; the message names the command that

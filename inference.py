@@ -7,7 +7,7 @@
     python inference.py --context mixed --checkpoint-dir checkpoints/contexts    evaluate the system
                                            for several contexts; half of the images are degraded
     python inference.py --out results      write the results to another folder
-    python inference.py --subset 500       quick test: networks from runs/quick/ if present there
+    python inference.py --subset 500       quick test: 500 images; the same networks
 
 Needs the students and selector.pth in checkpoints/. If present, teacher.pth and the students that
 were trained without it (NAME_alone.pth) are evaluated as well. If the test set is not available,
@@ -55,7 +55,7 @@ def main() -> int:
 
 def read_flags() -> argparse.Namespace:
     """Parse the flags and refuse combinations that make no sense."""
-    parser = cli.common_parser(__doc__, globals(), quick=True)
+    parser = cli.common_parser(__doc__, globals())
     parser.add_argument("images", nargs="*", type=Path, help="your own images, or folders of them")
     cli.add_out(parser, OUT, "metrics.json, the figures and report.html")
     parser.add_argument(

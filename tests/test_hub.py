@@ -76,15 +76,25 @@ def test_untrained_networks_need_no_checkpoint(name, images, monkeypatch, tmp_pa
         getattr(hubconf, name)()
 
 
-def test_the_stem_is_that_of_the_weights_or_the_one_asked_for():
-    stem = shipped("densenet121")[1]["stem"]
-    other = {"cifar": "cifar-pool", "cifar-pool": "cifar"}[stem]
-    assert hub("densenet121", stem=stem)
-    with pytest.raises(ValueError, match=f"stem is '{other}'.*densenet121.pth has '{stem}'"):
-        hub("densenet121", stem=other)
-    for each, pool in (("cifar", torch.nn.Identity), ("cifar-pool", torch.nn.MaxPool2d)):
-        net = hub("densenet121", pretrained=False, stem=each)
+@torch.no_grad()
+def test_the_stem_is_the_one_asked_for(sample):
+    for stem, pool in (("cifar", torch.nn.Identity), ("cifar-pool", torch.nn.MaxPool2d)):
+        net = hub("densenet121", pretrained=False, stem=stem)
         assert isinstance(net.features.pool0, pool)
+        net = hub("densenet121", stem=stem)
+        assert isinstance(net.features.pool0, pool)
+        assert top1(net(normalize(sample.images[:40])), sample.labels[:40]) > 0.8
+    folder = ROOT / "checkpoints"
+    with pytest.raises(ValueError, match="stem is 'cifar'.*densenet121.pth has 'cifar-pool'"):
+        hub("densenet121", stem="cifar", checkpoint_dir=folder)
+
+
+def test_the_example_of_the_readme_runs_as_it_stands():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (script,) = (block for block in blocks if "torch.hub.load(" in block)
+    script = script.replace("path/to/the/clone", str(ROOT))
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert re.fullmatch(r"tensor\(\[(\d, ){4}\d\]\) tensor\(\[([01], ){4}[01]\]\)\n", done.stdout)
 
 
 def test_the_number_of_classes_is_that_of_the_weights_or_the_one_asked_for(images):

@@ -921,11 +921,15 @@ def test_a_quick_try_leaves_what_a_whole_run_made_as_it_is(
     out = typed(out.splitlines()[-1].removeprefix("next: ") + " --epochs 1")
     assert "students      checkpoints/densenet121.pth, runs/quick/googlenet.pth\n" in out
     assert (quick / "selector.previous.pth").exists()
-    out = typed(out.splitlines()[-1].removeprefix("next: "))
+    follow = out.splitlines()[-1].removeprefix("next: ")
+    assert follow.endswith("--checkpoint-dir runs/quick")
+    out = typed(follow)
     assert (
         "networks      checkpoints/densenet121.pth, runs/quick/googlenet.pth, checkpoints/te" in out
     )
     assert "selector      runs/quick/selector.pth, " in out
+    # Without that folder, --subset means fewer images only.
+    assert "checkpoints/googlenet.pth" in typed(f"python inference.py {places}")
     assert {p.name: p.read_bytes() for p in whole.iterdir() if p.suffix != ".lock"} == before
 
 

@@ -49,7 +49,7 @@ def test_the_scripts_run_to_the_report_with_other_networks(teacher, students, tm
         ("teacherTrain.py", *EPOCH),
         *(("StudentTrain.py", "--model", str(k + 1), *EPOCH) for k in range(len(students))),
         ("trainSelector.py", *EPOCH),
-        ("inference.py", "--out", "out"),
+        ("inference.py", "--out", "out", "--checkpoint-dir", "runs/quick"),
     ]
     commands = [[*command, "--data-dir", str(small_npz)] for command in commands]
     code = RUN.replace("COMMANDS", repr(commands))

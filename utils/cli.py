@@ -177,7 +177,7 @@ class Parser(argparse.ArgumentParser):
     The names of the flags that were given, and their values, are in `typed`.
 
     Args:
-        quick: also write networks there, and look for networks there first, see `found`.
+        quick: also read and write networks there, see `found`.
     """
 
     def __init__(self, *args: Any, quick: bool = False, **values: Any) -> None:
@@ -191,8 +191,7 @@ class Parser(argparse.ArgumentParser):
         def given(name: str) -> bool:  # also if it is equal to the default
             return getattr(parsed, name, None) is not self.get_default(name)
 
-        parsed.quick = self.quick and given("subset") and not given("checkpoint_dir")
-        if parsed.quick:
+        if self.quick and given("subset") and not given("checkpoint_dir"):
             parsed.checkpoint_dir = checkpoint.QUICK
         if given("subset") and self.get_default("out") and not given("out"):
             parsed.out = checkpoint.QUICK / parsed.out.name
@@ -260,9 +259,10 @@ def refuse_folder(parser: argparse.ArgumentParser, flag: str, path: Path | None)
 
 
 def found(args: argparse.Namespace, file: str) -> Path:
-    """The path to read `file` from. In a quick test: CHECKPOINTS if it is not in QUICK."""
+    """The path to read `file` from: for one that QUICK lacks, CHECKPOINTS."""
     path, whole = args.checkpoint_dir / file, checkpoint.CHECKPOINTS / file
-    return whole if args.quick and not path.exists() and whole.exists() else path
+    quick = args.checkpoint_dir.resolve() == checkpoint.QUICK.resolve()
+    return whole if quick and not path.exists() and whole.exists() else path
 
 
 # ------------------------------------------------------------------ other scripts
@@ -287,8 +287,11 @@ def next_step(
     """
     words = ["python", Path(sys.argv[0]).with_name(script), *flags]
     words += retyped(args, *same, "data", "device", "subset")
-    if args.checkpoint_dir not in (checkpoint.CHECKPOINTS, checkpoint.QUICK):
-        words += ["--checkpoint-dir", args.checkpoint_dir]
+    usual = checkpoint.QUICK if "subset" in args.typed else checkpoint.CHECKPOINTS
+    if script == "inference.py":  # there, --subset means fewer images, not other networks
+        usual = checkpoint.CHECKPOINTS
+    if args.checkpoint_dir != usual:
+        words += ["--checkpoint-dir", shown(args.checkpoint_dir)]
     print(f"next: {shlex.join(map(str, words))}")
 
 
