@@ -38,7 +38,8 @@ class Selector(nn.Module):
         self.batches += 1
         if self.number and self.batches == 3:
             signal.raise_signal(self.number)
-        return images[:, 0].mean(dim=(1, 2))
+        red = images[:, 0].mean(dim=(1, 2))
+        return torch.stack([red, torch.zeros_like(red)], dim=1)
 
 
 @pytest.fixture
