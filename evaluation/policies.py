@@ -21,6 +21,7 @@ from models import (
 from utils.data import CIFAR10
 from utils.method import THRESHOLDS as GRID
 
+BOTH, BETTER = ("both", "better") if len(STUDENTS) == 2 else ("all", "best")  # of the students
 POLICIES = {  # name: description for --help
     "selector": "the student that the selector chooses",
     "cascade": "the cheapest student first, the next one only where the answer is not confident",
@@ -53,11 +54,8 @@ class System:
 
     @property
     def names(self) -> list[str]:
-        """Who answers, for each entry of `answered`: a student; "both" or "all" for the mean."""
-        every = "both" if len(STUDENTS) == 2 else "all"
-        return [
-            every if len(archs) == len(STUDENTS) > 1 else "+".join(archs) for archs in self.answered
-        ]
+        """Who answers, for each entry of `answered`: a student, or BOTH for the mean of all."""
+        return [BOTH if len(archs) == len(STUDENTS) else "+".join(archs) for archs in self.answered]
 
     def probabilities(self, logits: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
         """Calibrated probabilities (N, classes) from the outputs of `net`."""
@@ -67,10 +65,11 @@ class System:
 
 def parts_of(policy: str, thresholds: Sequence[float] | None = None) -> tuple[str, ...]:
     """The networks to load for a policy. The selector's checkpoint also contains the thresholds."""
-    students = (policy,) if policy in STUDENTS else STUDENTS
     if policy == "selector":
-        return (*SELECTED, "selector")
-    return (*students, "selector") if policy == "cascade" and not thresholds else students
+        return (*SELECTED, policy)
+    if policy == "cascade" and not thresholds:
+        return (*STUDENTS, "selector")
+    return (policy,) if policy in STUDENTS else STUDENTS
 
 
 def system_of(
@@ -134,12 +133,13 @@ def assemble(
         ready: the same networks, prepared by `for_inference` on one device.
         thresholds: override those in the selector's checkpoint.
     """
-    work = {}
     if policy in THRESHOLDS and not thresholds:
         thresholds = trained["selector"][1].get(*THRESHOLDS[policy])
-    if policy == "cascade":
-        size = trained[STUDENTS[0]][1].get("size", CIFAR10.size)
-        work = {arch: macs(trained[arch][0], size) for arch in STUDENTS}
+    work = {
+        arch: macs(net, facts.get("size", CIFAR10.size))
+        for arch, (net, facts) in trained.items()
+        if policy == "cascade" and arch in STUDENTS
+    }
     system = system_of(policy, ready, work, thresholds)
     # For a mean of logits, a temperature chosen on the validation images is not better.
     system.temperatures = [

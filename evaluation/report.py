@@ -18,7 +18,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from evaluation.policies import THRESHOLDS, along
+from evaluation.policies import BETTER, BOTH, THRESHOLDS, along
 from evaluation.significance import auroc_apart, mcnemar_p
 from evaluation.testset import LABELS, Measured
 from models import NETWORKS, SELECTED, STUDENTS, TEACHER, confidence
@@ -29,7 +29,6 @@ PICTURES = 1000  # maximum number of pictures, to keep the page below 4 MB
 ACROSS = 40  # pictures per row of the sprite sheet
 TOP = 3  # classes shown per network
 SURE = 0.05  # significance level
-BOTH, BETTER = ("both", "better") if len(STUDENTS) == 2 else ("all", "best")  # of the students
 
 
 def write_report(path: Path, measured: Measured, device: str, weights: dict[str, str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from evaluation.policies import Networks, Outcome, System
+from evaluation.policies import BETTER, BOTH, Networks, Outcome, System
 from evaluation.significance import calibration_error, wilson_interval
 from models import NETWORKS, SELECTED, STUDENTS, TEACHER, macs
 from utils.contexts import CONTEXTS
@@ -24,20 +24,16 @@ LABELS = {  # names of the networks and policies in tables and figures
     **{f"{arch}_alone": f"{NETWORKS[arch].title} without the teacher" for arch in STUDENTS},
     "routed": "routed by the selector",
     "cascade": "cascade: both if student 2 is unsure",
-    "better_student": "the better student",
+    "better_student": f"the {BETTER} student",
     "random": "a student at random",
     "more_confident": "the more confident student",
-    "ensemble": "mean of both students' logits",
+    "ensemble": f"mean of {BOTH} students' logits",
     "oracle": "oracle: right if either student is",
 }
 if len(STUDENTS) > 2:
-    LABELS |= {
-        "cascade": "cascade: the next one if unsure",
-        "better_student": "the best student",
-        "more_confident": "the most confident student",
-        "ensemble": "mean of all students' logits",
-        "oracle": "oracle: right if any student is",
-    }
+    LABELS["cascade"] = "cascade: the next one if unsure"
+    LABELS["more_confident"] = "the most confident student"
+    LABELS["oracle"] = "oracle: right if any student is"
 
 ROUTED = {"selector": "routed"}  # names of policies in LABELS and metrics.json, where they differ
 

@@ -13,6 +13,7 @@ import io
 import torch
 from torch import nn
 
+from evaluation.policies import BOTH
 from models import NETWORKS, STEMS, STUDENTS, TEACHER, Selector, macs, network, parameters
 
 STEM = "cifar-pool"
@@ -50,7 +51,7 @@ def all_costs(stem: str) -> dict[str, tuple[float, float, float]]:
         "teacher": (network(TEACHER, stem),),
         **{arch: (net,) for arch, net in students.items()},
         **{f"{arch} + selector": (net, selector) for arch, net in students.items()},
-        f"{'both' if len(students) == 2 else 'all'} + selector": (*students.values(), selector),
+        f"{BOTH} + selector": (*students.values(), selector),
     }
     return {name: costs(*nets) for name, nets in systems.items()}
 

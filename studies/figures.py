@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evaluation.figures import COLORS, MARKERS, WRONG, save, use_font_for
+from evaluation.policies import BETTER, BOTH
 from evaluation.testset import LABELS
 from models import NETWORKS, SELECTED, STUDENTS, MultiStudent
 from utils.contexts import DEGRADED, GROUPS, UNSEEN, degrade
@@ -28,14 +29,13 @@ def accuracy_against_work(routing: dict) -> Figure:
     """Top-1 accuracy against MACs: curves over thresholds, points for networks and policies."""
     figure, axes = plt.subplots(figsize=(9, 5.2), layout="constrained")
     policies, curves = routing["policies"], routing["study"]["curves"]
-    every, better = ("both", "better") if len(STUDENTS) == 2 else ("all", "best")
     points = {  # facts, label, and offset of the label in points
         "teacher": (routing["teacher"], LABELS["teacher"], (-8, 8), "right"),
         **{
             arch: (routing["students"][arch], NETWORKS[arch].title, (0, -16), "center")
             for arch in STUDENTS
         },
-        "ensemble": (policies["ensemble"], f"mean of {every}", (0, -16), "center"),
+        "ensemble": (policies["ensemble"], f"mean of {BOTH}", (0, -16), "center"),
         "random": (policies["random"], LABELS["random"], (4, -16), "left"),
         "routed": (policies["selector"], "selector", (6, 6), "left"),
         "cascade": (policies["cascade"], "cascade", (-6, 8), "right"),
@@ -71,7 +71,7 @@ def accuracy_against_work(routing: dict) -> Figure:
     top = high + 0.15 * (high - low)
     axes.set_ylim(low, top)
     axes.annotate("", (work, top), (work, high), arrowprops={"arrowstyle": "->", "color": "black"})
-    told = f"oracle: {best:.2f} %, {gap:.1f} points above the {better} student"
+    told = f"oracle: {best:.2f} %, {gap:.1f} points above the {BETTER} student"
     axes.annotate(told, (work, (top + high) / 2), (8, 0), textcoords="offset points", va="center")
     axes.set_xlabel("mean multiply-accumulates per image, in millions")
     axes.set_ylabel("top-1 accuracy, %")

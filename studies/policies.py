@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 
 from evaluation import figures_into
-from evaluation.policies import THRESHOLDS, Networks, Outcome, along
+from evaluation.policies import BOTH, THRESHOLDS, Networks, Outcome, along
 from evaluation.significance import auroc_apart, mcnemar_p, wilson_interval
 from models import SELECTED, STUDENTS, confidence, macs
 from utils import cli
@@ -108,7 +108,7 @@ def report(nets: Networks, thresholds: Mapping[str, Sequence[float]]) -> dict:
     areas = {name: facts["auroc"] for name, facts in policies.items() if "auroc" in facts}
     every, interval = auroc_apart(confidences(nets), right)
     if interval:
-        areas["both confidences" if len(STUDENTS) == 2 else "all confidences"] = every
+        areas[f"{BOTH} confidences"] = every
     alone = right & (right.sum(dim=0) == 1)
     return {
         "images": len(nets.labels),
@@ -118,7 +118,7 @@ def report(nets: Networks, thresholds: Mapping[str, Sequence[float]]) -> dict:
         "policies": policies,
         "study": {
             "right": {
-                "both" if len(STUDENTS) == 2 else "all": share(right.all(dim=0)),
+                BOTH: share(right.all(dim=0)),
                 **{f"{arch} alone": share(alone[k]) for k, arch in enumerate(STUDENTS)},
                 "neither" if len(STUDENTS) == 2 else "none": share(~right.any(dim=0)),
             },

@@ -1,5 +1,6 @@
 """Another teacher and other students: one line of models/networks.py is edited, nothing else."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -13,12 +14,13 @@ from models import NETWORKS
 ROOT = Path(__file__).resolve().parent.parent
 RUN = """
 import sys
+from importlib import import_module
 from utils import cli
 
 for script, *flags in COMMANDS:
     sys.argv = [script, *flags, "--subset", "80", "--device", "cpu"]
     try:
-        cli.run(__import__(script.removesuffix(".py")).main)
+        cli.run(import_module(script.removesuffix(".py")).main)
     except SystemExit as stop:
         print(stop.code)
         assert not stop.code, stop.code
@@ -35,7 +37,7 @@ EPOCH = ["--epochs", "1", "--batch-size", "40"]
     ],
 )
 def test_the_scripts_run_to_the_report_with_other_networks(teacher, students, tmp_path, small_npz):
-    for folder in ("models", "utils", "evaluation"):
+    for folder in ("models", "utils", "evaluation", "studies"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     for path in ROOT.glob("*.py"):
         shutil.copy(path, tmp_path)
@@ -50,6 +52,7 @@ def test_the_scripts_run_to_the_report_with_other_networks(teacher, students, tm
         *(("StudentTrain.py", "--model", str(k + 1), *EPOCH) for k in range(len(students))),
         ("trainSelector.py", *EPOCH),
         ("inference.py", "--out", "out", "--checkpoint-dir", "runs/quick"),
+        ("studies.policies", "--collect", "--checkpoint-dir", "runs/quick", "--out", "out"),
     ]
     commands = [[*command, "--data-dir", str(small_npz)] for command in commands]
     code = RUN.replace("COMMANDS", repr(commands))
@@ -58,6 +61,14 @@ def test_the_scripts_run_to_the_report_with_other_networks(teacher, students, tm
     )
     assert done.returncode == 0, done.stdout + done.stderr
     page = (tmp_path / "out" / "report.html").read_text()
+    routing = json.loads((tmp_path / "out" / "routing.json").read_text())
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    for name in ("cascade", "ensemble", "oracle"):
+        facts = routing["policies"][name]
+        assert facts["accuracy"] == pytest.approx(metrics["accuracy"][name], abs=0.05)
+        assert [key for key in facts if key.startswith("share_")] == [
+            f"share_{arch}" for arch in students[:-1]
+        ]
     files = {path.name for path in (tmp_path / "runs" / "quick").glob("*.pth")}
     for name in ("teacher", *students, "selector"):
         assert f"{name}.pth" in files and f'"{name}"' in page
