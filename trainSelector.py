@@ -14,8 +14,14 @@ thresholds for the policies of inference.py) and selector.csv (one row per epoch
 from utils import cli  # first: Ctrl-C while it imports PyTorch ends in one line
 
 # isort: split
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import models
 from models import MultiStudent, Selector, macs, offsets_of
@@ -65,46 +71,28 @@ CUTOUT = 0  # side of the cutout square, in pixels
 
 
 def main() -> None:
-    parser = cli.training_parser(__doc__, globals())
-    cli.add_flag(parser, "CONTEXT", CONTEXT, "context of the images, see utils/contexts.py")
-    what = "label each image with the student that errs less, or that was trained on its context"
-    cli.add_flag(parser, "LABEL_RULE", LABEL_RULE, what)
-    what = "weight each label by the difference of the students' errors"
-    cli.add_flag(parser, "LABEL_WEIGHT", LABEL_WEIGHT, what)
-    args = parser.parse_args()
+    args = read_flags()
     device = pick_device(args.device)
     join_group(device)
     path = args.checkpoint_dir / FILES["selector"]
     claim(path)
-    paths = [cli.found(args, FILES[arch]) for arch in models.STUDENTS]
-    loaded = [load_network(*each) for each in zip(paths, models.STUDENTS, strict=True)]
-    students = dict(zip(models.STUDENTS, (student for student, _ in loaded), strict=True))
-    contexts = [facts["hyperparameters"].get("context", "clean") for _, facts in loaded]
-    trained_on = [contexts[models.STUDENTS.index(arch)] for arch in models.SELECTED]
-    if args.label_rule == "context" and not told_apart(trained_on, args.context):
-        raise UserError(
-            "--label-rule context needs students that were trained on different contexts, and "
-            f"images of each; these were trained on {' and '.join(map(brief, trained_on))} images, "
-            f"the selector is for {args.context} images: use --label-rule errors"
-        )
-    splits = load_splits(args.data, args.subset, device, loaded[0][1])
-    for student_path, (_, facts) in zip(paths, loaded, strict=True):
-        check_data(student_path, facts, splits[0].data)
+    students, trained_on, (clean, val, test) = load_students(args, device)
     # The context of an image is the same in every epoch, because its label depends on it.
-    train, val, test = (in_context(split, args.context) for split in splits)
-    data = data_facts(splits[0].images, splits[0].labels)  # degraded pixels vary with the processor
+    train, val, test = (in_context(split, args.context) for split in (clean, val, test))
     torch.manual_seed(args.seed)
     selector = to_device(Selector(DEPTH, BATCH_NORM, len(models.SELECTED)), device)
     cli.announce(
         f"Training the selector, {DEPTH} blocks, between {' and '.join(models.SELECTED)}",
         **cli.training_facts(args, device, selector, train, val, path),
-        students=", ".join(map(shown, paths)),
+        students=", ".join(shown(cli.found(args, FILES[arch])) for arch in students),
         context=args.context,
         labels=f"by {args.label_rule}, {'' if args.label_weight else 'not '}weighted",
         threshold="chosen on the validation images" if THRESHOLD is None else THRESHOLD,
     )
 
-    settings = cli.settings(globals(), args) | {"arch": "selector", "data": data}
+    settings = cli.settings(globals(), args) | {"arch": "selector"}
+    # Of the clean images: degraded pixels vary with the processor.
+    settings["data"] = data_facts(clean.images, clean.labels)
     settings["students"] = [fingerprint_of(student) for student in students.values()]
     settings["selected"] = list(models.SELECTED)
     run = Run(selector, path, train, settings, resume=args.resume)
@@ -112,23 +100,10 @@ def main() -> None:
 
     work = [macs(student, train.data.size) for student in students.values()]
     students = {arch: for_inference(student, device) for arch, student in students.items()}
-    chosen = [students[arch] for arch in models.SELECTED]
-
-    def labels_of(split: Split, logits: list[torch.Tensor]) -> torch.Tensor:
-        if args.label_rule == "context":
-            return context_labels(args.context, image_seeds(split), trained_on).to(device)
-        return selector_labels(logits, split.labels)
-
-    logits = []
-    if args.label_rule == "errors" or args.label_weight:  # the context alone needs no student
-        logits = [predict(students[arch], train, arch) for arch in models.SELECTED]
-    targets = labels_of(train, logits)
-    weights = torch.ones(len(train), device=device)
-    if args.label_weight:
-        weights = label_weights(logits, train.labels)
+    targets, weights = label(train, students, trained_on, args)
+    val_targets, _ = label(val, students, trained_on, args)
     print(f"{share(targets == 0):.1%} of the training images are labeled with student 1")
     val_logits = {arch: predict(student, val) for arch, student in students.items()}
-    val_targets = labels_of(val, [val_logits[arch] for arch in models.SELECTED])
     right = torch.stack([val_logits[arch].argmax(dim=1) == val.labels for arch in models.SELECTED])
 
     for _ in run.epochs():
@@ -145,26 +120,96 @@ def main() -> None:
 
     selector = for_inference(load_network(path)[0], device)
     scores = predict(selector, val)
-    thresholds = [THRESHOLD] * (len(chosen) - 1)
+    thresholds = [THRESHOLD] * (len(models.SELECTED) - 1)
     if THRESHOLD is None:
         thresholds = selector_thresholds(scores, right)
     offsets = offsets_of(thresholds).to(device)
-    facts = {
-        "thresholds": thresholds,
-        "cascade_thresholds": cascade_thresholds(list(val_logits.values()), val.labels, work),
-        "val_accuracy": routed_accuracy(scores + offsets, right),
+    routed = MultiStudent([students[arch] for arch in models.SELECTED], selector, offsets)
+    report(
+        path,
+        predict(routed, test, "test"),
+        test,
+        thresholds=thresholds,
+        cascade_thresholds=cascade_thresholds(list(val_logits.values()), val.labels, work),
+        val_accuracy=routed_accuracy(scores + offsets, right),
+    )
+    same_context = [] if args.context == "clean" else ["--context", args.context]
+    cli.next_step(args, "inference.py", *same_context)
+
+
+def read_flags() -> argparse.Namespace:
+    """Parse the flags."""
+    parser = cli.training_parser(__doc__, globals())
+    cli.add_flag(parser, "CONTEXT", CONTEXT, "context of the images, see utils/contexts.py")
+    what = "label each image with the student that errs less, or that was trained on its context"
+    cli.add_flag(parser, "LABEL_RULE", LABEL_RULE, what)
+    what = "weight each label by the difference of the students' errors"
+    cli.add_flag(parser, "LABEL_WEIGHT", LABEL_WEIGHT, what)
+    return parser.parse_args()
+
+
+def load_students(
+    args: argparse.Namespace, device: torch.device
+) -> tuple[dict[str, nn.Module], list[str], tuple[Split, Split, Split]]:
+    """The students by name, the contexts that those in SELECTED were trained on, and the images.
+
+    Raises UserError if a student is missing or for other images, or if --label-rule context cannot
+    tell the students apart.
+    """
+    paths = {arch: cli.found(args, FILES[arch]) for arch in models.STUDENTS}
+    loaded = {arch: load_network(path, arch) for arch, path in paths.items()}
+    contexts = {
+        arch: facts["hyperparameters"].get("context", "clean")
+        for arch, (_, facts) in loaded.items()
     }
-    logits, choice = predict(MultiStudent(chosen, selector, offsets), test, "test")
+    trained_on = [contexts[arch] for arch in models.SELECTED]
+    if args.label_rule == "context" and not told_apart(trained_on, args.context):
+        raise UserError(
+            "--label-rule context needs students that were trained on different contexts, and "
+            f"images of each; these were trained on {' and '.join(map(brief, trained_on))} images, "
+            f"the selector is for {args.context} images: use --label-rule errors"
+        )
+    splits = load_splits(args.data, args.subset, device, loaded[models.STUDENTS[0]][1])
+    for arch, (_, facts) in loaded.items():
+        check_data(paths[arch], facts, splits[0].data)
+    return {arch: student for arch, (student, _) in loaded.items()}, trained_on, splits
+
+
+def label(
+    split: Split,
+    students: Mapping[str, nn.Module],
+    trained_on: Sequence[str],
+    args: argparse.Namespace,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which student should answer each image, int64 (N,), and the weight of that label, (N,)."""
+    weights = torch.ones(len(split), device=split.labels.device)
+    logits = []
+    if args.label_rule == "errors" or args.label_weight:  # the context alone needs no student
+        logits = [predict(students[arch], split, arch) for arch in models.SELECTED]
+    if args.label_weight:
+        weights = label_weights(logits, split.labels)
+    if args.label_rule == "errors":
+        return selector_labels(logits, split.labels), weights
+    targets = context_labels(args.context, image_seeds(split), trained_on)
+    return targets.to(split.labels.device), weights
+
+
+def report(
+    path: Path, routed: tuple[torch.Tensor, torch.Tensor], test: Split, **facts: Any
+) -> None:
+    """Add `facts` and the test accuracy to the checkpoint, and print them.
+
+    `routed` are the logits (N, classes) and choices (N,) of the routed system for `test`.
+    """
+    logits, choice = routed
     facts["test_accuracy"] = top1(logits, test.labels)
     amend_checkpoint(path, **facts)
-    same_context = [] if args.context == "clean" else ["--context", args.context]
     print(
-        f"\nthreshold {', '.join(f'{each:.2f}' for each in thresholds)}: routed top-1 "
+        f"\nthreshold {', '.join(f'{each:.2f}' for each in facts['thresholds'])}: routed top-1 "
         f"{facts['val_accuracy']:.2%} on the validation images, {facts['test_accuracy']:.2%} on "
         f"{len(test):,} test images; {share(choice == 0):.1%} of these went to "
         f"{models.SELECTED[0]}; wrote {shown(path)}"
     )
-    cli.next_step(args, "inference.py", *same_context)
 
 
 if __name__ == "__main__":
