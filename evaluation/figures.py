@@ -224,7 +224,7 @@ def _draw_sample(axes: Axes, measured: Measured, place: int) -> None:
     classes, label = measured.test.classes, measured.nets.labels[place].item()
     axes.imshow(measured.test.images[place].cpu().numpy())
     axes.set_title(_short(classes[label]), loc="center", fontsize=10)
-    chosen = SELECTED[measured.outcomes["routed"].choice[place]]
+    chosen = SELECTED[measured.outcomes["routed"].choice[place].item()]
     for row, arch in enumerate(STUDENTS):
         answer = measured.answers[arch].labels[place].item()
         percent = 100 * measured.answers[arch].probabilities[place].item()

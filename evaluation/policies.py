@@ -211,7 +211,7 @@ class Networks:
         system = policy if isinstance(policy, System) else self.system(policy, thresholds)
         logits, choice = system.net(torch.arange(len(self.labels), device=self.labels.device))
         costs = [sum(self.work[name] for name in names) for names in system.ran]
-        times = choice.bincount(minlength=len(costs)).tolist()
+        times = [(choice == k).sum().item() for k in range(len(costs))]
         ran = {
             arch: choice.new_tensor([arch in names for names in system.ran])[choice] > 0
             for arch in STUDENTS

@@ -17,6 +17,7 @@ from utils.contexts import CONTEXTS
 from utils.data import Split, is_default, load_sample, load_splits
 from utils.files import UserError
 from utils.logits import predict
+from utils.method import share
 
 LABELS = {  # names of the networks and policies in tables and figures
     "teacher": f"teacher, {NETWORKS[TEACHER].title}",
@@ -168,7 +169,7 @@ def evaluate(
     members = {test.classes[k]: labels == k for k in labels.unique().tolist()}
     accuracy = {name: right[name].mean().item() for name in names}
     choice = outcomes["routed"].choice
-    shares = choice.bincount(minlength=len(SELECTED)).double() / len(choice)
+    shares = [share(choice == k) for k in range(len(SELECTED))]
     metrics = {
         "images": len(labels),
         "accuracy": accuracy,
@@ -177,7 +178,7 @@ def evaluate(
             name: {label: right[name][of].mean().item() for label, of in members.items()}
             for name in names
         },
-        "route_share": dict(zip(SELECTED, shares.tolist(), strict=True)),
+        "route_share": dict(zip(SELECTED, shares, strict=True)),
         "route_share_per_class": {
             label: (choice[of] == 0).double().mean().item() for label, of in members.items()
         },
@@ -244,8 +245,8 @@ def print_tables(metrics: dict) -> None:
     wide = max(14, *(len(head) + 2 for head in heads))
     width = max(18, *(len(label) + 1 for label in metrics["route_share_per_class"]))
     print(f"\n{'top-1 % by class':<{width}}" + "".join(f"{head:>{wide}}" for head in heads))
-    for label, share in metrics["route_share_per_class"].items():
-        shares = [*(metrics["per_class"][name][label] for name in columns), share]
+    for label, part in metrics["route_share_per_class"].items():
+        shares = [*(metrics["per_class"][name][label] for name in columns), part]
         print(f"{label:<{width}}" + "".join(f"{100 * each:>{wide}.1f}" for each in shares))
     shares = [*(metrics["accuracy"][name] for name in columns), metrics["route_share"][SELECTED[0]]]
     print(f"{'all':<{width}}" + "".join(f"{100 * each:>{wide}.1f}" for each in shares) + "\n")
