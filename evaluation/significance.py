@@ -3,7 +3,7 @@
 import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -122,10 +122,9 @@ def auroc_apart(
         alone.
     """
     areas = []
-    for i, j in itertools.combinations(range(len(right)), 2):
+    for i, j, *_ in _pairs(right):
         apart = right[i] != right[j]
         areas.append(auroc((scores[:, i] - scores[:, j])[apart], right[i][apart]))
-    areas = [area for area in areas if not math.isnan(area)]
     if not areas:
         return math.nan, None
     area = statistics.fmean(areas)
@@ -137,13 +136,17 @@ def auroc_mean_interval(area: float, right: torch.Tensor) -> tuple[float, float]
 
     The pairs share images, so the interval of their mean is not much smaller.
     """
-    ends = []
+    ends = [auroc_interval(area, *alone) for _, _, *alone in _pairs(right)]
+    low, high = map(statistics.fmean, zip(*ends, strict=True))
+    return low, high
+
+
+def _pairs(right: torch.Tensor) -> Iterator[tuple[int, int, int, int]]:
+    """Pairs of students of whom each is correct alone, and on how many images each is."""
     for i, j in itertools.combinations(range(len(right)), 2):
         alone = (right[i] & ~right[j]).sum().item(), (right[j] & ~right[i]).sum().item()
         if all(alone):
-            ends.append(auroc_interval(area, *alone))
-    low, high = map(statistics.fmean, zip(*ends, strict=True))
-    return low, high
+            yield i, j, *alone
 
 
 def reliability(
