@@ -15,7 +15,7 @@ from utils import cli  # first: Ctrl-C while it imports PyTorch ends in one line
 
 # isort: split
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +100,13 @@ def main() -> None:
 
     work = [macs(student, train.data.size) for student in students.values()]
     students = {arch: for_inference(student, device) for arch, student in students.items()}
-    targets, weights = label(train, students, trained_on, args)
-    val_targets, _ = label(val, students, trained_on, args)
+    logits = []
+    if args.label_rule == "errors" or args.label_weight:  # the context alone needs no student
+        logits = [predict(students[arch], train, arch) for arch in models.SELECTED]
+    targets, weights = label(train, logits, trained_on, args)
     print(f"{share(targets == 0):.1%} of the training images are labeled with student 1")
     val_logits = {arch: predict(student, val) for arch, student in students.items()}
+    val_targets, _ = label(val, [val_logits[arch] for arch in models.SELECTED], trained_on, args)
     right = torch.stack([val_logits[arch].argmax(dim=1) == val.labels for arch in models.SELECTED])
 
     for _ in run.epochs():
@@ -177,15 +180,15 @@ def load_students(
 
 def label(
     split: Split,
-    students: Mapping[str, nn.Module],
+    logits: Sequence[torch.Tensor],
     trained_on: Sequence[str],
     args: argparse.Namespace,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which student should answer each image, int64 (N,), and the weight of that label, (N,)."""
+    """Which student should answer each image, int64 (N,), and the weight of that label, (N,).
+
+    `logits` are those of the students in SELECTED, each (N, classes).
+    """
     weights = torch.ones(len(split), device=split.labels.device)
-    logits = []
-    if args.label_rule == "errors" or args.label_weight:  # the context alone needs no student
-        logits = [predict(students[arch], split, arch) for arch in models.SELECTED]
     if args.label_weight:
         weights = label_weights(logits, split.labels)
     if args.label_rule == "errors":

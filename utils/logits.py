@@ -39,8 +39,8 @@ def predict(
         batch_size: images per step.
 
     Returns:
-        float32 logits: (N, classes) of a classifier, (N,) of the selector. For a MultiStudent or
-        Cascade, a tuple of logits and int64 (N,).
+        float32 logits: (N, classes) of a classifier, (N, students) of the selector. For a system
+        such as MultiStudent or Cascade, a tuple of logits and int64 (N,).
 
     Raises:
         UserError: a logit is not finite, or memory is too small.
