@@ -6,6 +6,7 @@
     python StudentTrain.py --model 1 --resume                   continue a run that was stopped
     python StudentTrain.py --model 2 --distill-loss none        train without the teacher
     python StudentTrain.py --model 1 --teacher PATH             use another network as teacher
+    python StudentTrain.py --model 1 --teacher PATH PATH        the mean of the logits of several
     python StudentTrain.py --model 1 --context degraded         use noisy, dark, blurred images
     torchrun --standalone --nproc_per_node=2 StudentTrain.py --model 1          use two GPUs
 
@@ -24,7 +25,7 @@ from pathlib import Path
 import torch
 
 import models
-from utils.checkpoint import ALONE, FILES, fingerprint_of, load_network, starting_network
+from utils.checkpoint import ALONE, FILES, fingerprint_of, load_teacher, starting_network
 from utils.contexts import in_context
 from utils.data import data_facts, load_splits, named_images
 from utils.device import autocast, pick_device, to_device
@@ -72,13 +73,13 @@ def main() -> None:
     claim(path)
     teacher, taught_by = None, None
     if not alone:
-        teacher_path = args.teacher or cli.found(args, FILES["teacher"])
+        paths = args.teacher or [cli.found(args, FILES["teacher"])]
         stem = args.stem if args.teacher else None  # lets in weights of other projects
-        teacher, facts = load_network(teacher_path, models.TEACHER, stem)
+        teacher, facts = load_teacher(paths, stem)
         taught_by = fingerprint_of(teacher)
     train, val, test = load_splits(args.data, args.subset, device, facts if teacher else None)
     if teacher:
-        teacher = ready_teacher(teacher, facts, teacher_path, val, fused=not LAYERS)
+        teacher = ready_teacher(teacher, facts, paths[0], val, fused=not LAYERS)
     if args.indices:
         train = named_images(train, args.indices)
     val, test = in_context(val, args.context), in_context(test, args.context)
@@ -88,7 +89,7 @@ def main() -> None:
     cli.announce(
         f"Training student {args.model}, {arch} with the {args.stem} stem",
         **cli.training_facts(args, device, student, train, val, path),
-        **({} if alone else {"teacher": shown(teacher_path)}),
+        **({} if alone else {"teacher": ", ".join(map(shown, paths))}),
     )
 
     settings = cli.settings(globals(), args) | {"arch": arch, "init": init, "teacher": taught_by}
@@ -97,7 +98,7 @@ def main() -> None:
     run = Run(student, path, train, settings, [own for own, _ in LAYERS], resume=args.resume)
     stored = online = None  # logits of the teacher; the teacher itself, if it runs on every batch
     if teacher and TEACHER_VIEWS and not LAYERS:
-        folder = logits_folder(teacher_path, path, args.subset)
+        folder = logits_folder(paths[0], path, args.subset)
         stored = TeacherLogits(teacher, taught_by, run.loader, folder, run.pause)
     elif teacher:
         online = Outputs(teacher, [its for _, its in LAYERS])
@@ -141,10 +142,12 @@ def read_flags() -> argparse.Namespace:
     parser.add_argument(
         "--teacher",
         type=Path,
+        nargs="+",
         metavar="PATH",
         help="checkpoint of the teacher: one of this project, or weights with torchvision's "
         f"parameter names for a {models.NETWORKS[models.TEACHER].title} with a 3x3 first "
-        "convolution (default: teacher.pth in --checkpoint-dir)",
+        "convolution; of several of this project, of any architectures, the mean of the logits "
+        "teaches (default: teacher.pth in --checkpoint-dir)",
     )
     what = "context of the student's images, see utils/contexts.py (the teacher's are clean)"
     cli.add_flag(parser, "CONTEXT", CONTEXT, what)

@@ -2,7 +2,7 @@
 
 from models.cascade import Cascade, MoreConfident, confidence
 from models.cost import macs, parameters
-from models.multistudent import MultiStudent, Recorded, offsets_of
+from models.multistudent import Mean, MultiStudent, Recorded, offsets_of
 from models.networks import (
     CLASS_COUNTS,
     NETWORKS,
@@ -23,6 +23,7 @@ __all__ = [
     "STUDENTS",
     "TEACHER",
     "Cascade",
+    "Mean",
     "MoreConfident",
     "MultiStudent",
     "Recorded",

@@ -79,6 +79,17 @@ class MultiStudent(nn.Module):
         return torch.cat(parts)[torch.cat(positions).argsort()], choice
 
 
+class Mean(nn.Module):
+    """The mean of the float32 logits of several networks, for images (N, 3, H, W)."""
+
+    def __init__(self, nets: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.stack([net(images).float() for net in self.nets]).mean(dim=0)
+
+
 class Recorded(nn.Module):
     """Stored outputs (N, ...) in the place of a network: its images are places, int64 (B,).
 

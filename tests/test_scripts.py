@@ -26,6 +26,7 @@ import trainSelector
 from models import STUDENTS, MultiStudent, offsets_of
 from studies import policies, selectors
 from utils import cli, files
+from utils.augment import Augmentation, Batches
 from utils.checkpoint import EXPECTED, FILES, fingerprint_of, load_network
 from utils.contexts import image_seeds, in_context, kinds
 from utils.data import fingerprint, load_splits
@@ -340,11 +341,27 @@ def test_a_student_learns_from_a_teacher_from_elsewhere(pipeline, small_npz, tmp
     assert taught == fingerprint(load_network(path, "resnet50", found)[0].state_dict().values())
 
 
+def test_several_teachers_teach_the_mean_of_their_logits(pipeline, small_npz, tmp_path, call):
+    paths = [pipeline[0] / "teacher.pth", pipeline[0] / "googlenet.pth"]
+    flags = ["--model", 1, *QUICK, "--teacher", *paths]
+    out, _ = call("StudentTrain.py", tmp_path, small_npz, *flags)
+    assert f"--teacher {paths[0]} {paths[1]} --epochs" in out  # in the next command
+    train = load_splits(small_npz, 40)[0]
+    facts = load_network(tmp_path / "densenet121.pth")[1]["hyperparameters"]
+    (file,) = (pipeline[0] / "teacher.logits").glob(f"{facts['teacher']}-*-00.npz")
+    images = Batches(train.images, 20, 0, Augmentation(4, True, 8), 16).view(0, torch.arange(40))
+    nets = [load_network(path)[0] for path in paths]
+    with torch.inference_mode():
+        expected = sum(net(images) for net in nets) / 2
+    assert torch.allclose(torch.from_numpy(np.load(file)["logits"]).float(), expected, atol=0.02)
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
         (["--teacher", "none.pth"], "none.pth is missing"),
         (["--teacher", "googlenet.pth"], "holds 'googlenet', expected 'resnet50'"),
+        (["--teacher", "teacher.pth", "selector.pth"], "selector.pth holds a selector"),
         (["--teacher", "teacher.pth", "--distill-loss", "none"], "leave one of them out"),
     ],
 )

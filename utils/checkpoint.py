@@ -10,7 +10,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from models import CLASS_COUNTS, NETWORKS, SELECTED, STEMS, STUDENTS, TEACHER, Selector, network
+from models import (
+    CLASS_COUNTS,
+    NETWORKS,
+    SELECTED,
+    STEMS,
+    STUDENTS,
+    TEACHER,
+    Mean,
+    Selector,
+    network,
+)
 from utils.data import (
     CIFAR10,
     CLASSES,
@@ -267,6 +277,25 @@ def load_network(
             raise UserError(f"{path}: its weights {name} are not finite")
     net.load_state_dict(weights)
     return net.eval(), checkpoint
+
+
+def load_teacher(
+    paths: Sequence[Path], stem: str | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Load a teacher and its checkpoint dictionary; of several, their `Mean` and the first's.
+
+    A single one must be of the architecture TEACHER, and `stem` lets in weights of other projects.
+    Raises UserError as `load_network` does, or if several were trained on other images.
+    """
+    if len(paths) == 1:
+        return load_network(paths[0], TEACHER, stem)
+    loaded = [load_network(path) for path in paths]
+    _, facts = loaded[0]
+    for path, (_, others) in zip(paths, loaded, strict=True):
+        if others["arch"] not in NETWORKS:
+            raise UserError(f"{path} holds a selector, which teaches nothing: leave it out")
+        check_data(path, others, replace(data_of(facts), name=shown(paths[0])))
+    return Mean([net for net, _ in loaded]), facts
 
 
 def fingerprint_of(net: nn.Module) -> str:

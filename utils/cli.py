@@ -270,12 +270,13 @@ def found(args: argparse.Namespace, file: str) -> Path:
 
 def retyped(args: argparse.Namespace, *names: str) -> list[str]:
     """Those of the flags `names` that were given, with their values, for another command."""
-    return [
-        word
-        for name in names
-        if name in args.typed
-        for word in (f"--{name.replace('_', '-')}", str(args.typed[name]))
-    ]
+    words = []
+    for name in names:
+        if name in args.typed:
+            value = args.typed[name]
+            values = value if isinstance(value, list) else [value]
+            words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return words
 
 
 def next_step(
