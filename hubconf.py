@@ -13,7 +13,7 @@ from torch import nn
 
 import models
 from evaluation import policies
-from utils import checkpoint
+from utils import checkpoint, data
 
 dependencies = ["torch", "torchvision", "numpy", "tqdm", "filelock"]
 # Modules are imported whole: torch.hub lists every public callable here as an entry point.
@@ -48,18 +48,20 @@ def _new(name, asked):
 
 
 def _network(name: str, *asked) -> nn.Module:
-    return _checked(_load([name], *asked)[name][0])
+    parts = _load([name], *asked)
+    return _checked(parts[name][0], parts)
 
 
 def _system(policy: str, pretrained: bool, *asked) -> nn.Module:
     parts = _load(policies.parts_of(policy), pretrained, *asked)
     nets = {name: net for name, (net, _) in parts.items()}
     system = policies.assemble(policy, parts, nets).net
-    return _checked(system if pretrained else system.train())
+    return _checked(system if pretrained else system.train(), parts)
 
 
-def _checked(net: nn.Module) -> nn.Module:
-    net.register_forward_pre_hook(models.check_images)
+def _checked(net: nn.Module, parts) -> nn.Module:
+    sizes = [facts.get("size", 32) for _, facts in parts.values() if facts] or data.SIZES
+    net.register_forward_pre_hook(_partial(models.check_images, sizes=sizes))
     return net
 
 
@@ -69,12 +71,12 @@ def teacher(
     num_classes: int | None = None,
     checkpoint_dir: str | None = None,
 ) -> nn.Module:
-    """The teacher: images (N, 3, 32, 32) -> logits (N, classes).
+    """The teacher: images (N, 3, S, S) -> logits (N, classes).
 
     Images are RGB values divided by 255, then normalized with mean (0.4914, 0.4822, 0.4465) and
     standard deviation (0.2470, 0.2435, 0.2616). The network raises ValueError if the input is not
-    float (N, 3, 32, 32). The weights in this repository are for the classes of CIFAR-10, in the
-    usual order.
+    float (N, 3, S, S), with S as in its training. The weights in this repository are for CIFAR-10:
+    S is 32, and the classes are in the usual order.
 
     Args:
         pretrained: if True, load the weights in checkpoints/; the network is on the CPU, in eval
@@ -94,7 +96,7 @@ def teacher(
 
 
 def selector(pretrained: bool = True, checkpoint_dir: str | None = None) -> nn.Module:
-    """The selector: images (N, 3, 32, 32) -> logits (N, students).
+    """The selector: images (N, 3, S, S) -> logits (N, students).
 
     Their softmax are the probabilities that a student has the smallest error. Images and arguments
     are the same as those of `teacher`.
@@ -113,7 +115,7 @@ def _entry(name, make, what, text):
 
     entry.__name__ = entry.__qualname__ = name
     entry.__doc__ = (
-        f"{what}: images (N, 3, 32, 32) -> logits (N, classes){text}\n\n"
+        f"{what}: images (N, 3, S, S) -> logits (N, classes){text}\n\n"
         "    Images and arguments are the same as those of `teacher`.\n    "
     )
     globals()[name] = entry

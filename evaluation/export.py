@@ -4,7 +4,8 @@
     python -m evaluation.export --out runs/onnx --policy cascade
 
 Writes NAME.onnx for each network of the policy, and routing.json with what is needed to choose
-between them. The exported networks take uint8 images (N, 32, 32, 3); normalization is included.
+between them. The exported networks take uint8 images (N, S, S, 3), of the size S that they were
+trained on; normalization is included.
 docs/export.md shows how to route a batch with ONNX Runtime.
 
 Needs onnx and onnxscript, and the checkpoints of the networks.
@@ -22,7 +23,8 @@ from torch import nn
 from evaluation.policies import POLICIES, assemble, parts_of, temperature_of
 from models import offsets_of
 from utils import cli
-from utils.checkpoint import CHECKPOINTS, fingerprint_of, load_parts
+from utils.checkpoint import CHECKPOINTS, data_of, fingerprint_of, load_parts
+from utils.data import DataSet
 from utils.files import UserError, replacing, shown, try_folder
 from utils.safe_load import brief
 
@@ -31,13 +33,13 @@ PACKAGES = "onnx onnxscript onnxruntime"  # onnxruntime is only needed to run th
 
 
 class FromPixels(nn.Module):
-    """Normalization, then `net`: uint8 (N, 32, 32, 3) -> output of `net`."""
+    """Normalization, then `net`: uint8 (N, S, S, 3) -> output of `net`."""
 
-    def __init__(self, net: nn.Module, mean: list[float], std: list[float]) -> None:
+    def __init__(self, net: nn.Module, data: DataSet) -> None:
         super().__init__()
         self.net = net
-        self.register_buffer("mean", torch.tensor(mean) * 255)
-        self.register_buffer("std", torch.tensor(std) * 255)
+        self.register_buffer("mean", torch.tensor(data.mean) * 255)
+        self.register_buffer("std", torch.tensor(data.std) * 255)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.net(((images - self.mean) / self.std).permute(0, 3, 1, 2))
@@ -46,15 +48,16 @@ class FromPixels(nn.Module):
 def onnx_bytes(net: nn.Module, facts: dict[str, Any]) -> bytes:
     """Convert a network to the content of an ONNX file.
 
-    The input is `images`, uint8 (N, 32, 32, 3). The output is `logits`, float32 (N, classes), or
+    The input is `images`, uint8 (N, S, S, 3). The output is `logits`, float32 (N, classes), or
     (N, students) for the selector. N is dynamic.
 
     Args:
         net, facts: a network and its checkpoint dictionary, from `load_network`.
     """
+    data = data_of(facts)
     program = torch.onnx.export(
-        FromPixels(net, facts["mean"], facts["std"]).eval(),
-        (torch.zeros(2, 32, 32, 3, dtype=torch.uint8),),
+        FromPixels(net, data).eval(),
+        (torch.zeros(2, data.size, data.size, 3, dtype=torch.uint8),),
         input_names=["images"],
         output_names=["logits"],
         dynamic_shapes=({0: "N"},),

@@ -1,6 +1,6 @@
 """The networks that can be teacher or student, and the choice of both."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -111,11 +111,15 @@ def network(arch: str, stem: str = "cifar-pool", classes: int = 10) -> nn.Module
     return net.float()
 
 
-def check_images(net: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-    """A forward pre-hook that raises ValueError unless the input is float (N, 3, 32, 32)."""
+def check_images(net: nn.Module, inputs: tuple[torch.Tensor], sizes: Sequence[int]) -> None:
+    """A forward pre-hook that raises ValueError unless the input is float (N, 3, S, S).
+
+    `sizes` are the values that S may have.
+    """
     images = inputs[0]
-    if not images.is_floating_point() or list(images.shape[1:]) != [3, 32, 32]:
+    shapes = [[3, size, size] for size in sizes]
+    if not images.is_floating_point() or list(images.shape[1:]) not in shapes:
         raise ValueError(
             f"images are {images.dtype} {list(images.shape)}, but this network takes float "
-            "[N, 3, 32, 32], divided by 255 and normalized: see hubconf.teacher"
+            f"[N, 3, {sizes[0]}, {sizes[0]}], divided by 255 and normalized: see hubconf.teacher"
         )

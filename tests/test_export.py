@@ -10,10 +10,10 @@ import torch
 
 from benchmarks import subjects
 from evaluation import export
-from models import STUDENTS, MultiStudent, offsets_of
+from models import STUDENTS, MultiStudent, network, offsets_of
 from utils import cli
 from utils.checkpoint import FILES, load_network, read_checkpoint, write_dict
-from utils.data import fingerprint, normalize
+from utils.data import DataSet, fingerprint, normalize
 from utils.device import for_inference
 from utils.logits import predict
 
@@ -98,6 +98,17 @@ def test_torch_export_of_the_page_gives_the_networks(clone, scripts, sample, mon
     for name in ("selector", *STUDENTS):
         program = torch.export.load(f"runs/onnx/{name}.pt2").module()
         torch.testing.assert_close(program(images), shipped(name)[0](images))
+
+
+@torch.no_grad()
+def test_images_have_the_size_and_the_colors_of_the_training():
+    data = DataSet("mine", ("a", "b"), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 64)
+    facts = vars(data) | {"classes": list(data.classes)}
+    net = network("cnn", classes=2).eval()
+    session = onnxruntime.InferenceSession(export.onnx_bytes(net, facts))
+    images = torch.randint(256, (3, 64, 64, 3), dtype=torch.uint8)
+    (logits,) = session.run(["logits"], {"images": images.numpy()})
+    assert logits == pytest.approx(net(normalize(images, data)).numpy(), abs=1e-4)
 
 
 def test_the_facts_stand_beside_the_networks(clone):

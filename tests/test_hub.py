@@ -152,7 +152,7 @@ def test_the_help_of_every_entry_tells_shapes_and_normalization():
     assert public == set(ENTRIES)  # what torch.hub.list returns
     texts = {name: getattr(hubconf, name).__doc__ for name in ENTRIES}  # from torch.hub.help
     for name, text in texts.items():
-        assert "(N, 3, 32, 32) ->" in text and (
+        assert "(N, 3, S, S) ->" in text and (
             name in ("teacher", TEACHER) or "those of `teacher`" in text
         )
     assert "num_classes: 2 to 1,000" in texts["teacher"]

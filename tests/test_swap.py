@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from models import NETWORKS
@@ -24,19 +25,31 @@ for script, *flags in COMMANDS:
     except SystemExit as stop:
         print(stop.code)
         assert not stop.code, stop.code
+
+import hubconf, torch
+images = torch.zeros(2, 3, SIZE, SIZE)
+logits, choice = hubconf.multistudent(checkpoint_dir="runs/quick")(images)
+assert logits.shape == (2, 10) and choice.shape == (2,)
 """
 CODE = (".py", ".js", ".html")
 EPOCH = ["--epochs", "1", "--batch-size", "40"]
 
 
 @pytest.mark.parametrize(
-    ("teacher", "students"),
+    ("teacher", "students", "size"),
     [
-        ("shufflenet_v2_x1_0", ("mobilenet_v3_small", "again")),
-        ("resnet18", ("again", "shufflenet_v2_x1_0", "cnn")),
+        ("shufflenet_v2_x1_0", ("mobilenet_v3_small", "again"), 64),
+        ("resnet18", ("again", "shufflenet_v2_x1_0", "cnn"), 32),
     ],
 )
-def test_the_scripts_run_to_the_report_with_other_networks(teacher, students, tmp_path, small_npz):
+def test_the_scripts_run_to_the_report_with_other_networks(
+    teacher, students, size, tmp_path, small_npz
+):
+    with np.load(small_npz) as file:
+        arrays = dict(file)
+    for part in ("train_images", "test_images"):
+        arrays[part] = arrays[part].repeat(size // 32, axis=1).repeat(size // 32, axis=2)
+    np.savez(tmp_path / "mine.npz", **arrays)
     for folder in ("models", "utils", "evaluation", "studies"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     for path in ROOT.glob("*.py"):
@@ -54,8 +67,8 @@ def test_the_scripts_run_to_the_report_with_other_networks(teacher, students, tm
         ("inference.py", "--out", "out", "--checkpoint-dir", "runs/quick"),
         ("studies.policies", "--collect", "--checkpoint-dir", "runs/quick", "--out", "out"),
     ]
-    commands = [[*command, "--data-dir", str(small_npz)] for command in commands]
-    code = RUN.replace("COMMANDS", repr(commands))
+    commands = [[*command, "--data", "mine.npz"] for command in commands]
+    code = RUN.replace("COMMANDS", repr(commands)).replace("SIZE", str(size))
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
