@@ -30,7 +30,10 @@ def accuracy_against_work(routing: dict) -> Figure:
     figure, axes = plt.subplots(figsize=(9, 5.2), layout="constrained")
     policies, curves = routing["policies"], routing["study"]["curves"]
     points = {  # facts, label, and offset of the label in points
-        "teacher": (routing["teacher"], LABELS["teacher"], (-8, 8), "right"),
+        **{
+            name: (routing[name], LABELS[name], (-8, 8), "right")
+            for name in routing.keys() & {"teacher"}
+        },
         **{
             arch: (routing["students"][arch], NETWORKS[arch].title, (0, -16), "center")
             for arch in STUDENTS

@@ -3,12 +3,14 @@
     python -m studies.policies                                  write routing.json and routing.png
     python -m studies.policies --scores mine.npy --macs 9.1     evaluate your own router
     python -m studies.policies --collect                        recompute the logits first
+    python -m studies.policies --collect --context mixed --checkpoint-dir checkpoints/contexts \
+        --out runs/policies                                     another system and its images
 
 Runs in seconds, without images or weights, because results/logits.npz has the logits of the
 networks for the 5,000 validation and 10,000 test images. --collect writes that file in minutes; it
-needs all checkpoints and CIFAR-10. All results are measured on the test images. The thresholds
-of the selector and the cascade are in the selector's checkpoint; they were chosen on the validation
-images.
+needs CIFAR-10, the students and the selector, and takes the teacher as well if it is there. All
+results are measured on the test images. The thresholds of the selector and the cascade are in the
+selector's checkpoint; they were chosen on the validation images.
 
 Your own router is a .npy file of 15,000 scores, for the validation images and then the test images.
 A high score means that student 1 should answer. With more than two students, it has one column of
@@ -32,6 +34,7 @@ from evaluation.significance import auroc_apart, mcnemar_p, wilson_interval
 from models import SELECTED, STUDENTS, confidence, macs
 from utils import cli
 from utils.checkpoint import FILES, check_data, fingerprint_of, load_parts
+from utils.contexts import in_context
 from utils.data import described, load_splits
 from utils.device import for_inference, pick_device
 from utils.files import UserError, replacing, shown, try_folder, write_json
@@ -110,9 +113,10 @@ def report(nets: Networks, thresholds: Mapping[str, Sequence[float]]) -> dict:
     if interval:
         areas[f"{BOTH} confidences"] = every
     alone = right & (right.sum(dim=0) == 1)
+    teachers = {"teacher"} & nets.logits.keys()
     return {
         "images": len(nets.labels),
-        "teacher": measured(nets.right("teacher"), nets.work["teacher"]),
+        **{name: measured(nets.right(name), nets.work[name]) for name in teachers},
         "better_student": {"name": better, **measured(nets.right(better), nets.work[better])},
         "students": {arch: measured(nets.right(arch), nets.work[arch]) for arch in STUDENTS},
         "policies": policies,
@@ -142,7 +146,9 @@ def curve(nets: Networks, policy: str, thresholds: Sequence[float]) -> dict[str,
 def print_report(routing: dict) -> None:
     """Print the policies as a table, and how often the students differ."""
     print(f"{'':<16}{'top-1 %':>8}{'MMACs':>8}{'student 1':>11}{'AUROC':>8}{'p':>11}")
-    lines = {"teacher": routing["teacher"], **routing["students"], **routing["policies"]}
+    lines = {**routing["students"], **routing["policies"]}
+    if "teacher" in routing:
+        lines = {"teacher": routing["teacher"], **lines}
     for name, facts in lines.items():
         to_1, area, p = (facts.get(key) for key in (f"share_{STUDENTS[0]}", "auroc", "mcnemar_p"))
         print(
@@ -251,24 +257,28 @@ def _read_scores(path: Path, val: int, test: int) -> torch.Tensor:
 def collect(args: argparse.Namespace) -> None:
     """Compute the logits of all networks for validation and test images; write logits.npz.
 
-    Raises UserError if a checkpoint or the data set is not available, or if the selector was
-    trained for other students.
+    Raises UserError if a student, the selector or the data set is not available, or if the selector
+    was trained for other students.
     """
     device = pick_device(args.device)
     try_folder(args.out)
-    parts = load_parts(lambda file: args.checkpoint_dir / file, tuple(FILES))
+    paths = {name: args.checkpoint_dir / file for name, file in FILES.items()}
+    if not paths["teacher"].exists():
+        del paths["teacher"]
+    parts = load_parts(lambda file: args.checkpoint_dir / file, tuple(paths))
     nets = {arch: net for arch, (net, _) in parts.items()}
     facts = {arch: info for arch, (_, info) in parts.items()}
     _, *splits = load_splits(args.data, args.subset, device, facts[STUDENTS[0]])
-    for arch, file in FILES.items():
-        path = args.checkpoint_dir / file
+    for arch, path in paths.items():
         check_data(path, facts[arch], splits[0].data)
-    print(f"computing logits for {described(*splits)}", flush=True)
+    splits = [in_context(split, args.context) for split in splits]
+    print(f"computing logits for {described(*splits)}, {args.context}", flush=True)
     about = {
         "classes": facts[STUDENTS[0]]["classes"],
         "weights": {arch: fingerprint_of(net) for arch, net in nets.items()},
         "macs": {arch: macs(net, splits[0].data.size) for arch, net in nets.items()},
         "thresholds": {name: facts["selector"].get(*key) for name, key in THRESHOLDS.items()},
+        "context": args.context,
     }
     arrays = {
         "labels": np.concatenate([split.labels.cpu().numpy() for split in splits]),
@@ -297,13 +307,14 @@ def collected(path: Path) -> tuple[Networks, Networks, dict[str, list[float]]]:
     try:
         held = read_arrays(path, ["validation", "about"])
         about, middle = json.loads(str(held["about"])), int(held["validation"])
-        work = {arch: int(about["macs"][arch]) for arch in FILES}
+        names = [name for name in FILES if name != "teacher" or name in about["macs"]]
+        work = {name: int(about["macs"][name]) for name in names}
         thresholds = {
             name: [float(each) for each in np.atleast_1d(about["thresholds"][name])]
             for name in THRESHOLDS
         }
         classes = len(about["classes"])
-        shapes = dict.fromkeys(FILES, ("N", classes)) | {"labels": ("N",)}
+        shapes = dict.fromkeys(names, ("N", classes)) | {"labels": ("N",)}
         old = (
             read_arrays(path, ["selector"])["selector"].ndim == 1
         )  # the logits of student 1 of two
@@ -331,6 +342,7 @@ def collected(path: Path) -> tuple[Networks, Networks, dict[str, list[float]]]:
 
 def main() -> None:
     parser = cli.common_parser(__doc__, globals())
+    cli.add_flag(parser, "CONTEXT", "clean", "context of the images, see utils/contexts.py")
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--collect",

@@ -18,6 +18,7 @@ from studies.figures import accuracy_against_work
 from studies.policies import Networks, best_cut, curve, report
 from utils import cli
 from utils.checkpoint import FILES, load_network
+from utils.contexts import in_context
 from utils.data import fingerprint, load_splits
 from utils.logits import predict
 
@@ -224,6 +225,25 @@ def test_what_the_networks_say_is_collected(collected, small_npz):
     routing = json.loads((collected / "results" / "routing.json").read_text())
     right = saved["googlenet"][40:].argmax(axis=1) == saved["labels"][40:]
     assert routing["students"]["googlenet"]["accuracy"] == right.mean()
+
+
+def test_a_system_for_several_contexts_is_collected_without_a_teacher_and_routed_by_scores(
+    command, small_npz, tmp_path
+):
+    folder = ROOT / "checkpoints" / "contexts"
+    assert not (folder / "teacher.pth").exists()
+    words = ["--collect", "--data-dir", small_npz, "--subset", 40, "--context", "mixed"]
+    status, _ = command(*words, "--checkpoint-dir", folder, "--out", tmp_path)
+    assert status == 0 and (tmp_path / "routing.png").exists()
+    val, test, _ = policies.collected(tmp_path / "logits.npz")
+    assert sorted(test.logits) == ["densenet121", "googlenet", "selector"]
+    images = in_context(load_splits(small_npz, 40)[2], "mixed").images
+    expected = predict(load_network(folder / "googlenet.pth")[0], images)
+    gap = (test.logits["googlenet"] - expected).abs().max()
+    assert gap < 0.03 * expected.abs().max()  # of bf16
+    np.save(tmp_path / "mine.npy", torch.cat([val.logits["selector"], test.logits["selector"]]))
+    status, told = command("--scores", tmp_path / "mine.npy", "--out", tmp_path)
+    assert status == 0 and "your router" in told.out and "teacher" not in told.out
 
 
 # ------------------------------------------------------------------ a router of one's own
