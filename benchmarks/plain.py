@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from utils.data import MEAN, STD, Split
+from utils.data import Split
 
 WORKERS = 2
 
@@ -26,14 +26,15 @@ class Cifar10(torchvision.datasets.CIFAR10):
 
 def loader(split: Split, batch_size: int, cutout: int = 0) -> DataLoader:
     """Shuffled batches with the same augmentation as in `utils.augment.Batches`."""
+    data = split.data
     steps = [
-        transforms.RandomCrop(32, padding=4, padding_mode="reflect"),
+        transforms.RandomCrop(data.size, padding=4, padding_mode="reflect"),
         transforms.RandomHorizontalFlip(),
         transforms.ToTensor(),
-        transforms.Normalize(MEAN, STD),
+        transforms.Normalize(data.mean, data.std),
     ]
     if cutout:
-        area = cutout**2 / 32**2
+        area = cutout**2 / data.size**2
         steps.append(transforms.RandomErasing(p=1.0, scale=(area, area), ratio=(1.0, 1.0)))
     return DataLoader(
         Cifar10(split, transforms.Compose(steps)), batch_size, shuffle=True, num_workers=WORKERS

@@ -3,7 +3,7 @@
     python -m benchmarks.reproduce             all stages
     python -m benchmarks.reproduce --done 2    the remaining stages after two of them
 
-The networks are trained for a few steps on random images, with the settings of the scripts.
+Each network is trained for a few steps on images of the data set, as the scripts do.
 """
 
 import csv
@@ -21,12 +21,10 @@ from evaluation.testset import LABELS
 from models import STUDENTS, network
 from utils import cli
 from utils.checkpoint import EXPECTED, FILES
-from utils.data import normalize
+from utils.data import Split, load_splits, normalize
 from utils.device import pick_device, precision
 
-BATCH_SIZE = teacherTrain.BATCH_SIZE
 STEPS = 4  # timed steps per network, after the same number of warm-up steps
-TRAIN, VAL, TEST = 45_000, 5_000, 10_000  # images
 ANSWER = 0.25  # time of inference, relative to training on the same number of images
 SELECTOR = 0.02  # time of a selector's training step, relative to the faster student's
 
@@ -40,23 +38,25 @@ class Stage:
     seconds: float
 
 
-def seconds_per_image(arch: str, stem: str, batch_size: int, device: torch.device) -> float:
+def seconds_per_image(arch: str, stem: str, batch: Split) -> float:
     """Seconds per image of a training step."""
-    images = torch.randint(0, 256, (batch_size, 32, 32, 3), dtype=torch.uint8, device=device)
-    images, labels = normalize(images), torch.arange(batch_size, device=device) % 10
-    loop = OurLoop(network(arch, stem), device)
+    images, device = normalize(batch.images, batch.data), batch.images.device
+    loop = OurLoop(network(arch, stem, len(batch.classes)), device)
     for _ in range(2):  # the first round is the warm-up
         started = time.perf_counter()
         for _ in range(STEPS):
-            loop.step(images, labels)
+            loop.step(images, batch.labels)
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
-    return seconds / (STEPS * batch_size)
+    return seconds / (STEPS * len(batch))
 
 
 def stages(
-    step: dict[str, float], epochs: dict[str, int], done: dict[str, int], subset: int | None = None
+    step: dict[str, float],
+    epochs: dict[str, int],
+    done: dict[str, int],
+    images: tuple[int, int, int] = (45_000, 5_000, 10_000),
 ) -> list[Stage]:
     """The stages of `make reproduce`: one for each network, then the tables and figures.
 
@@ -64,9 +64,9 @@ def stages(
         step: seconds per image of a training step, for each network except the selector.
         epochs: number of epochs, for each network and the selector.
         done: epochs already done.
-        subset: number of images of each split. None: all.
+        images: for training, validation and testing.
     """
-    train, val, test = (min(count, subset or count) for count in (TRAIN, VAL, TEST))
+    train, val, test = images
     found = []
     for name in ("teacher", *STUDENTS):
         left = max(0, epochs[name] - done.get(name, 0))
@@ -109,16 +109,16 @@ def main() -> None:
     )
     args = parser.parse_args()
     device = pick_device(args.device)
+    splits = load_splits(args.data, args.subset, device)
+    batch = splits[0].take(slice(args.batch_size))
     of = {"teacher": teacherTrain, **dict.fromkeys(STUDENTS, StudentTrain)}
-    step = {
-        name: seconds_per_image(EXPECTED[name], args.stem, args.batch_size, device) for name in of
-    }
+    step = {name: seconds_per_image(EXPECTED[name], args.stem, batch) for name in of}
     epochs = {
         name: args.epochs or script.EPOCHS
         for name, script in {**of, "selector": trainSelector}.items()
     }
     done = epochs_done(args.checkpoint_dir) if args.resume else {}
-    left = stages(step, epochs, done, args.subset)[args.done :]
+    left = stages(step, epochs, done, tuple(map(len, splits)))[args.done :]
     what = "remaining time" if args.done else "total time"
     print(f"{what}, estimated from a few training steps on {device}, {precision(device)}:")
     wide = 2 + max(len(stage.name) for stage in left)

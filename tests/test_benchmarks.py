@@ -178,7 +178,7 @@ def test_the_time_that_is_left_is_that_of_the_epochs_that_are_left(monkeypatch):
             0.5 * 10_000 * 3 * 7e-3,
         ]
     )
-    quick = reproduce.stages(step, epochs, {}, subset=100)
+    quick = reproduce.stages(step, epochs, {}, (100, 100, 100))
     assert quick[0].seconds == pytest.approx(10 * 4e-3 * 150)
 
 

@@ -50,7 +50,7 @@ def test_the_scripts_run_to_the_report_with_other_networks(
     for part in ("train_images", "test_images"):
         arrays[part] = arrays[part].repeat(size // 32, axis=1).repeat(size // 32, axis=2)
     np.savez(tmp_path / "mine.npz", **arrays)
-    for folder in ("models", "utils", "evaluation", "studies"):
+    for folder in ("models", "utils", "evaluation", "studies", "benchmarks"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     for path in ROOT.glob("*.py"):
         shutil.copy(path, tmp_path)
@@ -61,6 +61,7 @@ def test_the_scripts_run_to_the_report_with_other_networks(
     text = text.replace("NETWORKS = {", 'NETWORKS = {"again": Arch("again", SmallCNN, "blocks.0"),')
     path.write_text(text)
     commands = [
+        ("benchmarks.reproduce", *EPOCH),
         ("teacherTrain.py", *EPOCH),
         *(("StudentTrain.py", "--model", str(k + 1), *EPOCH) for k in range(len(students))),
         ("trainSelector.py", *EPOCH),
