@@ -18,7 +18,7 @@ import argparse
 from pathlib import Path
 
 from evaluation import figures_into
-from evaluation.classify import check_paths, print_answers, write_answers
+from evaluation.classify import check_paths, print_predictions, write_predictions
 from evaluation.policies import POLICIES, THRESHOLDS, assemble, parts_of, temperature_of
 from evaluation.report import write_report
 from evaluation.testset import measure, print_tables, test_images
@@ -107,11 +107,11 @@ def classify_images(args: argparse.Namespace) -> int:
     system = assemble(args.policy, parts, ready, args.threshold)
     data = data_of(next(facts for arch, (_, facts) in parts.items() if arch in STUDENTS))
     if not args.csv:
-        return print_answers(system, args.images, data, args.batch_size, device)
+        return print_predictions(system, args.images, data, args.batch_size, device)
     weights = ", ".join(f"{arch} {fingerprint_of(net)}" for arch, (net, _) in parts.items())
     thresholds = ", ".join(map(str, system.thresholds))
     made_by = (args.policy, thresholds, weights)
-    return write_answers(system, args.images, args.csv, made_by, data, args.batch_size, device)
+    return write_predictions(system, args.images, args.csv, made_by, data, args.batch_size, device)
 
 
 def measure_test_set(args: argparse.Namespace) -> int:
@@ -141,7 +141,7 @@ def measure_test_set(args: argparse.Namespace) -> int:
             networks[name], weights[name] = for_inference(net, device), fingerprint_of(net)
     seen, test = kinds(args.context, image_seeds(test)), in_context(test, args.context)
     dataset += "" if args.context == "clean" else f", {args.context}"
-    told = {
+    thresholds = {
         name: "threshold " + ", ".join(f"{each:.2f}" for each in system.thresholds)
         for name, system in systems.items()
     }
@@ -149,19 +149,19 @@ def measure_test_set(args: argparse.Namespace) -> int:
         f"Evaluating on {len(test):,} images: {dataset}, {listed(test.classes)}",
         device=f"{device}, {precision(device)}",
         networks=", ".join(shown(paths[name]) for name in networks if name != "selector"),
-        selector=f"{shown(paths['selector'])}, {told['selector']}",
-        cascade=f"{' then '.join(systems['cascade'].ran[-1])}, {told['cascade']}",
+        selector=f"{shown(paths['selector'])}, {thresholds['selector']}",
+        cascade=f"{' then '.join(systems['cascade'].ran[-1])}, {thresholds['cascade']}",
         writes=shown(args.out),
     )
 
     temperatures = {name: temperature_of(facts[name]) for name in facts if name != "selector"}
-    measured = measure(networks, systems, temperatures, test, seen, args.batch_size)
-    measured.metrics = {"dataset": dataset, "context": args.context, **measured.metrics}
-    print_tables(measured.metrics)
-    write_json(args.out / "metrics.json", measured.metrics)
-    written = figures.draw_all(args.out, measured, histories)
+    results = measure(networks, systems, temperatures, test, seen, args.batch_size)
+    results.metrics = {"dataset": dataset, "context": args.context, **results.metrics}
+    print_tables(results.metrics)
+    write_json(args.out / "metrics.json", results.metrics)
+    written = figures.draw_all(args.out, results, histories)
     report = args.out / "report.html"
-    write_report(report, measured, f"{device}, {precision(device)}", weights)
+    write_report(report, results, f"{device}, {precision(device)}", weights)
     print(f"wrote {', '.join(shown(path) for path in [args.out / 'metrics.json', *written])}")
     print(f"and {shown(report)}: open it in a browser to see all of this")
     return 0

@@ -218,9 +218,9 @@ def main() -> None:
             continue
         row = compare(subject, dict(zip(SETTING, setting, strict=True)), args, gflops)
         runs.append(row)
-        told = [f"{name} {row[name]}" for name in SETTING if len(getattr(args, name)) > 1]
+        varied = [f"{name} {row[name]}" for name in SETTING if len(getattr(args, name)) > 1]
         print(
-            f"{', '.join([subject, *told]):<42}{row['ours']:>9.0f}{row['plain']:>9.0f}"
+            f"{', '.join([subject, *varied]):<42}{row['ours']:>9.0f}{row['plain']:>9.0f}"
             f"{row['ratio']:>8.2f}{row['ratio_min']:>7.2f}-{row['ratio_max']:<6.2f}"
             f"{row['ours_peak_mb']:>6},{row['plain_peak_mb']:>6}"
             f"{row.get('share_of_matrix_rate', '')!s:>8}",
@@ -235,8 +235,8 @@ def main() -> None:
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
         }
-        told = {"machine": about, "versions": versions, "start": stages, "runs": runs}
-        write_json(args.json, told)
+        content = {"machine": about, "versions": versions, "start": stages, "runs": runs}
+        write_json(args.json, content)
         print(f"wrote {shown(args.json)}")
 
 

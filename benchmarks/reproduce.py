@@ -81,7 +81,7 @@ def stages(
     return [*found, Stage("tables and figures", None, ANSWER * test * 3 * sum(step.values()))]
 
 
-def told(seconds: float) -> str:
+def in_words(seconds: float) -> str:
     """Format a time in hours and minutes."""
     minutes = round(seconds / 60)
     if minutes < 1:
@@ -124,8 +124,8 @@ def main() -> None:
     wide = 2 + max(len(stage.name) for stage in left)
     for number, stage in enumerate(left, args.done + 1):
         count = "" if stage.epochs is None else f"{stage.epochs} epochs"
-        print(f"  {number} of {every}  {stage.name:<{wide}}{count:<12}{told(stage.seconds)}")
-    print(f"  in total {told(sum(stage.seconds for stage in left))}\n", flush=True)
+        print(f"  {number} of {every}  {stage.name:<{wide}}{count:<12}{in_words(stage.seconds)}")
+    print(f"  in total {in_words(sum(stage.seconds for stage in left))}\n", flush=True)
 
 
 if __name__ == "__main__":

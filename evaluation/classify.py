@@ -22,7 +22,7 @@ COLUMNS = ("file", "class", "probability", "student", "error", "policy", "thresh
 
 
 @dataclass
-class Answer:
+class Prediction:
     """The result for a file: class, probability and student; or an error."""
 
     file: Path
@@ -39,15 +39,15 @@ def check_paths(paths: list[Path]) -> None:
         read_image(next(image_files(paths)))  # raises the error for the folder
 
 
-def answers(
+def predictions(
     system: System, files: Iterator[Path], data: DataSet, batch_size: int, device: torch.device
-) -> Iterator[list[Answer]]:
+) -> Iterator[list[Prediction]]:
     """Yield the predictions for the files in order, one batch at a time.
 
     Args:
         data: what the networks were trained on.
     """
-    while batch := [Answer(file) for file in islice(files, batch_size)]:
+    while batch := [Prediction(file) for file in islice(files, batch_size)]:
         images = []
         for each in batch:
             try:
@@ -68,7 +68,7 @@ def answers(
         yield batch
 
 
-def print_answers(
+def print_predictions(
     system: System, paths: list[Path], data: DataSet, batch_size: int, device: torch.device
 ) -> int:
     """Print one line per image: class, probability and student.
@@ -79,7 +79,7 @@ def print_answers(
     width = max(12, *(len(name) + 1 for name in data.classes))
     wide = max(13, *(len(name) + 2 for name in system.names))
     print(f"{'class':<{width}}{'probability':>11}  {'student':<{wide}}file")
-    for batch in answers(system, image_files(paths), data, batch_size, device):
+    for batch in predictions(system, image_files(paths), data, batch_size, device):
         for each in batch:
             if each.error:
                 failed += 1
@@ -95,7 +95,7 @@ def print_answers(
     return 2 if failed else 0
 
 
-def write_answers(
+def write_predictions(
     system: System,
     paths: list[Path],
     table: Path,
@@ -128,7 +128,7 @@ def write_answers(
         ):
             rows = csv.writer(file, lineterminator="\n")
             rows.writerow(COLUMNS)
-            for batch in answers(system, files, data, batch_size, device):
+            for batch in predictions(system, files, data, batch_size, device):
                 for each in batch:
                     failed += bool(each.error)
                     answered += not each.error

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evaluation.significance import reliability, wilson_interval
-from evaluation.testset import LABELS, Measured
+from evaluation.testset import LABELS, Results
 from models import NETWORKS, SELECTED, STUDENTS
 from utils.files import UserError, replacing, shown
 
@@ -53,21 +53,21 @@ plt.rcParams.update(
 
 
 def draw_all(
-    out: Path, measured: Measured, histories: dict[str, list[dict[str, float]]]
+    out: Path, results: Results, histories: dict[str, list[dict[str, float]]]
 ) -> list[Path]:
     """Draw the figures into the folder `out`. Returns the paths of the files.
 
     Args:
         out: the folder.
-        measured: the results on the test images.
+        results: the results on the test images.
         histories: from `read_histories`. If empty, the accuracy per epoch is not drawn.
     """
-    use_font_for(measured.test.classes)
+    use_font_for(results.test.classes)
     figures = {
-        "per_class_accuracy.png": per_class_accuracy(measured),
-        "samples.png": samples(measured),
-        "confusion.png": confusion(measured),
-        "reliability.png": reliability_diagrams(measured),
+        "per_class_accuracy.png": per_class_accuracy(results),
+        "samples.png": samples(results),
+        "confusion.png": confusion(results),
+        "reliability.png": reliability_diagrams(results),
     }
     if histories:
         figures["accuracy_per_epoch.png"] = accuracy_per_epoch(histories)
@@ -135,16 +135,16 @@ def save(figure: Figure, path: Path) -> None:
     plt.close(figure)
 
 
-def per_class_accuracy(measured: Measured) -> Figure:
+def per_class_accuracy(results: Results) -> Figure:
     """Top-1 accuracy of each class, with 95 % intervals, one row per class."""
-    metrics = measured.metrics
+    metrics = results.metrics
     names = [
         name for name in ("teacher", *STUDENTS, "routed", "cascade") if name in metrics["accuracy"]
     ]
-    counts = np.bincount(measured.nets.labels.numpy(), minlength=len(measured.test.classes))
+    counts = np.bincount(results.nets.labels.numpy(), minlength=len(results.test.classes))
     rows = [
         (label, [metrics["per_class"][name][label] for name in names], counts[k])
-        for k, label in enumerate(measured.test.classes)
+        for k, label in enumerate(results.test.classes)
         if counts[k]
     ]
     students = [names.index(arch) for arch in STUDENTS]
@@ -152,7 +152,7 @@ def per_class_accuracy(measured: Measured) -> Figure:
     which = f"\n{MOST} of {len(rows):,} classes: those on which the students differ most"
     which = which if len(rows) > MOST else ""
     rows = sorted(rows[:MOST], key=lambda row: -row[1][0])
-    rows.insert(0, ("all", [metrics["accuracy"][name] for name in names], len(measured.test)))
+    rows.insert(0, ("all", [metrics["accuracy"][name] for name in names], len(results.test)))
 
     figure, axes = plt.subplots(figsize=(9, 1.6 + 0.52 * len(rows)), layout="constrained")
     lowest = 1.0
@@ -186,9 +186,9 @@ def per_class_accuracy(measured: Measured) -> Figure:
     return figure
 
 
-def samples(measured: Measured, count: int = 12) -> Figure:
+def samples(results: Results, count: int = 12) -> Figure:
     """The first images that only one student, or none, classifies correctly."""
-    right = measured.nets.students_right()
+    right = results.nets.students_right()
     alone = right & (right.sum(dim=0) == 1)
     groups = {f"Only {NETWORKS[arch].title} is right": alone[k] for k, arch in enumerate(STUDENTS)}
     none = "Neither" if len(STUDENTS) == 2 else "No"
@@ -197,12 +197,12 @@ def samples(measured: Measured, count: int = 12) -> Figure:
     more = 0.18 * (len(STUDENTS) - 2)  # room for the answers of more than two students
     figure = plt.figure(figsize=(9, (4 + 2 * more) * len(groups)))
     head, *parts = figure.subfigures(1 + len(groups), height_ratios=[0.15, *[1] * len(groups)])
-    told = ", ".join(f"{k}: {NETWORKS[arch].title}" for k, arch in enumerate(STUDENTS, 1))
+    numbered = ", ".join(f"{k}: {NETWORKS[arch].title}" for k, arch in enumerate(STUDENTS, 1))
     head.text(
         0.03,
         0.1,
         "Above each image: its class. Below: the answers of all students with probabilities.\n"
-        f"{told}. Triangle: chosen by the selector. \N{BALLOT X}: wrong.",
+        f"{numbered}. Triangle: chosen by the selector. \N{BALLOT X}: wrong.",
         fontsize=11,
     )
     for part, (title, where) in zip(parts, groups.items(), strict=True):
@@ -216,26 +216,26 @@ def samples(measured: Measured, count: int = 12) -> Figure:
         for axes in grid:
             axes.axis("off")
         for axes, place in zip(grid, where.nonzero()[:count, 0].tolist(), strict=False):
-            _draw_sample(axes, measured, place)
+            _draw_sample(axes, results, place)
     return figure
 
 
-def _draw_sample(axes: Axes, measured: Measured, place: int) -> None:
-    classes, label = measured.test.classes, measured.nets.labels[place].item()
-    axes.imshow(measured.test.images[place].cpu().numpy())
+def _draw_sample(axes: Axes, results: Results, place: int) -> None:
+    classes, label = results.test.classes, results.nets.labels[place].item()
+    axes.imshow(results.test.images[place].cpu().numpy())
     axes.set_title(_short(classes[label]), loc="center", fontsize=10)
-    chosen = SELECTED[measured.outcomes["routed"].choice[place].item()]
+    chosen = SELECTED[results.outcomes["routed"].choice[place].item()]
     for row, arch in enumerate(STUDENTS):
-        answer = measured.answers[arch].labels[place].item()
-        percent = 100 * measured.answers[arch].probabilities[place].item()
+        prediction = results.predictions[arch].labels[place].item()
+        percent = 100 * results.predictions[arch].probabilities[place].item()
         style = {
             "transform": axes.transAxes,
             "va": "top",
             "fontsize": 8.5,
-            "color": "black" if answer == label else WRONG,
+            "color": "black" if prediction == label else WRONG,
         }
-        wrong = "" if answer == label else " \N{BALLOT X}"
-        text = f"{row + 1} {_short(classes[answer], 10)} {percent:.0f} %{wrong}"
+        wrong = "" if prediction == label else " \N{BALLOT X}"
+        text = f"{row + 1} {_short(classes[prediction], 10)} {percent:.0f} %{wrong}"
         axes.text(0, -0.05 - 0.16 * row, text, **style)
         if arch == chosen:
             axes.text(-0.11, -0.05 - 0.16 * row, "\N{BLACK RIGHT-POINTING TRIANGLE}", **style)
@@ -245,20 +245,20 @@ def _short(name: str, most: int = 18) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
-def confusion(measured: Measured) -> Figure:
+def confusion(results: Results) -> Figure:
     """Confusion matrix of the routed system, and its difference from the teacher's."""
-    labels, count = measured.nets.labels.numpy(), len(measured.test.classes)
+    labels, count = results.nets.labels.numpy(), len(results.test.classes)
 
     def matrix(name: str) -> np.ndarray:
-        pairs = labels * count + measured.answers[name].labels.numpy()
+        pairs = labels * count + results.predictions[name].labels.numpy()
         return np.bincount(pairs, minlength=count**2).reshape(count, count)
 
     routed = matrix("routed")
     errors = routed.sum(axis=1) - routed.diagonal()
     kept = np.sort(np.argsort(-errors, kind="stable")[:MOST])
-    names = [_short(measured.test.classes[k], 12) for k in kept]
+    names = [_short(results.test.classes[k], 12) for k in kept]
     panels = {"Routed system: number of images": routed}
-    if "teacher" in measured.answers:
+    if "teacher" in results.predictions:
         panels["Difference from the teacher"] = routed - matrix("teacher")
     figure, grid = plt.subplots(
         1, len(panels), figsize=(4.6 * len(panels), 5.1), layout="compressed", squeeze=False
@@ -301,9 +301,9 @@ def _on(shade: tuple[float, ...]) -> str:
     return "white" if luminance < 0.18 else "black"  # at 0.18 both have a contrast of 4.6
 
 
-def reliability_diagrams(measured: Measured) -> Figure:
+def reliability_diagrams(results: Results) -> Figure:
     """Accuracy against predicted probability, one panel per classifier."""
-    names = [name for name in COLORS if name in measured.answers]
+    names = [name for name in COLORS if name in results.predictions]
     down = -(-len(names) // 3)
     figure, grid = plt.subplots(
         down, 3, figsize=(9, 3.3 * down), layout="constrained", sharex=True, sharey=True
@@ -311,13 +311,13 @@ def reliability_diagrams(measured: Measured) -> Figure:
     for axes in grid.flat[len(names) :]:
         axes.axis("off")
     for axes, name in zip(grid.flat, names, strict=False):
-        answers = measured.answers[name]
-        right = answers.labels == measured.nets.labels
-        error = measured.metrics["calibration_error"][name]
+        predictions = results.predictions[name]
+        right = predictions.labels == results.nets.labels
+        error = results.metrics["calibration_error"][name]
         axes.plot([0, 100], [0, 100], color="#767676", lw=1)
         for (when, of), probabilities, style in zip(
             error.items(),
-            (answers.confidences, answers.probabilities),
+            (predictions.confidences, predictions.probabilities),
             ({"mfc": "white", "ls": "--", "lw": 1}, {"ls": "-", "lw": 2}),
             strict=True,
         ):

@@ -18,8 +18,8 @@ function column({ type, bytes }) {
 
 const labels = column(data.labels);
 const kind = column(data.kind);
-const answers = Object.fromEntries(
-  Object.entries(data.answers).map(([network, each]) => [network, column(each)]),
+const predictions = Object.fromEntries(
+  Object.entries(data.predictions).map(([network, each]) => [network, column(each)]),
 );
 const top3 = Object.fromEntries(
   Object.entries(data.pictures.top).map(([network, each]) => [
@@ -53,7 +53,7 @@ const policies = Object.fromEntries(
 function route(policy, position) {
   const { answered, counted, macs, choices } = policies[policy];
   const choice = choices[position];
-  const given = answered.map((network) => answers[network]);
+  const given = answered.map((network) => predictions[network]);
   const answer = new Uint16Array(count);
   const times = answered.map(() => 0);
   let right = 0;
@@ -73,7 +73,7 @@ function accuracyOf(network, where = () => true) {
   for (let k = 0; k < count; k++) {
     if (where(k)) {
       all += 1;
-      right += answers[network][k] === labels[k] ? 1 : 0;
+      right += predictions[network][k] === labels[k] ? 1 : 0;
     }
   }
   return right / all;
@@ -154,7 +154,7 @@ const curves = Object.fromEntries(
   ]),
 );
 const points = ["teacher", ...data.students, data.mean]
-  .filter((network) => network in answers)
+  .filter((network) => network in predictions)
   .map((network) => ({
     network,
     text: network === data.mean ? `mean of ${data.mean}` : name(network),
@@ -451,7 +451,7 @@ const RIGHT = {
 };
 
 function isRight(k, who) {
-  const right = data.students.filter((student) => answers[student][k] === labels[k]);
+  const right = data.students.filter((student) => predictions[student][k] === labels[k]);
   const given = routed.answer[k] === labels[k];
   if (who === "answer" || who === "not answer") return given === (who === "answer");
   if (who === "all") return right.length === data.students.length;
@@ -522,7 +522,7 @@ function drawGrid() {
   for (const k of found) right += routed.answer[k] === labels[k] ? 1 : 0;
   const isFound = (k) => wanted.has(k);
   const others = ["teacher", ...data.students]
-    .filter((network) => network in answers)
+    .filter((network) => network in predictions)
     .map((network) => `${name(network)} ${percent(accuracyOf(network, isFound), 1)}`);
   say(
     "found",

@@ -20,7 +20,7 @@ from PIL import Image
 
 from evaluation.policies import BETTER, BOTH, THRESHOLDS, along
 from evaluation.significance import auroc_apart, mcnemar_p
-from evaluation.testset import LABELS, Measured
+from evaluation.testset import LABELS, Results
 from models import NETWORKS, SELECTED, STUDENTS, TEACHER, confidence
 from utils.files import replacing
 
@@ -31,18 +31,18 @@ TOP = 3  # classes shown per network
 SURE = 0.05  # significance level
 
 
-def write_report(path: Path, measured: Measured, device: str, weights: dict[str, str]) -> None:
+def write_report(path: Path, results: Results, device: str, weights: dict[str, str]) -> None:
     """Write the page. Raises UserError if it cannot be written.
 
     Args:
         path: of the page; it is replaced atomically.
-        measured: the results to show.
+        results: the results to show.
         device: description of the device that computed them.
         weights: fingerprint of each network.
     """
-    headline, paragraphs = verdict(measured)
+    headline, paragraphs = verdict(results)
     parts = {
-        "title": html.escape(f"Routing report: {measured.metrics['dataset']}"),
+        "title": html.escape(f"Routing report: {results.metrics['dataset']}"),
         "headline": html.escape(headline),
         "paragraphs": "".join(
             f"<p><strong>{html.escape(lead)}</strong> {_with_code(text)}</p>"
@@ -50,10 +50,10 @@ def write_report(path: Path, measured: Measured, device: str, weights: dict[str,
         ),
         "ran": "".join(
             f"<dt>{html.escape(name)}</dt><dd>{html.escape(fact)}</dd>"
-            for name, fact in _what_ran(measured, device, weights).items()
+            for name, fact in _what_ran(results, device, weights).items()
         ),
         # Escaped, because a class name may contain </script>.
-        "data": json.dumps(_data(measured), separators=(",", ":")).replace("<", "\\u003c"),
+        "data": json.dumps(_data(results), separators=(",", ":")).replace("<", "\\u003c"),
         "script": (FOLDER / "report.js").read_text(encoding="utf-8"),
     }
     template = (FOLDER / "report.html").read_text(encoding="utf-8")
@@ -70,17 +70,17 @@ def _with_code(text: str) -> str:
 # ------------------------------------------------------------------ the text
 
 
-def verdict(measured: Measured) -> tuple[str, dict[str, str]]:
+def verdict(results: Results) -> tuple[str, dict[str, str]]:
     """Write the summary of the results. Returns the headline, and the paragraphs by their titles.
 
     The numbers alone determine which sentences appear.
     """
-    nets, accuracy = measured.nets, measured.metrics["accuracy"]
-    routed, cascade = (measured.outcomes[name].right for name in ("routed", "cascade"))
+    nets, accuracy = results.nets, results.metrics["accuracy"]
+    routed, cascade = (results.outcomes[name].right for name in ("routed", "cascade"))
     better = nets.better_student()
     gain = 100 * (accuracy["routed"] - accuracy[better])
     works = gain > 0 and mcnemar_p(routed, nets.right(better)) < SURE
-    told, tells = _told_apart(measured)
+    text, tells = _told_apart(results)
     if works:
         head = (
             "On these images the selector works: it is "
@@ -90,7 +90,7 @@ def verdict(measured: Measured) -> tuple[str, dict[str, str]]:
         head = f"On these images the selector beats chance, but not the {BETTER} student."
     else:
         head = "On these images the selector is no better than a coin."
-    work = measured.metrics["macs_per_image"]
+    work = results.metrics["macs_per_image"]
     saved = 1 - work["cascade"] / work["routed"]
     if mcnemar_p(cascade, routed) >= SURE:
         same = "accuracy does not differ significantly"
@@ -105,10 +105,10 @@ def verdict(measured: Measured) -> tuple[str, dict[str, str]]:
     else:
         head += " Use the cascade: it is more accurate."
     return head, {
-        "What the system does.": _what_it_does(measured),
-        "How well the selector chooses.": told,
-        "Accuracy and cost.": _what_it_gives(measured, better),
-        "When a selector helps.": _worth_it(measured, works),
+        "What the system does.": _what_it_does(results),
+        "How well the selector chooses.": text,
+        "Accuracy and cost.": _what_it_gives(results, better),
+        "When a selector helps.": _worth_it(results, works),
     }
 
 
@@ -117,20 +117,20 @@ def _titles(archs: Sequence[str]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def _what_it_does(measured: Measured) -> str:
-    teacher = f" ({NETWORKS[TEACHER].title})" if "teacher" in measured.answers else ""
+def _what_it_does(results: Results) -> str:
+    teacher = f" ({NETWORKS[TEACHER].title})" if "teacher" in results.predictions else ""
     some = f" of {_titles(SELECTED)}" if len(SELECTED) < len(STUDENTS) else ""
     return (
         f"The students ({_titles(STUDENTS)}) are small networks that were trained to imitate a "
         f"larger one, the teacher{teacher}. The selector is an even smaller network. It reads an "
         f"image and chooses one student{some}; the others do not run. The cascade needs no "
-        f"selector. {_steps(measured)}"
+        f"selector. {_steps(results)}"
     )
 
 
-def _steps(measured: Measured) -> str:
+def _steps(results: Results) -> str:
     """What the cascade does."""
-    system = measured.nets.system("cascade", measured.thresholds["cascade"])
+    system = results.nets.system("cascade", results.thresholds["cascade"])
     first, *others = (NETWORKS[arch].title for arch in system.ran[-1])
     return (
         f"It runs {first} first. Where the answer is not confident, the next student runs as well: "
@@ -139,10 +139,10 @@ def _steps(measured: Measured) -> str:
     )
 
 
-def _told_apart(measured: Measured) -> tuple[str, bool]:
+def _told_apart(results: Results) -> tuple[str, bool]:
     """Text on how well the selector chooses, and whether it is significantly above chance."""
-    right = measured.nets.students_right(SELECTED)
-    area, interval = auroc_apart(measured.nets.logits["selector"], right)
+    right = results.nets.students_right(SELECTED)
+    area, interval = auroc_apart(results.nets.logits["selector"], right)
     if interval is None:
         return (
             "There is nothing to choose: every image that one of the students classifies "
@@ -158,8 +158,8 @@ def _told_apart(measured: Measured) -> tuple[str, bool]:
     ), low > 0.5
 
 
-def _what_it_gives(measured: Measured, better: str) -> str:
-    accuracy, work = (measured.metrics[key] for key in ("accuracy", "macs_per_image"))
+def _what_it_gives(results: Results, better: str) -> str:
+    accuracy, work = (results.metrics[key] for key in ("accuracy", "macs_per_image"))
     teacher = "teacher" in accuracy
     whole = work["teacher" if teacher else "ensemble"]
     right, cost = (
@@ -178,8 +178,8 @@ def _what_it_gives(measured: Measured, better: str) -> str:
     )
 
 
-def _worth_it(measured: Measured, works: bool) -> str:
-    contexts, one = measured.metrics["per_context"], SELECTED[0]
+def _worth_it(results: Results, works: bool) -> str:
+    contexts, one = results.metrics["per_context"], SELECTED[0]
     if len(contexts) == 1:
         where = "" if works else " Such images hardly show which student will be wrong."
         return (
@@ -204,9 +204,9 @@ def _worth_it(measured: Measured, works: bool) -> str:
     )
 
 
-def _what_ran(measured: Measured, device: str, weights: dict[str, str]) -> dict[str, str]:
-    metrics = measured.metrics
-    temperatures = {name: measured.temperatures.get(name) for name in weights}
+def _what_ran(results: Results, device: str, weights: dict[str, str]) -> dict[str, str]:
+    metrics = results.metrics
+    temperatures = {name: results.temperatures.get(name) for name in weights}
     return {
         "command": shlex.join(["python", *sys.argv]),
         "images": f"{metrics['images']:,}, {metrics['dataset']}",
@@ -220,7 +220,7 @@ def _what_ran(measured: Measured, device: str, weights: dict[str, str]) -> dict[
         },
         "thresholds": ", ".join(
             " ".join([name, *(f"{each:.2f}" for each in thresholds)])
-            for name, thresholds in measured.thresholds.items()
+            for name, thresholds in results.thresholds.items()
         ),
     }
 
@@ -228,26 +228,24 @@ def _what_ran(measured: Measured, device: str, weights: dict[str, str]) -> dict[
 # ------------------------------------------------------------------ the data for report.js
 
 
-def _data(measured: Measured) -> dict[str, Any]:
+def _data(results: Results) -> dict[str, Any]:
     """The data for report.js: the answers for all images, and pictures of some."""
-    nets, answers = measured.nets, measured.answers
-    kinds = list(measured.metrics["per_context"])
-    logits = {name: nets.logits[name] for name in ("teacher", *STUDENTS) if name in answers}
-    logits[BOTH] = measured.outcomes["ensemble"].logits
-    scales = {name: measured.temperatures[name] for name in logits if name != BOTH}
+    nets, predictions = results.nets, results.predictions
+    kinds = list(results.metrics["per_context"])
+    logits = {name: nets.logits[name] for name in ("teacher", *STUDENTS) if name in predictions}
+    logits[BOTH] = results.outcomes["ensemble"].logits
+    scales = {name: results.temperatures[name] for name in logits if name != BOTH}
     scales[BOTH] = fmean(scales[arch] for arch in STUDENTS)
-    places = shown_places(measured)
+    places = shown_places(results)
     top = {
-        name: (each[places] / scales[name])
-        .softmax(dim=1)
-        .topk(min(TOP, len(measured.test.classes)))
+        name: (each[places] / scales[name]).softmax(dim=1).topk(min(TOP, len(results.test.classes)))
         for name, each in logits.items()
     }
-    policies = {name: _policy(measured, name, logits) for name in THRESHOLDS}
+    policies = {name: _policy(results, name, logits) for name in THRESHOLDS}
     titles = {arch: NETWORKS[arch].title for arch in STUDENTS}
     means = {name: f"mean of {_titles(name.split('+'))}" for name in logits if "+" in name}
     return {
-        "classes": measured.test.classes,
+        "classes": results.test.classes,
         "kinds": kinds,
         "names": {
             "teacher": NETWORKS[TEACHER].title,
@@ -259,30 +257,30 @@ def _data(measured: Measured) -> dict[str, Any]:
         "mean": BOTH,
         "macs": nets.work | {BOTH: sum(nets.work[arch] for arch in STUDENTS)},
         "labels": _column(nets.labels),
-        "answers": {name: _column(each.argmax(dim=1)) for name, each in logits.items()},
+        "predictions": {name: _column(each.argmax(dim=1)) for name, each in logits.items()},
         "policies": policies,
-        "kind": _column(torch.tensor([kinds.index(each) for each in measured.seen])),
+        "kind": _column(torch.tensor([kinds.index(each) for each in results.seen])),
         "pictures": {
             "places": places.tolist(),
             "across": ACROSS,
-            "source": _side_by_side(measured.test.images.cpu()[places]),
+            "source": _side_by_side(results.test.images.cpu()[places]),
             "top": {
                 name: {"labels": _column(best.indices), "probabilities": _column(best.values)}
                 for name, best in top.items()
             },
-            "each": min(TOP, len(measured.test.classes)),
+            "each": min(TOP, len(results.test.classes)),
         },
     }
 
 
-def _policy(measured: Measured, policy: str, logits: dict[str, torch.Tensor]) -> dict[str, Any]:
+def _policy(results: Results, policy: str, logits: dict[str, torch.Tensor]) -> dict[str, Any]:
     """What a policy does at each position of the slider, which moves its thresholds.
 
     The answers that are not those of a network in `logits` are added there. `start` is the choice
     of each image at the first position, an index into `answered`; `changes` are the images whose
     choice differs from that at the position before, and their new choice.
     """
-    nets, saved = measured.nets, list(measured.thresholds[policy])
+    nets, saved = results.nets, list(results.thresholds[policy])
     positions = along(saved)
     system = nets.system(policy, saved)
     choices = torch.stack([nets.run(policy, each).choice for each in positions])
@@ -294,7 +292,7 @@ def _policy(measured: Measured, policy: str, logits: dict[str, torch.Tensor]) ->
     if policy == "selector":
         scores = nets.logits["selector"].softmax(dim=1)
         first = NETWORKS[SELECTED[0]].title
-        told = {
+        text = {
             "meaning": f"The selector computes the probability that {first} should answer. If it "
             f"is at least the threshold, {first} answers, otherwise {_titles(SELECTED[1:])}."
             if len(SELECTED) == 2
@@ -306,16 +304,16 @@ def _policy(measured: Measured, policy: str, logits: dict[str, torch.Tensor]) ->
         }
     else:
         scores = torch.stack([confidence(logits[name]) for name in system.names[:-1]], dim=1)
-        told = {
-            "meaning": f"{_steps(measured)} Confidence is the largest probability before "
+        text = {
+            "meaning": f"{_steps(results)} Confidence is the largest probability before "
             "temperature scaling. The next student runs if it is below the threshold"
             + (" of this step. The slider moves all thresholds together." if saved[1:] else "."),
             "share": f"images on which {NETWORKS[system.ran[1][1]].title} runs too",
             "counted": list(range(1, len(system.ran))),
         }
-    told["meaning"] += " MACs: multiply-accumulate operations."
+    text["meaning"] += " MACs: multiply-accumulate operations."
     return {
-        **told,
+        **text,
         "answered": system.names,
         "macs": [sum(nets.work[name] for name in names) for names in system.ran],
         "positions": positions,
@@ -329,13 +327,13 @@ def _policy(measured: Measured, policy: str, logits: dict[str, torch.Tensor]) ->
     }
 
 
-def shown_places(measured: Measured) -> torch.Tensor:
+def shown_places(results: Results) -> torch.Tensor:
     """The indices of the images that the page shows: int64 (M,), sorted, at most PICTURES.
 
     The images are the first from three groups: some students are right, none is, all are. The
     groups get equal shares; what a small group does not use goes to the larger ones.
     """
-    right = measured.nets.students_right()
+    right = results.nets.students_right()
     groups = [right.any(dim=0) & ~right.all(dim=0), ~right.any(dim=0), right.all(dim=0)]
     places = [
         group.nonzero()[:, 0] for group in sorted(groups, key=lambda group: group.sum().item())

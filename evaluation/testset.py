@@ -62,7 +62,7 @@ def test_images(
 
 
 @dataclass
-class Answers:
+class Predictions:
     """The predictions of a network or a policy for N images, each (N,).
 
     labels: int64, the predicted class.
@@ -76,7 +76,7 @@ class Answers:
 
 
 @dataclass
-class Measured:
+class Results:
     """The results of all networks and policies on N images. The results are on the CPU.
 
     metrics: the contents of metrics.json.
@@ -86,7 +86,7 @@ class Measured:
     temperatures: of the networks.
     thresholds: of the "selector" and the "cascade".
     outcomes: of "routed", "cascade", "more_confident", "ensemble" and "oracle".
-    answers: of each network and of each policy in `outcomes` but the oracle.
+    predictions: of each network and of each policy in `outcomes` but the oracle.
     """
 
     metrics: dict[str, Any]
@@ -96,7 +96,7 @@ class Measured:
     temperatures: dict[str, float]
     thresholds: dict[str, Sequence[float]]
     outcomes: dict[str, Outcome]
-    answers: dict[str, Answers]
+    predictions: dict[str, Predictions]
 
 
 def measure(
@@ -106,7 +106,7 @@ def measure(
     test: Split,
     seen: list[str],
     batch_size: int,
-) -> Measured:
+) -> Results:
     """Classify the images `test` with every network and policy, and time each.
 
     Args:
@@ -123,10 +123,10 @@ def measure(
     for name, net in runs.items():
         predict(net, test.take(slice(batch_size)), None, batch_size)  # warm-up, not timed
         started = time.perf_counter()
-        answer = predict(net, test, LABELS.get(name, name), batch_size)
+        outputs = predict(net, test, LABELS.get(name, name), batch_size)
         speed[name] = len(test) / (time.perf_counter() - started)
         if name in networks:
-            logits[name] = answer.cpu()  # Apple's GPUs have no float64
+            logits[name] = outputs.cpu()  # Apple's GPUs have no float64
     work = {name: macs(net, test.data.size) for name, net in networks.items()}
     nets = Networks(logits, work, test.labels.cpu())
     thresholds = {name: system.thresholds for name, system in systems.items()}
@@ -140,17 +140,19 @@ def evaluate(
     speed: dict[str, float],
     test: Split,
     seen: list[str],
-) -> Measured:
+) -> Results:
     """Compute all metrics from the outputs of the networks; `speed` is in images per second."""
     labels, better = nets.labels, nets.better_student()
     classifiers = [name for name in nets.logits if name in LABELS]
-    answers = {name: _answers(nets.logits[name], temperatures[name]) for name in classifiers}
+    predictions = {
+        name: _predictions(nets.logits[name], temperatures[name]) for name in classifiers
+    }
     outcomes = {}
     for policy in ("selector", "cascade", "more_confident", "ensemble"):
         name, system = ROUTED.get(policy, policy), nets.system(policy, thresholds.get(policy))
         outcomes[name] = found = nets.run(system)
         scales = [fmean(temperatures[arch] for arch in archs) for archs in system.answered]
-        answers[name] = _answers(found.logits, torch.tensor(scales)[found.choice, None])
+        predictions[name] = _predictions(found.logits, torch.tensor(scales)[found.choice, None])
     outcomes["oracle"] = nets.oracle()
 
     right = {name: nets.right(name).double() for name in classifiers}
@@ -189,21 +191,21 @@ def evaluate(
         },
         "calibration_error": {
             name: {
-                "raw": calibration_error(answers[name].confidences, right[name]),
-                "scaled": calibration_error(answers[name].probabilities, right[name]),
+                "raw": calibration_error(predictions[name].confidences, right[name]),
+                "scaled": calibration_error(predictions[name].probabilities, right[name]),
             }
             for name in names
-            if name in answers
+            if name in predictions
         },
         "macs_per_image": {name: round(work[name]) for name in names if name in work},
         "images_per_second": {name: round(speed[name], 1) for name in names if name in speed},
     }
-    return Measured(metrics, test, seen, nets, temperatures, thresholds, outcomes, answers)
+    return Results(metrics, test, seen, nets, temperatures, thresholds, outcomes, predictions)
 
 
-def _answers(logits: torch.Tensor, temperature: float | torch.Tensor) -> Answers:
+def _predictions(logits: torch.Tensor, temperature: float | torch.Tensor) -> Predictions:
     confidences, labels = logits.softmax(dim=1).max(dim=1)
-    return Answers(labels, confidences, (logits / temperature).softmax(dim=1).amax(dim=1))
+    return Predictions(labels, confidences, (logits / temperature).softmax(dim=1).amax(dim=1))
 
 
 def by_context(of: torch.Tensor, right: dict[str, torch.Tensor], choice: torch.Tensor) -> dict:

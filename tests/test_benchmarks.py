@@ -187,7 +187,7 @@ def test_the_time_that_is_left_is_that_of_the_epochs_that_are_left(monkeypatch):
     [(20, "less than a minute"), (80, "1 min"), (3599, "1 h 00 min"), (9000, "2 h 30 min")],
 )
 def test_a_time_is_told_in_hours_and_minutes(seconds, words):
-    assert reproduce.told(seconds) == words
+    assert reproduce.in_words(seconds) == words
 
 
 def test_epochs_count_as_done_where_a_run_can_go_on(tmp_path):

@@ -43,7 +43,7 @@ def test_figures_are_drawn_whatever_the_environment_says(tmp_path, backend):
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
-def measured_of(classes, teacher=True):
+def results_of(classes, teacher=True):
     """Two images per class. Student 1 is wrong on the first half of the classes only."""
     labels = torch.arange(len(classes)).repeat(2)
     sure = 9.0 * torch.nn.functional.one_hot(labels, len(classes))
@@ -64,7 +64,7 @@ def measured_of(classes, teacher=True):
         np.arange(len(labels)),
         replace(CIFAR10, name="mine", classes=tuple(classes)),
     )
-    measured = evaluate(
+    results = evaluate(
         Networks(logits, dict.fromkeys(logits, 1.0), labels),
         {"selector": [0.5], "cascade": [0.9]},
         dict.fromkeys(logits, 1.0),
@@ -72,20 +72,20 @@ def measured_of(classes, teacher=True):
         test,
         ["clean"] * len(labels),
     )
-    measured.metrics = {"dataset": "mine", "context": "clean", **measured.metrics}
-    return measured
+    results.metrics = {"dataset": "mine", "context": "clean", **results.metrics}
+    return results
 
 
 def test_of_many_classes_those_are_drawn_that_tell_most(tmp_path):
     names = tuple(f"class {k} of a rather long name" for k in range(1000))
-    measured = measured_of(names)
-    axes = figures.per_class_accuracy(measured).axes[0]
+    results = results_of(names)
+    axes = figures.per_class_accuracy(results).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["all", *names[:20]]
     assert "20 of 1,000 classes: those on which the students differ most" in axes.get_title("left")
     assert axes.get_xlim() == (0, 100)  # student 1 is always wrong on these
-    confused = figures.confusion(measured)
+    confused = figures.confusion(results)
     assert "20 of 1,000 classes: those with the most errors" in confused.get_suptitle()
-    written = figures.draw_all(tmp_path, measured, {})
+    written = figures.draw_all(tmp_path, results, {})
     assert all(path.stat().st_size > 10_000 for path in written)
 
 
@@ -101,23 +101,23 @@ def test_class_names_of_any_script_are_drawn_if_a_font_has_them(tmp_path, capsys
             "ttflist",
             [each for each in font_manager.fontManager.ttflist if each.fname in ours],
         )
-        figures.draw_all(tmp_path, measured_of(("a", name)), {})
+        figures.draw_all(tmp_path, results_of(("a", name)), {})
         assert ("STIXGeneral" in matplotlib.rcParams["font.family"]) == found
     assert len(capsys.readouterr().err.splitlines()) == (not found)
 
 
 def test_without_a_teacher_the_figures_are_of_the_students(tmp_path):
-    measured = measured_of(("a", "b", "c", "d"), teacher=False)
-    assert len(figures.confusion(measured).axes) == 1
-    axes = figures.per_class_accuracy(measured).axes[0]
+    results = results_of(("a", "b", "c", "d"), teacher=False)
+    assert len(figures.confusion(results).axes) == 1
+    axes = figures.per_class_accuracy(results).axes[0]
     # Sorted by the accuracy of the first network, student 1, which is wrong on a and b.
     assert [label.get_text() for label in axes.get_yticklabels()] == ["all", "c", "d", "a", "b"]
-    assert figures.draw_all(tmp_path, measured, {})
+    assert figures.draw_all(tmp_path, results, {})
 
 
 def test_the_confusion_matrix_counts_what_was_routed():
-    measured = measured_of(("a", "b", "c", "d"))
-    routed, less = figures.confusion(measured).axes
+    results = results_of(("a", "b", "c", "d"))
+    routed, less = figures.confusion(results).axes
     cells = {text.get_position(): text.get_text() for text in routed.texts}
     # Images of a and b go to student 1, which predicts the next class. Keys: (answer, class).
     assert cells == {(1, 0): "2", (2, 1): "2", (2, 2): "2", (3, 3): "2"}
@@ -131,8 +131,8 @@ def test_the_confusion_matrix_counts_what_was_routed():
 
 
 def test_samples_are_in_groups_with_both_answers_and_the_choice():
-    measured = measured_of(("a", "b", "c", "d"))
-    titles, *groups = figures.samples(measured).subfigs
+    results = results_of(("a", "b", "c", "d"))
+    titles, *groups = figures.samples(results).subfigs
     assert [group.texts[0].get_text() for group in groups] == [
         "Only DenseNet-121 is right: 0.0 % of the images",
         "Only GoogLeNet is right: 50.0 % of the images",

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 import inference
-from evaluation.classify import print_answers
+from evaluation.classify import print_predictions
 from evaluation.photos import FORMATS, image_files, read_image
 from evaluation.policies import System
 from models import STUDENTS, Cascade, MultiStudent
@@ -246,7 +246,7 @@ def test_good_pictures_are_answered_beside_bad_ones(tmp_path, capsys, system):
     Image.new("RGB", (50, 50), (10, 30, 200)).save(tmp_path / "blue.png")
     (tmp_path / "notes.txt").write_text("no image")
     paths = [tmp_path, tmp_path / "missing.png"]
-    status = print_answers(running(system), paths, CIFAR10, 2, torch.device("cpu"))
+    status = print_predictions(running(system), paths, CIFAR10, 2, torch.device("cpu"))
     out, err = capsys.readouterr()
     assert status == 2
     assert re.search(r"ship +99\.\d% +googlenet +\S*blue.png", out)
@@ -254,7 +254,7 @@ def test_good_pictures_are_answered_beside_bad_ones(tmp_path, capsys, system):
     assert "notes.txt: not an image" in err and "missing.png: No such file" in err
     assert "Traceback" not in err
     good = [tmp_path / "red.png"]
-    assert print_answers(running(system), good, CIFAR10, 2, torch.device("cpu")) == 0
+    assert print_predictions(running(system), good, CIFAR10, 2, torch.device("cpu")) == 0
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,8 @@ def test_who_answered_under_another_policy_is_named(
     cascade = Cascade([Always(red), Always(blue)], [threshold]).eval()
     answered = [("googlenet",), STUDENTS]
     assert (
-        print_answers(running(cascade, answered), [tmp_path], CIFAR10, 2, torch.device("cpu")) == 0
+        print_predictions(running(cascade, answered), [tmp_path], CIFAR10, 2, torch.device("cpu"))
+        == 0
     )
     assert f" {expected} " in capsys.readouterr().out
 
@@ -280,7 +281,7 @@ def test_the_probability_is_that_of_the_temperature_of_who_answered(tmp_path, ca
     for name, color in (("red", RGB), ("blue", (10, 30, 200))):
         Image.new("RGB", (40, 40), color).save(tmp_path / f"{name}.png")
     warm = running(system, temperatures=(4.5, 9.0))
-    assert print_answers(warm, [tmp_path], CIFAR10, 2, torch.device("cpu")) == 0
+    assert print_predictions(warm, [tmp_path], CIFAR10, 2, torch.device("cpu")) == 0
     out = capsys.readouterr().out
     assert re.search(r"cat +45\.1% +densenet121", out)  # e^2 / (e^2 + 9)
     assert re.search(r"ship +23\.2% +googlenet", out)  # e / (e + 9)
@@ -304,7 +305,7 @@ def test_names_are_shown_on_one_line_whatever_is_in_them(tmp_path, monkeypatch, 
         monkeypatch.setattr(sys, name, stream)
     things = (running(system), [tmp_path], CIFAR10, 100, torch.device("cpu"))
     with pytest.raises(SystemExit, match="2"):
-        cli.run(lambda: print_answers(*things))
+        cli.run(lambda: print_predictions(*things))
     sys.stderr.flush()
     out, err = (stream.buffer.getvalue().decode(encoding) for stream in printed.values())
     assert len(out.splitlines()) == 1 + 1 + len(ODD_NAMES)
@@ -319,7 +320,7 @@ def test_no_more_images_are_classified_at_once_than_asked_for(tmp_path, system, 
         Image.new("RGB", (40, 40), RGB).save(tmp_path / f"{k}.png")
     sizes = []
     system.selector.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    print_answers(running(system), [tmp_path], CIFAR10, 3, torch.device("cpu"))
+    print_predictions(running(system), [tmp_path], CIFAR10, 3, torch.device("cpu"))
     assert sizes == [3, 3, 1]
 
 
@@ -327,7 +328,7 @@ def test_pictures_become_what_the_networks_were_trained_on(tmp_path, system, cap
     Image.new("RGB", (90, 90), "white").save(tmp_path / "white.png")
     seen, data = [], replace(CIFAR10, size=48, mean=(0.0, 0.0, 0.5), std=(1.0, 1.0, 0.5))
     system.selector.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    print_answers(running(system), [tmp_path], data, 3, torch.device("cpu"))
+    print_predictions(running(system), [tmp_path], data, 3, torch.device("cpu"))
     assert torch.equal(seen[0], torch.ones(1, 3, 48, 48))
 
 
@@ -363,7 +364,7 @@ def test_an_empty_folder_among_others_is_told_beside_their_answers(tmp_path, sys
     (tmp_path / "empty").mkdir()
     Image.new("RGB", (40, 40), RGB).save(tmp_path / "red.png")
     paths = [tmp_path / "empty", tmp_path / "red.png", tmp_path / "gone.png"]
-    assert print_answers(running(system), paths, CIFAR10, 2, torch.device("cpu")) == 2
+    assert print_predictions(running(system), paths, CIFAR10, 2, torch.device("cpu")) == 2
     out, err = capsys.readouterr()
     assert "red.png" in out and "empty: a folder that has no images" in err
     assert "gone.png: No such file" in err and "2 of the files could not be read" in err

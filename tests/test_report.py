@@ -33,7 +33,7 @@ def logits_of(labels, right, generator):
     return sure * torch.nn.functional.one_hot(answer, 10) + noise
 
 
-def measured_of(sample, scores="coin", contexts=("clean",), teacher=True, threshold=0.5, doubt=0.6):
+def results_of(sample, scores="coin", contexts=("clean",), teacher=True, threshold=0.5, doubt=0.6):
     """The results of simulated networks on the sample.
 
     Each student is right on 85 % of the images. `scores` describes the selector: "coin" chooses at
@@ -58,7 +58,7 @@ def measured_of(sample, scores="coin", contexts=("clean",), teacher=True, thresh
     test = Split(
         sample.images, labels, np.arange(count), replace(CIFAR10, name="mine", classes=tuple(NAMES))
     )
-    measured = evaluate(
+    results = evaluate(
         Networks(logits, {name: WORK[name] for name in logits}, labels),
         {"selector": [threshold], "cascade": [doubt]},
         dict.fromkeys(["teacher", *STUDENTS], 1.5),
@@ -67,8 +67,8 @@ def measured_of(sample, scores="coin", contexts=("clean",), teacher=True, thresh
         seen,
     )
     context = "clean" if len(contexts) == 1 else "mixed"
-    measured.metrics = {"dataset": "<i>mine</i>", "context": context, **measured.metrics}
-    return measured
+    results.metrics = {"dataset": "<i>mine</i>", "context": context, **results.metrics}
+    return results
 
 
 # ------------------------------------------------------------------ the text
@@ -76,7 +76,7 @@ def measured_of(sample, scores="coin", contexts=("clean",), teacher=True, thresh
 
 def test_a_command_with_a_name_that_is_not_utf_8_is_shown(sample, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["inference.py", "--out", "o\udcff"])
-    write_report(tmp_path / "report.html", measured_of(sample), "cpu", WEIGHTS)
+    write_report(tmp_path / "report.html", results_of(sample), "cpu", WEIGHTS)
     assert r"o\udcff" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
@@ -95,58 +95,58 @@ def test_a_command_with_a_name_that_is_not_utf_8_is_shown(sample, tmp_path, monk
     ],
 )
 def test_the_headline_follows_from_the_numbers(sample, scores, doubt, expected):
-    measured = measured_of(sample, scores, doubt=doubt)
-    accuracy = measured.metrics["accuracy"]
+    results = results_of(sample, scores, doubt=doubt)
+    accuracy = results.metrics["accuracy"]
     gain = 100 * (accuracy["routed"] - accuracy["better_student"])
-    work = measured.metrics["macs_per_image"]
+    work = results.metrics["macs_per_image"]
     saved = 100 * (1 - work["cascade"] / work["routed"])
-    assert f"the selector {expected.format(gain=gain, saved=saved)}" in verdict(measured)[0]
+    assert f"the selector {expected.format(gain=gain, saved=saved)}" in verdict(results)[0]
 
 
 def test_a_cascade_as_good_and_hardly_cheaper_is_not_proposed(sample):
-    measured = measured_of(sample, threshold=1.01, doubt=0.0)  # GoogLeNet answers for both
-    assert verdict(measured)[0].endswith(" The cascade's accuracy does not differ significantly.")
+    results = results_of(sample, threshold=1.01, doubt=0.0)  # GoogLeNet answers for both
+    assert verdict(results)[0].endswith(" The cascade's accuracy does not differ significantly.")
 
 
 def test_a_selector_that_tells_and_does_not_gain_is_called_so(sample):
-    measured = measured_of(sample, "knows", threshold=1.01)  # sends all images to student 2
-    assert "the selector beats chance, but not the better student" in verdict(measured)[0]
+    results = results_of(sample, "knows", threshold=1.01)  # sends all images to student 2
+    assert "the selector beats chance, but not the better student" in verdict(results)[0]
 
 
 def test_the_numbers_of_the_text_are_those_of_the_metrics(sample):
     for teacher in (True, False):
-        measured = measured_of(sample, teacher=teacher)
-        said = " ".join(verdict(measured)[1].values())
+        results = results_of(sample, teacher=teacher)
+        said = " ".join(verdict(results)[1].values())
         for name in ("routed", "cascade", "better_student", "oracle", *["teacher"] * teacher):
-            assert f"{100 * measured.metrics['accuracy'][name]:.2f} %" in said, name
+            assert f"{100 * results.metrics['accuracy'][name]:.2f} %" in said, name
         assert ("The teacher" in said) == teacher
 
 
 def test_the_text_names_the_contexts_that_are_told_apart_most(sample):
-    measured = measured_of(sample, "knows", ("clean", "noise", "blur"))
-    contexts = measured.metrics["per_context"]
+    results = results_of(sample, "knows", ("clean", "noise", "blur"))
+    contexts = results.metrics["per_context"]
     shares = {kind: each["sent"]["densenet121"] / each["images"] for kind, each in contexts.items()}
-    said = verdict(measured)[1]["When a selector helps."]
+    said = verdict(results)[1]["When a selector helps."]
     low, high = (100 * each(shares.values()) for each in (min, max))
     assert "3 contexts" in said and f"{low:.0f} %" in said and f"{high:.0f} %" in said
-    assert "--context mixed" in verdict(measured_of(sample))[1]["When a selector helps."]
+    assert "--context mixed" in verdict(results_of(sample))[1]["When a selector helps."]
 
 
 def test_one_student_that_is_right_wherever_the_other_is_leaves_nothing_to_choose(sample):
-    measured = measured_of(sample)
-    measured.nets.logits["densenet121"] = measured.nets.logits["googlenet"]
-    assert "There is nothing to choose" in verdict(measured)[1]["How well the selector chooses."]
+    results = results_of(sample)
+    results.nets.logits["densenet121"] = results.nets.logits["googlenet"]
+    assert "There is nothing to choose" in verdict(results)[1]["How well the selector chooses."]
 
 
 # ------------------------------------------------------------------ the file
 
 
 def test_the_pictures_are_of_every_kind_as_far_as_there_are(sample, monkeypatch):
-    measured = measured_of(sample)
-    first, second = measured.nets.students_right()
-    assert shown_places(measured).tolist() == list(range(1000))  # up to PICTURES: all
+    results = results_of(sample)
+    first, second = results.nets.students_right()
+    assert shown_places(results).tolist() == list(range(1000))  # up to PICTURES: all
     monkeypatch.setattr("evaluation.report.PICTURES", 700)
-    places = shown_places(measured)
+    places = shown_places(results)
     assert len(places) == 700 and places.tolist() == sorted(set(places.tolist()))
     apart = first != second
     assert apart.sum() == 300 and (~first & ~second).sum() == 0
@@ -154,7 +154,7 @@ def test_the_pictures_are_of_every_kind_as_far_as_there_are(sample, monkeypatch)
 
 
 def test_the_page_is_one_file_with_its_images(sample, tmp_path):
-    write_report(tmp_path / "report.html", measured_of(sample), "cpu, float32", WEIGHTS)
+    write_report(tmp_path / "report.html", results_of(sample), "cpu, float32", WEIGHTS)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert len(page) < 4e6 and "{{" not in page.replace("${{", "")
     assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?!x&gt;)\w+:""", page)
@@ -187,8 +187,8 @@ def chromium(tmp_path_factory):
 def opened(chromium, tmp_path):
     """A function that opens the page of given results. At the end, the console must be empty."""
 
-    def opened(measured, width=1100):
-        write_report(tmp_path / "report.html", measured, "cpu", WEIGHTS)
+    def opened(results, width=1100):
+        write_report(tmp_path / "report.html", results, "cpu", WEIGHTS)
         size = {"height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
         chromium.cdp("Emulation.setDeviceMetricsOverride", width=width, **size)
         chromium.post("/url", url=(tmp_path / "report.html").as_uri())
@@ -220,29 +220,29 @@ def choose(page, identifier, value):
 @needs_browser
 @pytest.mark.parametrize("teacher", [True, False])
 def test_the_page_says_what_metrics_json_says_at_the_saved_thresholds(sample, opened, teacher):
-    measured = measured_of(sample, threshold=0.37, doubt=0.58, teacher=teacher)
-    page, metrics = opened(measured), measured.metrics
+    results = results_of(sample, threshold=0.37, doubt=0.58, teacher=teacher)
+    page, metrics = opened(results), results.metrics
     for policy, name, threshold in (("selector", "routed", "0.37"), ("cascade", "cascade", "0.58")):
         page.click(f"[name=policy][value={policy}]")
         assert text(page, "value") == threshold
         assert text(page, "accuracy") == f"{100 * metrics['accuracy'][name]:.2f} %"
         assert text(page, "macs") == f"{metrics['macs_per_image'][name] / 1e6:.1f}"
         assert bool(text(page, "of-teacher")) == teacher
-        share = 100 * measured.outcomes[name].ran["densenet121"].double().mean().item()
+        share = 100 * results.outcomes[name].ran["densenet121"].double().mean().item()
         assert text(page, "share") == f"{share:.1f} %"
     assert metrics["route_share"]["densenet121"] == pytest.approx(
-        measured.outcomes["routed"].ran["densenet121"].double().mean().item()
+        results.outcomes["routed"].ran["densenet121"].double().mean().item()
     )
 
 
 @needs_browser
 def test_the_slider_moves_the_threshold_with_the_keyboard(sample, opened):
-    measured = measured_of(sample, "knows")
-    page = opened(measured)
+    results = results_of(sample, "knows")
+    page = opened(results)
     page.run("document.getElementById('threshold').focus()")
     for _ in range(3):
         page.press("right")
-    expected = measured.nets.run("selector", [0.53])
+    expected = results.nets.run("selector", [0.53])
     assert text(page, "value") == "0.53"
     assert text(page, "accuracy") == f"{100 * expected.right.double().mean().item():.2f} %"
     assert text(page, "macs") == f"{expected.macs / 1e6:.1f}"
@@ -252,24 +252,24 @@ def test_the_slider_moves_the_threshold_with_the_keyboard(sample, opened):
     right = sum(int(each or 0) for each in diagonal)
     assert right == expected.right.sum()
     page.click("#saved")
-    assert text(page, "accuracy") == f"{100 * measured.metrics['accuracy']['routed']:.2f} %"
+    assert text(page, "accuracy") == f"{100 * results.metrics['accuracy']['routed']:.2f} %"
 
 
 @needs_browser
 def test_filters_let_through_what_they_say(sample, opened):
-    measured = measured_of(sample, "coin", ("clean", "noise", "blur"))
-    page, labels = opened(measured), sample.labels
-    first, second = measured.nets.students_right()
-    to_first = measured.outcomes["routed"].ran["densenet121"]
-    noisy = torch.tensor([each == "noise" for each in measured.seen])
-    kinds = list(measured.metrics["per_context"])
-    answer = measured.answers["routed"].labels
+    results = results_of(sample, "coin", ("clean", "noise", "blur"))
+    page, labels = opened(results), sample.labels
+    first, second = results.nets.students_right()
+    to_first = results.outcomes["routed"].ran["densenet121"]
+    noisy = torch.tensor([each == "noise" for each in results.seen])
+    kinds = list(results.metrics["per_context"])
+    answer = results.predictions["routed"].labels
     for identifier, value, where in (
         ("filter-label", "3", labels == 3),
         ("filter-answer", "4", answer == 4),
         ("filter-kind", str(kinds.index("noise")), noisy),
         ("filter-right", "densenet121", first & ~second),
-        ("filter-right", "not answer", ~measured.outcomes["routed"].right),
+        ("filter-right", "not answer", ~results.outcomes["routed"].right),
         ("filter-by", "0", to_first),
     ):
         choose(page, identifier, value)
@@ -280,7 +280,7 @@ def test_filters_let_through_what_they_say(sample, opened):
     choose(page, "filter-by", "1")
     some = noisy & ~to_first
     assert found(page) == some.sum()
-    right = measured.outcomes["routed"].right[some].double().mean().item()
+    right = results.outcomes["routed"].right[some].double().mean().item()
     assert f"selector {100 * right:.1f} %" in text(page, "found")
     assert page.run("return document.querySelectorAll('#grid button').length") == 60
     page.click("#more")
@@ -291,8 +291,8 @@ def test_filters_let_through_what_they_say(sample, opened):
 
 @needs_browser
 def test_a_cell_of_the_matrix_shows_its_images(sample, opened):
-    measured = measured_of(sample)
-    page, answer = opened(measured), measured.answers["routed"].labels
+    results = results_of(sample)
+    page, answer = opened(results), results.predictions["routed"].labels
     heads = page.run(
         "return [...document.querySelectorAll('#matrix thead th')].map((each) => each.textContent)"
     )
@@ -312,18 +312,18 @@ def test_a_cell_of_the_matrix_shows_its_images(sample, opened):
 @needs_browser
 @pytest.mark.parametrize("policy", ["selector", "cascade"])
 def test_an_image_opens_with_all_probabilities_and_the_route(sample, opened, policy):
-    measured = measured_of(sample)
-    page = opened(measured)
+    results = results_of(sample)
+    page = opened(results)
     page.click(f"[name=policy][value={policy}]")
     page.run("document.querySelector('#grid [data-at=\"5\"]').focus()")
     page.press("enter")
     assert page.run("return document.getElementById('image').open")
     told = text(page, "image")
     for name in ("teacher", *STUDENTS):
-        assert f"{100 * measured.answers[name].probabilities[5]:.1f} %" in told, name
-    given = measured.answers["routed" if policy == "selector" else "cascade"].labels[5]
+        assert f"{100 * results.predictions[name].probabilities[5]:.1f} %" in told, name
+    given = results.predictions["routed" if policy == "selector" else "cascade"].labels[5]
     assert f"The answer is {NAMES[given]}." in told
-    first = measured.outcomes["routed" if policy == "selector" else "cascade"].ran["densenet121"][5]
+    first = results.outcomes["routed" if policy == "selector" else "cascade"].ran["densenet121"][5]
     route = {
         ("selector", True): "the threshold is 0.50: DenseNet-121 answers.",
         ("selector", False): "the threshold is 0.50: GoogLeNet answers.",
@@ -338,14 +338,14 @@ def test_an_image_opens_with_all_probabilities_and_the_route(sample, opened, pol
 
 @needs_browser
 def test_a_phone_needs_no_scrolling_to_the_side(sample, opened):
-    page = opened(measured_of(sample), width=375)
+    page = opened(results_of(sample), width=375)
     assert page.run("return document.documentElement.scrollWidth") <= 375
 
 
 @needs_browser
 @pytest.mark.parametrize("width", [1100, 375])
 def test_no_label_of_the_chart_covers_a_marker_or_another_label(sample, opened, width):
-    page = opened(measured_of(sample), width)
+    page = opened(results_of(sample), width)
     for policy in ("selector", "cascade"):
         page.click(f"[name=policy][value={policy}]")
         for threshold in (0, 0.2, 0.4, 0.6, 0.8, 1.01):
