@@ -17,14 +17,9 @@ from torchvision.transforms.v2 import functional as F
 from utils.data import Split
 
 
-def noise(images: torch.Tensor, sigma: float, seeds: torch.Tensor) -> torch.Tensor:
-    """Gaussian noise; sigma in [0, 1], one seed per image."""
-    with torch.random.fork_rng(devices=[]):  # torchvision's noise uses the global generator
-        noisy = []
-        for image, seed in zip(images, seeds.tolist(), strict=True):
-            torch.default_generator.manual_seed(seed)
-            noisy.append(F.gaussian_noise(image, sigma=sigma))
-    return torch.stack(noisy)
+def noise(images: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Gaussian noise; sigma in [0, 1]."""
+    return F.gaussian_noise(images, sigma=sigma)
 
 
 def blur(images: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -55,6 +50,7 @@ def tilt(images: torch.Tensor, degrees: float) -> torch.Tensor:
 
 
 # Transform: uint8 (N, 3, H, W) and a strength -> uint8 (N, 3, H, W). Strengths of severity 1 to 5.
+# A further context is a further row.
 KINDS: dict[str, tuple[Callable[..., torch.Tensor], tuple[float, ...]]] = {
     "noise": (noise, (0.04, 0.06, 0.08, 0.1, 0.12)),
     "blur": (blur, (0.7, 0.9, 1.1, 1.3, 1.6)),
@@ -66,6 +62,7 @@ KINDS: dict[str, tuple[Callable[..., torch.Tensor], tuple[float, ...]]] = {
     "tilt": (tilt, (10, -15, 20, -30, 40)),
     "sharp": (F.adjust_sharpness, (3, 5, 8, 12, 16)),
 }
+RANDOM = ("noise",)  # kinds whose transforms draw random numbers: each image has its own seed
 UNSEEN = ("bright", "tilt", "sharp")  # not used for training
 DEGRADED = tuple(kind for kind in KINDS if kind not in UNSEEN)
 CONTEXTS = {  # kinds in equal shares; a kind listed twice has twice the share
@@ -139,21 +136,21 @@ def degrade(images: torch.Tensor, context: str, seeds: torch.Tensor) -> torch.Te
     """
     if context == "clean":
         return images
-    groups = defaultdict(list)  # (kind, severity): indices of its images
-    for place, group in enumerate(
+    groups = defaultdict(list)  # the images of a kind and severity: their places
+    for place, (kind, severity) in enumerate(
         zip(kinds(context, seeds), severities(seeds).tolist(), strict=True)
     ):
-        groups[group].append(place)
+        groups[kind, severity, place if kind in RANDOM else None].append(place)
+    groups = {group: places for group, places in groups.items() if group[0] != "clean"}
     before = images.cpu()
     seen = before.clone()
-    for (kind, severity), places in groups.items():
-        if kind == "clean":
-            continue
-        transform, strengths = KINDS[kind]
-        more = (seeds[places],) if transform is noise else ()
-        # contiguous: gaussian noise is 7 times faster then.
-        group = before[places].permute(0, 3, 1, 2).contiguous()
-        seen[places] = transform(group, strengths[severity - 1], *more).permute(0, 2, 3, 1)
+    with torch.random.fork_rng(devices=[]):  # transforms use the global generator
+        for (kind, severity, _), places in groups.items():
+            torch.default_generator.manual_seed(seeds[places[0]].item())
+            transform, strengths = KINDS[kind]
+            # contiguous: gaussian noise is 7 times faster then.
+            group = before[places].permute(0, 3, 1, 2).contiguous()
+            seen[places] = transform(group, strengths[severity - 1]).permute(0, 2, 3, 1)
     return seen.to(images.device)
 
 
