@@ -1,12 +1,16 @@
 """The split of CIFAR-10, its files, and batches compared with slow, simple references."""
 
 import hashlib
+import io
 import os
+import pickle
+import tarfile
 
 import numpy as np
 import pytest
 import torch
 from torchvision import transforms
+from torchvision.datasets import CIFAR100
 
 from utils import data, download
 from utils.augment import Augmentation, Batches, crop_and_flip, cut_out
@@ -320,22 +324,35 @@ def test_batches_in_another_folder_are_read_and_nothing_is_left_there(
     assert list(elsewhere.iterdir()) == []
 
 
-def test_cifar_100_is_loaded_by_name(arrays, monkeypatch):
-    """With a replacement of torchvision's data set, which checks its own files."""
-
-    class CIFAR100:
-        def __init__(self, root, train, download):
-            assert root == data.FOLDER and download
-            kind = "train" if train else "test"
-            self.data = arrays[f"{kind}_images"]
-            self.targets = [int(label) * 11 for label in arrays[f"{kind}_labels"]]
-            self.classes = [f"thing {k}" for k in range(100)]
-
-    monkeypatch.setattr(data, "CIFAR100", CIFAR100)
+def test_cifar_100_is_loaded_by_name_from_an_archive_like_the_official_one(
+    arrays, tmp_path, monkeypatch
+):
+    """torchvision is patched to expect the sums of this archive, and nothing from the network."""
+    files = {"meta": {"fine_label_names": [f"thing {k}" for k in range(100)]}}
+    for part in ("train", "test"):
+        planes = arrays[f"{part}_images"].transpose(0, 3, 1, 2).reshape(-1, 3072)
+        files[part] = {"data": planes, "fine_labels": (arrays[f"{part}_labels"] * 11).tolist()}
+    with tarfile.open(tmp_path / CIFAR100.filename, "w:gz") as tar:
+        for name, content in files.items():
+            files[name] = pickle.dumps(content)
+            member = tarfile.TarInfo(f"{CIFAR100.base_folder}/{name}")
+            member.size = len(files[name])
+            tar.addfile(member, io.BytesIO(files[name]))
+    sums = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
+    monkeypatch.setattr(CIFAR100, "train_list", [["train", sums["train"]]])
+    monkeypatch.setattr(CIFAR100, "test_list", [["test", sums["test"]]])
+    monkeypatch.setattr(CIFAR100, "meta", CIFAR100.meta | {"md5": sums["meta"]})
+    monkeypatch.setattr(CIFAR100, "url", "http://127.0.0.1:9/nothing")
+    monkeypatch.setattr(data, "FOLDER", tmp_path)
+    with pytest.raises(UserError, match=f"{CIFAR100.filename}.* into {tmp_path}"):
+        load_splits("cifar100")  # the archive has another sum than the official one
+    archive = (tmp_path / CIFAR100.filename).read_bytes()
+    monkeypatch.setattr(CIFAR100, "tgz_md5", hashlib.md5(archive).hexdigest())
     train, _, test = load_splits("cifar100")
     assert (train.name, train.classes[99], train.data.size) == ("CIFAR-100", "thing 99", 32)
-    assert torch.equal(test.labels, torch.arange(20) % 10 * 11)
+    assert torch.equal(test.labels, torch.from_numpy(arrays["test_labels"]).long() * 11)
     assert np.array_equal(train.images, arrays["train_images"][train.indices])
+    assert train.images.is_contiguous()
 
 
 def test_own_images_have_their_own_size_mean_and_deviation_unless_a_network_says_otherwise(

@@ -285,9 +285,9 @@ def _cifar100() -> dict[str, np.ndarray]:
             f"{CIFAR100.url} into {shown(FOLDER)}"
         ) from error
     return {
-        "train_images": train.data,
+        "train_images": np.ascontiguousarray(train.data),
         "train_labels": np.array(train.targets),
-        "test_images": test.data,
+        "test_images": np.ascontiguousarray(test.data),
         "test_labels": np.array(test.targets),
         "classes": np.array(train.classes),
     }
