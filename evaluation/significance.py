@@ -57,6 +57,21 @@ def mcnemar_p(right_a: torch.Tensor, right_b: torch.Tensor) -> float:
     return min(1.0, 2 * tail / 2**count)
 
 
+def paired_interval(right_a: torch.Tensor, right_b: torch.Tensor) -> tuple[float, float]:
+    """The 95 % confidence interval of the accuracy of A minus that of B on the same images.
+
+    Adds half an image to each of the four counts, so that it is not empty where A and B agree:
+    A. Agresti and Y. Min, Statistics in Medicine 24 (2005), 729-740. The arguments are those of
+    `mcnemar_p`.
+    """
+    only_a = (right_a & ~right_b).sum().item() + 0.5
+    only_b = (right_b & ~right_a).sum().item() + 0.5
+    images = len(right_a) + 2
+    gain = (only_a - only_b) / images
+    half = Z * math.sqrt((only_a + only_b) / images - gain**2) / math.sqrt(images)
+    return gain - half, gain + half
+
+
 def auroc(scores: torch.Tensor, positive: torch.Tensor) -> float:
     """The area under the ROC curve: the probability that a positive scores above a negative.
 
