@@ -26,6 +26,8 @@ PUBLISHED = {
     "googlenet + selector": (74.15, 72.23, None),
     "both + selector": (61.4, 40.6, None),
 }
+if (TEACHER, STUDENTS) != ("resnet50", ("densenet121", "googlenet")):
+    PUBLISHED = {}  # it is of other networks
 
 
 def megabytes(*nets: nn.Module) -> float:
@@ -83,7 +85,7 @@ def main() -> None:
         f"image, {100 * (1 - most / base[2]):.1f} to {100 * (1 - least / base[2]):.1f} % fewer "
         "than the teacher. The published inference runs all students on every image."
     )
-    if "densenet121" not in systems:
+    if not PUBLISHED:
         return
     densenet = systems["densenet121"][0]
     print(

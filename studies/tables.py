@@ -28,6 +28,8 @@ OTHERS_TOP1 = {  # results of others with the same architecture
     "densenet121": f"[94.06]({HUYVNPHAN}), [95.04]({KUANGLIU})",
     "googlenet": f"[92.85]({HUYVNPHAN})",
 }
+if not PUBLISHED:  # other networks
+    PUBLISHED_TOP1 = OTHERS_TOP1 = {}
 POLICIES = ("better_student", "selector", "cascade", "ensemble", "random", "oracle")
 SUBJECTS = {
     "data": "data: crop, flip, cutout, normalize",

@@ -28,6 +28,8 @@ for script, *flags in COMMANDS:
 
 import hubconf, torch
 images = torch.zeros(2, 3, SIZE, SIZE)
+from studies.tables import PUBLISHED, PUBLISHED_TOP1
+assert not PUBLISHED and not PUBLISHED_TOP1
 logits, choice = hubconf.multistudent(checkpoint_dir="runs/quick")(images)
 assert logits.shape == (2, 10) and choice.shape == (2,)
 """

@@ -61,6 +61,8 @@ CHOICES = {
     "FLIP": (True, False),
     "BATCH_NORM": (True, False),
 }
+NEEDED = ("EPOCHS", "BATCH_SIZE", "LEARNING_RATE", "SEED")  # by each training script
+NEEDED += ("OPTIMIZER", "MOMENTUM", "WEIGHT_DECAY", "WARMUP", "CROP", "FLIP", "CUTOUT")
 
 
 def settings(block: Mapping[str, Any], args: argparse.Namespace) -> dict[str, Any]:
@@ -131,12 +133,14 @@ def add_out(parser: argparse.ArgumentParser, default: Path, files: str) -> None:
 def training_parser(doc: str, block: Mapping[str, Any]) -> argparse.ArgumentParser:
     """The parser of the three training scripts; `block` is that of `common_parser`.
 
-    Also raises UserError if a name in `block` is a misspelt hyperparameter.
+    Also raises UserError if a name in `block` is a misspelt hyperparameter, or one is missing.
     """
     absent = [name for name in (*NUMBERS, *CHOICES) if name not in block]
     for name in filter(str.isupper, block):
         if name not in NUMBERS and (meant := difflib.get_close_matches(name, absent, 1, 0.8)):
             raise UserError(f"{name} at the head of the script: did you mean {meant[0]}?")
+    if missing := [name for name in NEEDED if name not in block]:
+        raise UserError(f"{missing[0]} is missing at the head of the script")
     parser = common_parser(doc, block, quick=True)
     add_flag(parser, "EPOCHS", block["EPOCHS"], "number of epochs")
     add_flag(parser, "LEARNING_RATE", block["LEARNING_RATE"], "maximum learning rate", "--lr")
