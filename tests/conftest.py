@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from toys import TOYS
 
+from models import NETWORKS
 from utils.data import CLASSES, load_sample
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,3 +60,18 @@ def small_clone(tmp_path_factory, sample):
     some = {"images": sample.images[:300].numpy(), "labels": sample.labels[:300].numpy()}
     np.savez(folder / "data" / "sample.npz", **some)
     return folder
+
+
+@pytest.fixture(scope="module")
+def toys():
+    """Teacher and students are small networks in this file."""
+    with pytest.MonkeyPatch.context() as patch:
+        for arch, row in TOYS.items():
+            patch.setitem(NETWORKS, arch, row)
+        yield
+
+
+@pytest.fixture
+def float32(monkeypatch):
+    """The CPU computes in float32, also if it has bf16, which rounds more."""
+    monkeypatch.setattr("utils.device.CPUINFO", Path("none"))

@@ -1,13 +1,35 @@
-"""Programs in processes of their own, forked from one that has imported PyTorch already."""
+"""Scripts, run in this process or in one forked from a process that has imported PyTorch."""
 
+import contextlib
+import io
 import multiprocessing
 import os
+import sys
 from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
 
 import fault_driver
+import pytest
+
+from utils import cli, files
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["torch", "torchvision", "numpy", "tqdm"])
+
+
+def call(script, *flags, status=0):
+    """Run the `main` of a script in this process. Returns what it prints to stdout and stderr."""
+    printed = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(sys, "argv", [str(script), *map(str, flags)])
+        with contextlib.redirect_stdout(printed[0]), contextlib.redirect_stderr(printed[1]):
+            cli.run(import_module(Path(script).stem).main)
+    while files._claims:  # released at the end of a process
+        files._claims.pop().release()
+    out, err = (each.getvalue() for each in printed)
+    assert (stop.value.code or 0) == status, out + err
+    return out, err
 
 
 @dataclass

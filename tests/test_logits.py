@@ -2,90 +2,87 @@
 
 import os
 import signal
-import sys
 
 import numpy as np
 import pytest
 import torch
 from loop import Pixels
+from programs import call
 
 import StudentTrain
-from utils import logits
+from models import network
 from utils.augment import Augmentation, Batches
-from utils.data import CLASSES, MEAN, STD
+from utils.checkpoint import save_checkpoint
 from utils.files import UserError
 from utils.logits import TeacherLogits
+from utils.run import Run
 
 
-@pytest.mark.parametrize("views, teacher_asked", [(0, 4 * 100), (3, 3 * 100), (16, 4 * 100)])
+@pytest.fixture
+def teacher(tmp_path, toys, float32):
+    """An untrained teacher, which is also in tmp_path/teacher.pth."""
+    torch.manual_seed(0)
+    net = network("resnet50").eval()
+    save_checkpoint(tmp_path / "teacher.pth", net, "resnet50", "cifar-pool", {}, 1, 0.9)
+    return net
+
+
+@pytest.mark.parametrize("views", [0, 3])
 def test_a_student_learns_from_the_teachers_logits_for_the_very_images_that_it_sees(
-    tmp_path, small_npz, monkeypatch, views, teacher_asked
+    tmp_path, small_npz, monkeypatch, teacher, views
 ):
     """The published code cached the logits in one shuffled order and used them in another.
 
-    In a context the student sees the same crops, degraded, and the answers are to the clean ones.
+    In a context the student sees the same crops, degraded, and the logits are of the clean ones.
     """
-    teacher, pairs = Pixels().eval(), []
-    loss = StudentTrain.distillation_loss
+    seen, taught = [], []
+    outputs, loss = Run.outputs, StudentTrain.distillation_loss
 
-    class Spy(Pixels):
-        def forward(self, images):
-            seen[:] = [images.clone()]
-            return super().forward(images)
+    def see(self, images):
+        seen.append(images.clone())
+        return outputs(self, images)
 
-    seen = []
-
-    def spy(logits, teacher_logits, *rest):
-        pairs.append((*seen, teacher_logits))
+    def learn(logits, teacher_logits, *rest):
+        taught.append(teacher_logits.float())
         return loss(logits, teacher_logits, *rest)
 
-    monkeypatch.setattr("utils.device.has_bf16", lambda device: False)
+    monkeypatch.setattr(Run, "outputs", see)
+    monkeypatch.setattr(StudentTrain, "distillation_loss", learn)
     monkeypatch.setattr(StudentTrain, "TEACHER_VIEWS", views)
-    facts = {"val_accuracy": 0.9, "classes": CLASSES, "mean": MEAN, "std": STD}
-    monkeypatch.setattr(StudentTrain, "load_network", lambda *_: (teacher, facts))
-    monkeypatch.setattr(logits, "for_inference", lambda net, device: net)
-    monkeypatch.setattr(StudentTrain, "starting_network", lambda *_: (Spy(), None))
-    monkeypatch.setattr(StudentTrain, "report_accuracy", lambda path, val, test: None)
-    monkeypatch.setattr(StudentTrain, "distillation_loss", spy)
-    flags = "--model 1 --epochs 4 --subset 100 --batch-size 30 --data-dir"
-    argv = f"StudentTrain.py {flags} {small_npz} --checkpoint-dir".split()
-    monkeypatch.setattr(sys, "argv", [*argv, str(tmp_path)])
-    StudentTrain.main()
-    assert len(pairs) == 16 and teacher.asked == teacher_asked
-    for images, answers in pairs:
-        assert (answers - teacher.fc(images.flatten(1))).abs().max() < 2e-3  # half precision
-    assert not torch.equal(pairs[0][0], pairs[4][0])
+    flags = "--model=1", "--epochs=4", "--subset=60", "--batch-size=30", "--data", small_npz
+    flags += "--device=cpu", "--teacher", tmp_path / "teacher.pth", "--checkpoint-dir"
+    call("StudentTrain.py", *flags, tmp_path)
+    assert len(seen) == len(taught) == 8 and not torch.equal(seen[0], seen[2])
+    with torch.no_grad():
+        for images, logits in zip(seen, taught, strict=True):
+            assert (logits - teacher(images)).abs().max() < 2e-3  # stored in half precision
 
-    clean, pairs[:] = list(pairs), []
-    taught = "--teacher", str(tmp_path / "teacher.pth")
-    argv += [str(tmp_path / "degraded"), *taught, "--context", "degraded"]
-    monkeypatch.setattr(sys, "argv", argv)
-    StudentTrain.main()
-    assert teacher.asked == teacher_asked + (0 if views else 4 * 100)
-    for (crops, answers), (degraded, same_answers) in zip(clean, pairs, strict=True):
-        assert torch.equal(answers, same_answers)
-        assert (degraded != crops).flatten(1).any(dim=1).all()
+    stored = {path: path.stat().st_mtime_ns for path in tmp_path.glob("teacher.logits/*")}
+    assert len(stored) == views
+    crops, seen[:], clean, taught[:] = list(seen), [], list(taught), []
+    call("StudentTrain.py", *flags, tmp_path / "degraded", "--context", "degraded")
+    assert stored == {path: path.stat().st_mtime_ns for path in tmp_path.glob("teacher.logits/*")}
+    for crop, degraded, logits, same in zip(crops, seen, clean, taught, strict=True):
+        assert torch.equal(logits, same)
+        assert (degraded != crop).flatten(1).any(dim=1).all()
 
 
-def test_a_signal_while_the_teacher_logits_ends_the_run_before_it_has_answered_all(
-    tmp_path, small_npz, monkeypatch, capsys
+def test_a_signal_ends_the_run_before_the_teacher_has_answered_all(
+    tmp_path, small_npz, monkeypatch, teacher
 ):
-    class Interrupted(Pixels):
-        def forward(self, images):
-            os.kill(os.getpid(), signal.SIGINT)
-            return super().forward(images)
+    view, asked = Batches.view, []
 
-    teacher = Interrupted().eval()
-    facts = {"val_accuracy": 0.9, "classes": CLASSES, "mean": MEAN, "std": STD}
-    monkeypatch.setattr(StudentTrain, "load_network", lambda *_: (teacher, facts))
-    monkeypatch.setattr(logits, "for_inference", lambda net, device: net)
-    monkeypatch.setattr(StudentTrain, "starting_network", lambda *_: (Pixels(), None))
-    flags = f"--model 1 --data-dir {small_npz} --checkpoint-dir {tmp_path}"
-    monkeypatch.setattr(sys, "argv", ["StudentTrain.py", *flags.split()])
-    with pytest.raises(SystemExit, match="130"):
-        StudentTrain.main()
-    assert 0 < teacher.asked < 540  # training images
-    assert "stopped after epoch 0, step 0; continue with" in capsys.readouterr().err
+    def interrupted(self, number, places):
+        if len(places) > 64:  # not those of the fingerprint
+            asked.append(len(places))
+            os.kill(os.getpid(), signal.SIGINT)
+        return view(self, number, places)
+
+    flags = "--model=1", "--data", small_npz, "--checkpoint-dir", tmp_path, "--device=cpu"
+    monkeypatch.setattr(Batches, "view", interrupted)
+    _, err = call("StudentTrain.py", *flags, status=130)
+    assert 0 < sum(asked) < 540  # training images
+    assert "stopped after epoch 0, step 0; continue with" in err
     assert (tmp_path / "densenet121.state.pth").exists()
 
 

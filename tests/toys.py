@@ -1,0 +1,44 @@
+"""Small networks in place of teacher and students, so that tests run the scripts in seconds.
+
+    python tests/toys.py script.py [its flags]
+
+runs a script with them as a program.
+"""
+
+import sys
+from functools import partial
+
+import fault_driver
+from torch import nn
+
+from models import NETWORKS, STUDENTS, TEACHER
+from models.selector import SmallCNN
+
+
+class Toy(SmallCNN):
+    """A small CNN with dropout, which draws random numbers."""
+
+    def __init__(self, num_classes: int, depth: int) -> None:
+        super().__init__(num_classes, depth)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, images):
+        return self.head(self.dropout(self.blocks(images).mean(dim=(2, 3))))
+
+
+TOYS = {  # the last student has the fewest MACs, as GoogLeNet has
+    arch: NETWORKS[arch]._replace(
+        constructor=partial(Toy, depth=depth), first="blocks.0", pool="blocks.3"
+    )
+    for arch, depth in zip((TEACHER, *STUDENTS), (4, 3, 2), strict=True)
+}
+
+
+def use_toys() -> None:
+    """Replace the rows of teacher and students in this process."""
+    NETWORKS.update(TOYS)
+
+
+if __name__ == "__main__":
+    use_toys()
+    fault_driver.run(*sys.argv[1:])
