@@ -144,10 +144,10 @@ def read_flags() -> argparse.Namespace:
         type=Path,
         nargs="+",
         metavar="PATH",
-        help="checkpoint of the teacher: one of this project, or weights with torchvision's "
-        f"parameter names for a {models.NETWORKS[models.TEACHER].title} with a 3x3 first "
-        "convolution; of several of this project, of any architectures, the mean of the logits "
-        "teaches (default: teacher.pth in --checkpoint-dir)",
+        help="checkpoint of the teacher: one of this project, of any architecture, or weights with "
+        f"torchvision's parameter names for a {models.NETWORKS[models.TEACHER].title} with a 3x3 "
+        "first convolution; of several of this project, the mean of their logits teaches "
+        "(default: teacher.pth in --checkpoint-dir)",
     )
     what = "context of the student's images, see utils/contexts.py (the teacher's are clean)"
     cli.add_flag(parser, "CONTEXT", CONTEXT, what)

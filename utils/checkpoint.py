@@ -284,18 +284,21 @@ def load_teacher(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Load a teacher and its checkpoint dictionary; of several, their `Mean` and the first's.
 
-    A single one must be of the architecture TEACHER, and `stem` lets in weights of other projects.
+    Without `stem`, the teacher must be of the architecture TEACHER. With `stem`, it may be any
+    network of this project, or a single file with weights of another project for TEACHER.
     Raises UserError as `load_network` does, or if several were trained on other images.
     """
-    if len(paths) == 1:
-        return load_network(paths[0], TEACHER, stem)
-    loaded = [load_network(path) for path in paths]
+    if stem is None:
+        return load_network(paths[0], TEACHER)
+    foreign = len(paths) == 1 and not set(KEYS) <= set(read_dict(paths[0]))
+    loaded = [load_network(path, *((TEACHER, stem) if foreign else ())) for path in paths]
     _, facts = loaded[0]
     for path, (_, others) in zip(paths, loaded, strict=True):
         if others["arch"] not in NETWORKS:
             raise UserError(f"{path} holds a selector, which teaches nothing: leave it out")
         check_data(path, others, replace(data_of(facts), name=shown(paths[0])))
-    return Mean([net for net, _ in loaded]), facts
+    nets = [net for net, _ in loaded]
+    return Mean(nets) if len(nets) > 1 else nets[0], facts
 
 
 def fingerprint_of(net: nn.Module) -> str:
