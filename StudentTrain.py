@@ -48,7 +48,7 @@ STEM = "cifar-pool"  # "cifar": no max-pool, more accurate, 4 times the MACs
 DISTILL_LOSS = "mse"  # between logits; "kl": Hinton's softened targets; "none": no teacher
 CONTEXT = "clean"  # of the student's images, see utils/contexts.py; the teacher's are clean
 
-# These have no flag, edit them here:
+# Edit these here, or use --set NAME=VALUE:
 ALPHA = 0.0  # weight of the cross-entropy; 0.1 was as good on validation, 1 was worse
 TEMPERATURE = 4.0  # of the softened targets, for "kl" only
 LAYERS = ()  # pairs of modules, (student's, teacher's), for a loss on features: docs/features.md
@@ -88,7 +88,7 @@ def main() -> None:
     student = to_device(student, device)
     cli.announce(
         f"Training student {args.model}, {arch} with the {args.stem} stem",
-        **cli.training_facts(args, device, student, train, val, path),
+        **cli.training_facts(device, student, train, val, path),
         **({} if alone else {"teacher": ", ".join(map(shown, paths))}),
     )
 
@@ -121,6 +121,7 @@ def main() -> None:
     report_accuracy(path, val, test)
     if args.model < len(models.STUDENTS):
         same = ("stem", "distill_loss", "teacher", "epochs", "batch_size", "learning_rate", "seed")
+        same += ("set",)
         cli.next_step(args, "StudentTrain.py", "--model", args.model + 1, same=same)
     else:
         cli.next_step(args, "trainSelector.py")

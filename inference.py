@@ -7,6 +7,7 @@
     python inference.py --context mixed --checkpoint-dir checkpoints/contexts    evaluate the system
                                            for several contexts; half of the images are degraded
     python inference.py --out results      write the results to another folder
+    python inference.py --run NAME         evaluate the networks of a run, see docs/compare.md
     python inference.py --subset 500       quick test: 500 images; the same networks
 
 Needs the students and selector.pth in checkpoints/. If present, teacher.pth and the students that
@@ -81,6 +82,8 @@ def read_flags() -> argparse.Namespace:
         "below P; with more than two students: P,P... for all students but the last, or for each "
         "step of the cascade; default: chosen on the validation images",
     )
+    cli.add_run(parser)
+    cli.add_students(parser)
     cli.add_flag(parser, "CONTEXT", "clean", "context of the test images, see utils/contexts.py")
     args = parser.parse_args()
     if args.threshold and args.policy not in THRESHOLDS:
@@ -89,11 +92,10 @@ def read_flags() -> argparse.Namespace:
         parser.error(
             f"--threshold: --policy {args.policy} has {count} of them: name as many, with commas"
         )
-    cli.refuse_folder(parser, "--csv", args.csv)
     if args.csv and not args.images:
         parser.error("--csv needs images: name files or folders")
     for name in ("context", "data", "subset", "out"):
-        if args.images and getattr(args, name) is not parser.get_default(name):
+        if args.images and name in args.typed:
             parser.error(f"--{name} is for the test set only: leave it out for your own images")
     return args
 

@@ -34,7 +34,7 @@ LEARNING_RATE = 5e-3  # maximum, reached after the warm-up
 SEED = 0
 STEM = "cifar-pool"  # "cifar": no max-pool, more accurate, 4 times the MACs
 
-# These have no flag, edit them here:
+# Edit these here, or use --set NAME=VALUE:
 OPTIMIZER = "muon"  # or "adamw" with half the learning rate, or "sgd" with 0.1
 MOMENTUM = 0.9  # Nesterov momentum of Muon and SGD, beta1 of AdamW
 WEIGHT_DECAY = 0.05  # not applied to biases and normalization layers; 5e-4 for SGD
@@ -60,7 +60,7 @@ def main() -> None:
     teacher = to_device(teacher, device)
     cli.announce(
         f"Training the teacher, {models.TEACHER} with the {args.stem} stem",
-        **cli.training_facts(args, device, teacher, train, val, path),
+        **cli.training_facts(device, teacher, train, val, path),
     )
 
     settings = cli.settings(globals(), args) | {"arch": models.TEACHER, "init": init}

@@ -4,6 +4,7 @@
     python trainSelector.py --epochs 1 --subset 2000   quick test, writes to runs/quick/
     python trainSelector.py --resume                   continue a run that was stopped
     python trainSelector.py --context mixed --label-rule context --checkpoint-dir PATH
+    python trainSelector.py --run NAME --seed 1 --set DEPTH=2    writes to runs/NAME/
     torchrun --standalone --nproc_per_node=2 trainSelector.py     use two GPUs
 
 Needs the students in checkpoints/, written by StudentTrain.py. Writes
@@ -55,7 +56,7 @@ CONTEXT = "clean"  # of all images, see utils/contexts.py
 LABEL_RULE = "errors"  # the student that errs less; "context": the one trained on such images
 LABEL_WEIGHT = None  # "difference": weight each label by the difference of the students' errors
 
-# These have no flag, edit them here:
+# Edit these here, or use --set NAME=VALUE:
 DEPTH = 3  # convolution blocks, 1 to 4
 BATCH_NORM = True  # in each block
 THRESHOLD = None  # a student answers if its probability is >= this; None: chosen on validation
@@ -83,7 +84,7 @@ def main() -> None:
     selector = to_device(Selector(DEPTH, BATCH_NORM, len(models.SELECTED)), device)
     cli.announce(
         f"Training the selector, {DEPTH} blocks, between {' and '.join(models.SELECTED)}",
-        **cli.training_facts(args, device, selector, train, val, path),
+        **cli.training_facts(device, selector, train, val, path),
         students=", ".join(shown(cli.found(args, FILES[arch])) for arch in students),
         context=args.context,
         labels=f"by {args.label_rule}, {'' if args.label_weight else 'not '}weighted",
@@ -137,7 +138,7 @@ def main() -> None:
         val_accuracy=routed_accuracy(scores + offsets, right),
     )
     same_context = [] if args.context == "clean" else ["--context", args.context]
-    cli.next_step(args, "inference.py", *same_context)
+    cli.next_step(args, "inference.py", *same_context, same=["students"])
 
 
 def read_flags() -> argparse.Namespace:
@@ -148,6 +149,7 @@ def read_flags() -> argparse.Namespace:
     cli.add_flag(parser, "LABEL_RULE", LABEL_RULE, what)
     what = "weight each label by the difference of the students' errors"
     cli.add_flag(parser, "LABEL_WEIGHT", LABEL_WEIGHT, what)
+    cli.add_students(parser)
     return parser.parse_args()
 
 

@@ -199,7 +199,8 @@ def main() -> None:
     if unknown := [name for name in args.subjects if name not in SUBJECTS]:
         parser.error(f"no subject {unknown[0]!r}: choose from {', '.join(SUBJECTS)}")
     device = pick_device(args.device)
-    cli.refuse_folder(parser, "--json", args.json)
+    if args.json and args.json.is_dir():
+        parser.error(f"--json {args.json} must name a file, not a folder")
     if args.json:
         try_folder(args.json.parent)
     args.device = str(device)

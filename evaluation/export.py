@@ -11,7 +11,6 @@ docs/export.md shows how to route a batch with ONNX Runtime.
 Needs onnx and onnxscript, and the checkpoints of the networks.
 """
 
-import argparse
 import importlib
 import json
 from pathlib import Path
@@ -82,7 +81,7 @@ def check_packages() -> None:
 
 
 def main() -> None:
-    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument(
         "--policy",
         choices=POLICIES,

@@ -938,7 +938,7 @@ def test_a_quick_try_leaves_what_a_whole_run_made_as_it_is(
     assert "students      checkpoints/densenet121.pth, runs/quick/googlenet.pth\n" in out
     assert (quick / "selector.previous.pth").exists()
     follow = out.splitlines()[-1].removeprefix("next: ")
-    assert follow.endswith("--checkpoint-dir runs/quick")
+    assert follow.endswith("--run quick")
     out = typed(follow)
     assert (
         "networks      checkpoints/densenet121.pth, runs/quick/googlenet.pth, checkpoints/te" in out
@@ -947,6 +947,52 @@ def test_a_quick_try_leaves_what_a_whole_run_made_as_it_is(
     # Without that folder, --subset means fewer images only.
     assert "checkpoints/googlenet.pth" in typed(f"python inference.py {places}")
     assert {p.name: p.read_bytes() for p in whole.iterdir() if p.suffix != ".lock"} == before
+
+
+def test_a_run_with_a_name_of_its_own_has_its_own_folder_and_shares_the_students(
+    pipeline, small_npz, tmp_path, typed, monkeypatch, no_figures
+):
+    whole = tmp_path / "checkpoints"
+    whole.mkdir()
+    copy_of(pipeline[0], whole)
+    before = {path.name: path.read_bytes() for path in whole.iterdir()}
+    monkeypatch.setattr("utils.checkpoint.CHECKPOINTS", whole)
+    monkeypatch.setattr("utils.checkpoint.QUICK", tmp_path / "runs" / "quick")
+    monkeypatch.chdir(tmp_path)
+    for name in ("DEPTH", "EPOCHS", "CROP"):
+        monkeypatch.setattr(trainSelector, name, getattr(trainSelector, name))  # --set changes them
+    train = f"python trainSelector.py --subset 20 --data-dir {small_npz} --device cpu"
+    out = typed(f"{train} --run seed-7 --seed 7 --set DEPTH=2 EPOCHS=1 CROP=0")
+    facts = torch.load("runs/seed-7/selector.pth", weights_only=True)["hyperparameters"]
+    assert [facts[name] for name in ("seed", "depth", "epochs", "crop")] == [7, 2, 1, 0]
+    out = typed(out.splitlines()[-1].removeprefix("next: "))
+    assert "checkpoints/densenet121.pth" in out
+    assert "selector      runs/seed-7/selector.pth, " in out
+    assert "wrote runs/seed-7/inference/metrics.json" in out
+    assert {p.name: p.read_bytes() for p in whole.iterdir() if p.suffix != ".lock"} == before
+
+    out = typed(f"{train} --students checkpoints --checkpoint-dir a --epochs 1")
+    assert {path.name for path in Path("a").glob("*.pth")} == {"selector.pth", "selector.state.pth"}
+    follow = out.splitlines()[-1].removeprefix("next: ")
+    assert "--students checkpoints" in follow
+    assert "networks      checkpoints/densenet121.pth, checkpoints/googlenet.pth\n" in typed(follow)
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        (["--set", "CROP"], "--set CROP"),
+        (["--set", "CROP=32"], "CROP"),
+        (["--set", "CROPS=3"], "CROPS"),
+        (["--set", "DEPTH=2"], "DEPTH"),  # of the selector
+        (["--set", "OPTIMIZER=adam"], "OPTIMIZER"),
+        (["--run", "a/b"], "--run"),
+        (["--run", ".."], "--run"),
+        (["--run", ""], "--run"),
+    ],
+)
+def test_a_nonsense_change_or_name_of_a_run_is_refused(flags, named, monkeypatch, capsys, tmp_path):
+    assert named in refused("teacherTrain", flags, monkeypatch, capsys, tmp_path).splitlines()[-1]
 
 
 @pytest.mark.parametrize("package", ["torchvision", "filelock"])  # an early and a late import

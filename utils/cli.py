@@ -5,6 +5,7 @@ import contextlib
 import difflib
 import math
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from models import STEMS, parameters
+from models import STEMS, STUDENTS, parameters
 from models.selector import WIDTHS
 from utils import checkpoint
 from utils.checkpoint import ROOT
@@ -81,6 +82,8 @@ def settings(block: Mapping[str, Any], args: argparse.Namespace) -> dict[str, An
 def _allows(name: str, value: Any) -> bool:
     if name in CHOICES:
         return value in CHOICES[name]
+    if (name, value) == ("THRESHOLD", None):
+        return True
     kind, low, high = NUMBERS[name]
     return type(value) in (int, kind) and low <= value <= high
 
@@ -89,18 +92,20 @@ def _wanted(name: str) -> str:
     if name in CHOICES:
         return " or ".join(map(repr, CHOICES[name]))
     kind, low, high = NUMBERS[name]
-    number = "a whole number" if kind is int else "a number"
-    return f"{number} of at least {low}" if high == math.inf else f"{number} from {low} to {high}"
+    return f"{'a whole' if kind is int else 'a'} number from {low} to {high}"
 
 
 # ------------------------------------------------------------------ flags
 
 
-def flag(name: str) -> Callable[[str], float]:
-    """An argparse type for the numbers that NUMBERS[name] allows."""
+def flag(name: str) -> Callable[[str], Any]:
+    """An argparse type for the values that NUMBERS or CHOICES allows for a constant `name`."""
 
-    def parse(text: str) -> float:
-        with contextlib.suppress(ValueError):
+    def parse(text: str) -> Any:
+        for choice in CHOICES.get(name, ()):
+            if text == str(choice):
+                return choice
+        with contextlib.suppress(KeyError, ValueError):
             if _allows(name, value := NUMBERS[name][0](text)):
                 return value
         raise argparse.ArgumentTypeError(f"{text!r} is not {_wanted(name)}")
@@ -118,19 +123,162 @@ def add_flag(
         what: the help text.
         short: other names of the flag.
     """
-    values = {"choices": CHOICES[name]} if name in CHOICES else {"type": flag(name), "metavar": "N"}
-    long = f"--{name.lower().replace('_', '-')}"
-    what += " (default: %(default)s)"
-    parser.add_argument(long, *short, default=default, help=what, **values)
+    parser.add_argument(
+        f"--{name.lower().replace('_', '-')}",
+        *short,
+        type=flag(name),
+        choices=CHOICES.get(name),
+        metavar="N" if name in NUMBERS else None,
+        default=default,
+        help=f"{what} (default: %(default)s)",
+    )
+
+
+def add_path(parser: argparse._ActionsContainer, name: str, what: str) -> None:
+    """Add a flag for a path, None by default; `what` is the help text."""
+    parser.add_argument(name, type=Path, metavar="PATH", help=what)
 
 
 def add_out(parser: argparse.ArgumentParser, default: Path, files: str) -> None:
     """Add --out, for the programs that write results; `files` says what is written."""
-    what = f"folder for {files} (default: %(default)s)"
-    parser.add_argument("--out", type=Path, default=default, metavar="PATH", help=what)
+    add_path(parser, "--out", f"folder for {files} (default: {default})")
+    parser.set_defaults(out=default)
 
 
-def training_parser(doc: str, block: Mapping[str, Any]) -> argparse.ArgumentParser:
+def add_init(parser: argparse.ArgumentParser) -> None:
+    """Add --init, for the scripts that train a classifier."""
+    add_path(
+        parser,
+        "--init",
+        "start from the weights in this .pth file instead of random ones; weights of other "
+        "projects need torchvision's parameter names and a 3x3 first convolution",
+    )
+
+
+def add_students(parser: argparse.ArgumentParser) -> None:
+    """Add --students, for the scripts that read the students and write none."""
+    add_path(parser, "--students", "folder of the students (default: that of the other networks)")
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Add --run, for the scripts that read and write networks."""
+
+    def name(text: str) -> str:
+        if re.fullmatch(r"[\w-]+", text, re.ASCII):
+            return text
+        raise argparse.ArgumentTypeError(f"{text!r}: use letters, digits, - and _")
+
+    parser.add_argument(
+        "--run",
+        type=name,
+        metavar="NAME",
+        help="a run of its own, in runs/NAME; networks that this folder lacks are read from "
+        "--checkpoint-dir",
+    )
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that applies --set, and chooses the folders of --run and --subset.
+
+    --run NAME reads and writes networks in runs/NAME, and reads those that it lacks from
+    --checkpoint-dir (see `found`). Results are written there too, unless a flag names another
+    folder. --subset is like --run quick, for networks only if `quick` is true. The flags that were
+    given, with their values, are in `typed`.
+
+    Args:
+        block: the globals of the script, which --set changes.
+    """
+
+    def __init__(
+        self, *args: Any, block: Mapping[str, Any] = {}, quick: bool = False, **values: Any
+    ) -> None:
+        super().__init__(*args, formatter_class=argparse.RawDescriptionHelpFormatter, **values)
+        self.register("type", Path, _path)
+        self.block, self.quick = block, quick
+
+    def parse_args(self, *args: Any, **values: Any) -> argparse.Namespace:
+        parsed = super().parse_args(*args, **values)
+        of = vars(parsed)
+        typed = {name: of[name] for name in of if of[name] is not self.get_default(name)}
+        for change in typed.get("set", ()):
+            self._set(parsed, change)
+        folder = checkpoint.QUICK.with_name(typed.get("run", checkpoint.QUICK.name))
+        if "out" in of and "out" not in typed and typed.keys() & {"run", "subset"}:
+            parsed.out = folder / parsed.out.name
+        parsed.others = of.get("checkpoint_dir")
+        if "run" in typed or (self.quick and "subset" in typed and "checkpoint_dir" not in typed):
+            parsed.checkpoint_dir = folder
+        parsed.typed = typed
+        return parsed
+
+    def _set(self, parsed: argparse.Namespace, change: str) -> None:
+        """Apply NAME=VALUE to the constants of the script, and to the flag if there is one."""
+        name, _, text = change.partition("=")
+        names = [each for each in (*NUMBERS, *CHOICES) if each in self.block]
+        if name not in names:
+            self.error(f"--set {change}: choose from {', '.join(names)}")
+        try:
+            self.block[name] = flag(name)(text)
+        except argparse.ArgumentTypeError as error:
+            self.error(f"--set {name}: {error}")
+        if hasattr(parsed, name.lower()):
+            setattr(parsed, name.lower(), self.block[name])
+
+
+def _path(text: str) -> Path:
+    """A path of a flag. The shell leaves the ~ in --out=~/results as it is."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(os.path.expanduser(text))
+
+
+def common_parser(doc: str, block: Mapping[str, Any], quick: bool = False) -> Parser:
+    """A parser with the flags that all scripts share.
+
+    Args:
+        doc: the description.
+        block: the globals of the script; upper-case names give the defaults.
+        quick: see `Parser`.
+
+    Raises:
+        UserError: a value in `block` is not allowed by NUMBERS or CHOICES.
+    """
+    for name in (*NUMBERS, *CHOICES):
+        if name in block and not _allows(name, block[name]):
+            raise UserError(
+                f"{name} = {block[name]!r} at the head of the script must be {_wanted(name)}"
+            )
+    parser = Parser(description=doc, block=block, quick=quick)
+    add_flag(parser, "BATCH_SIZE", block["BATCH_SIZE"], "images per step")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="cpu, cuda or cuda:1; auto uses a GPU if available (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--data",
+        "--data-dir",
+        type=os.path.expanduser,
+        default=block.get("DATA", "cifar10"),
+        metavar="NAME",
+        help="cifar10 or cifar100, which are downloaded to data/, a folder with CIFAR-10, or an "
+        ".npz file with your own data set (default: %(default)s)",
+    )
+    what = "folder where .pth files are read and written (default: checkpoints)"
+    add_path(parser, "--checkpoint-dir", what)
+    parser.set_defaults(checkpoint_dir=checkpoint.CHECKPOINTS)
+    parser.add_argument(
+        "--subset",
+        type=flag("SUBSET"),
+        metavar="N",
+        help="quick test: use only N images of each split, and write below runs/quick unless "
+        "a flag names another folder" + ("; networks are looked for there first" if quick else ""),
+    )
+    return parser
+
+
+def training_parser(doc: str, block: Mapping[str, Any]) -> Parser:
     """The parser of the three training scripts; `block` is that of `common_parser`.
 
     Also raises UserError if a name in `block` is a misspelt hyperparameter, or one is missing.
@@ -148,6 +296,13 @@ def training_parser(doc: str, block: Mapping[str, Any]) -> argparse.ArgumentPars
     add_flag(parser, "SEED", block["SEED"], what)
     if "STEM" in block:
         add_flag(parser, "STEM", block["STEM"], "stem of the network, see models/networks.py")
+    add_run(parser)
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        metavar="NAME=VALUE",
+        help="change a hyperparameter at the head of the script, for example CROP=2",
+    )
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -157,116 +312,12 @@ def training_parser(doc: str, block: Mapping[str, Any]) -> argparse.ArgumentPars
     return parser
 
 
-def add_init(parser: argparse.ArgumentParser) -> None:
-    """Add --init, for the scripts that train a classifier."""
-    parser.add_argument(
-        "--init",
-        type=Path,
-        metavar="PATH",
-        help="start from the weights in this .pth file instead of random ones; weights of other "
-        "projects need torchvision's parameter names and a 3x3 first convolution",
-    )
-
-
-def _path(text: str) -> Path:
-    """A path of a flag. The shell leaves the ~ in --out=~/results as it is."""
-    if not text:
-        raise argparse.ArgumentTypeError("the path is empty")
-    return Path(os.path.expanduser(text))
-
-
-class Parser(argparse.ArgumentParser):
-    """With --subset, results are written below QUICK unless a flag names another folder.
-
-    The names of the flags that were given, and their values, are in `typed`.
-
-    Args:
-        quick: also read and write networks there, see `found`.
-    """
-
-    def __init__(self, *args: Any, quick: bool = False, **values: Any) -> None:
-        super().__init__(*args, **values)
-        self.register("type", Path, _path)
-        self.quick = quick
-
-    def parse_args(self, *args: Any, **values: Any) -> argparse.Namespace:
-        parsed = super().parse_args(*args, **values)
-
-        def given(name: str) -> bool:  # also if it is equal to the default
-            return getattr(parsed, name, None) is not self.get_default(name)
-
-        if self.quick and given("subset") and not given("checkpoint_dir"):
-            parsed.checkpoint_dir = checkpoint.QUICK
-        if given("subset") and self.get_default("out") and not given("out"):
-            parsed.out = checkpoint.QUICK / parsed.out.name
-        parsed.typed = {name: value for name, value in vars(parsed).items() if given(name)}
-        return parsed
-
-
-def common_parser(doc: str, block: Mapping[str, Any], quick: bool = False) -> Parser:
-    """A parser with the flags that all scripts share.
-
-    Args:
-        doc: the description.
-        block: the globals of the script; upper-case names give the defaults.
-        quick: see `Parser`.
-
-    Raises:
-        UserError: a value in `block` is not allowed by NUMBERS or CHOICES.
-    """
-    for name in (*NUMBERS, *CHOICES):
-        optional = name == "THRESHOLD" and block.get(name) is None
-        if name in block and not optional and not _allows(name, block[name]):
-            raise UserError(
-                f"{name} = {block[name]!r} at the head of the script must be {_wanted(name)}"
-            )
-    parser = Parser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, quick=quick
-    )
-    add_flag(parser, "BATCH_SIZE", block["BATCH_SIZE"], "images per step")
-    parser.add_argument(
-        "--device",
-        default="auto",
-        metavar="NAME",
-        help="cpu, cuda or cuda:1; auto uses a GPU if available (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--data",
-        "--data-dir",
-        type=os.path.expanduser,
-        default=block.get("DATA", "cifar10"),
-        metavar="NAME",
-        help="cifar10 or cifar100, which are downloaded to data/, a folder with CIFAR-10, or an "
-        ".npz file with your own data set (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--checkpoint-dir",
-        type=Path,
-        default=checkpoint.CHECKPOINTS,
-        metavar="PATH",
-        help="folder where .pth files are read and written (default: checkpoints)",
-    )
-    parser.add_argument(
-        "--subset",
-        type=flag("SUBSET"),
-        metavar="N",
-        help="quick test: use only N images of each split, and write below runs/quick unless "
-        "a flag names another folder" + ("; networks are looked for there first" if quick else ""),
-    )
-    return parser
-
-
-def refuse_folder(parser: argparse.ArgumentParser, flag: str, path: Path | None) -> None:
-    """End with an error if `path`, the value of `flag`, names a folder and not a file."""
-    if path and (not path.name or path.is_dir()):
-        parser.error(f"{flag} {path} must name a file, not a folder")
-
-
 def found(args: argparse.Namespace, file: str) -> Path:
-    """The path to read `file` from: for one that QUICK lacks, CHECKPOINTS."""
-    path, whole = args.checkpoint_dir / file, checkpoint.CHECKPOINTS / file
-    quick = args.checkpoint_dir.resolve() == checkpoint.QUICK.resolve()
-    return whole if quick and not path.exists() and whole.exists() else path
+    """The path to read `file` from: a student from --students, if given; else see `Parser`."""
+    if getattr(args, "students", None) and file.removesuffix(".pth") in STUDENTS:
+        return args.students / file
+    path, other = args.checkpoint_dir / file, args.others / file
+    return other if other.exists() and not path.exists() else path
 
 
 # ------------------------------------------------------------------ other scripts
@@ -288,15 +339,13 @@ def next_step(
 ) -> None:
     """Print the command that follows, with the flags that make it a step of this run.
 
-    `same` are names of flags that the next script has too, besides --data, --device and --subset.
+    `same` are names of flags that the next script has too, besides those that all scripts have.
     """
     words = ["python", Path(sys.argv[0]).with_name(script), *flags]
-    words += retyped(args, *same, "data", "device", "subset")
-    usual = checkpoint.QUICK if "subset" in args.typed else checkpoint.CHECKPOINTS
-    if script == "inference.py":  # there, --subset means fewer images, not other networks
-        usual = checkpoint.CHECKPOINTS
-    if args.checkpoint_dir != usual:
-        words += ["--checkpoint-dir", shown(args.checkpoint_dir)]
+    words += retyped(args, *same, "data", "device", "subset", "run", "checkpoint_dir")
+    # There, --subset means fewer images, not other networks.
+    if script == "inference.py" and args.checkpoint_dir == checkpoint.QUICK != args.others:
+        words += [] if "run" in args.typed else ["--run", "quick"]
     print(f"next: {shlex.join(map(str, words))}")
 
 
@@ -337,12 +386,7 @@ def announce(title: str, **facts: object) -> None:
 
 
 def training_facts(
-    args: argparse.Namespace,
-    device: torch.device,
-    net: nn.Module,
-    train: Split,
-    val: Split,
-    path: Path,
+    device: torch.device, net: nn.Module, train: Split, val: Split, path: Path
 ) -> dict[str, object]:
     """The facts that every training script announces."""
     processes = f", {ranks()} processes" if ranks() > 1 else ""
