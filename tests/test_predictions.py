@@ -1,7 +1,6 @@
 """The CSV file of inference.py: one row per image, written batch by batch."""
 
 import csv
-import re
 import resource
 import signal
 import sys
@@ -131,19 +130,3 @@ def test_a_full_disk_is_told_with_the_name_of_the_file(folder, tmp_path, run):
             run(folder, "--csv", tmp_path / "table.csv")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-@pytest.mark.parametrize(
-    "flags, named",
-    [
-        (["--csv", "table.csv"], "--csv"),
-        (["photo.jpg", "--csv", ""], "--csv"),
-        (["photo.jpg", "--out", "results"], "--out"),
-        (["photo.jpg", "--data-dir", "mine.npz"], "--data"),
-        (["photo.jpg", "--subset", "9"], "--subset"),
-        (["photo.jpg", "--context", "noise"], "--context"),
-    ],
-)
-def test_flags_that_do_not_go_together_are_refused_by_name(run, capsys, flags, named):
-    assert run(*flags) == 2
-    assert re.search(f"error: .*{named}", capsys.readouterr().err)

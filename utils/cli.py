@@ -103,8 +103,8 @@ def flag(name: str) -> Callable[[str], Any]:
 
     def parse(text: str) -> Any:
         for choice in CHOICES.get(name, ()):
-            if text == str(choice):
-                return choice
+            if text == str(choice):  # the text itself, if it is one: a default is not a flag given
+                return text if text == choice else choice
         with contextlib.suppress(KeyError, ValueError):
             if _allows(name, value := NUMBERS[name][0](text)):
                 return value

@@ -1,0 +1,180 @@
+"""Flags and constants of the scripts: nonsense is refused by name, before any work."""
+
+import argparse
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from programs import call
+
+import inference
+import StudentTrain
+import teacherTrain
+import trainSelector
+from utils import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = {
+    "teacherTrain": teacherTrain,
+    "StudentTrain": StudentTrain,
+    "trainSelector": trainSelector,
+    "inference": inference,
+}
+
+
+def refusal(script, folder, *flags):
+    """The last line that a script prints, which must end with status 2 and write no file."""
+    out, err = call(f"{script}.py", "--checkpoint-dir", folder / "new", *flags, status=2)
+    assert out == "" and not (folder / "new").exists()
+    last = err.splitlines()[-1]
+    assert last.startswith(f"{script}.py: error: ")
+    return last
+
+
+WHOLE_ABOVE_0 = ("0", "-3", "1.5", "many", "nan", "", "1e9")
+FLAGS = {
+    "--epochs": WHOLE_ABOVE_0,
+    "--batch-size": WHOLE_ABOVE_0,
+    "--subset": WHOLE_ABOVE_0,
+    "--lr": ("0", "-0.1", "nan", "inf", "1e999", "fast", ""),
+    "--seed": ("-1", "1.5", "nan", "2147483648", "9" * 30, "x"),
+    "--device": ("tpu9", "meta", "cuda:99", "", "cpu:x", "privateuseone", "hpu"),
+    "--checkpoint-dir": ("",),
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("flag", FLAGS)
+def test_a_nonsense_value_of_a_flag_is_refused(script, flag, tmp_path):
+    model = ["--model", "1"] if script == "StudentTrain" else []
+    for value in FLAGS[flag]:
+        assert flag in refusal(script, tmp_path, *model, f"{flag}={value}")
+
+
+@pytest.mark.parametrize(
+    "words, flag",
+    [
+        ("StudentTrain", "--model"),
+        ("StudentTrain --model=3", "--model"),
+        ("StudentTrain --model=x", "--model"),
+        ("StudentTrain --modle=1", "--model"),
+        ("teacherTrain --set CROP", "--set CROP"),
+        ("teacherTrain --set CROP=32", "CROP"),
+        ("teacherTrain --set CROPS=3", "CROPS"),
+        ("teacherTrain --set DEPTH=2", "DEPTH"),  # of the selector
+        ("teacherTrain --set OPTIMIZER=adam", "OPTIMIZER"),
+        *((f"teacherTrain --run={name}", "--run") for name in ("a/b", "..", "")),
+        ("inference --policy=coin", "--policy"),
+        ("inference --policy=googlenet --threshold=0.5", "--threshold"),
+        ("inference --policy=cascade --threshold=0.5,0.9", "--threshold"),
+        *((f"inference --threshold={value}", "--threshold") for value in ("1.5", "nan", "-1", "x")),
+        ("inference --csv table.csv", "--csv"),
+        ("inference photo.jpg --csv=", "--csv"),
+        ("inference photo.jpg --out results", "--out"),
+        ("inference photo.jpg --data-dir mine.npz", "--data"),
+        ("inference photo.jpg --subset 9", "--subset"),
+        ("inference photo.jpg --context noise", "--context"),
+    ],
+)
+def test_flags_that_make_no_sense_together_are_refused(words, flag, tmp_path):
+    script, *flags = words.split()
+    assert flag in refusal(script, tmp_path, *flags)
+
+
+@pytest.mark.parametrize(
+    "flag, path",
+    [
+        ("--data", "nowhere.npz"),
+        ("--data", "long" * 2000 + ".npz"),
+        ("--data", "README.md/data"),
+        ("--checkpoint-dir", "README.md"),
+        ("--checkpoint-dir", "long" * 2000),
+    ],
+)
+def test_a_path_that_cannot_be_is_refused(flag, path, small_npz, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    places = {"--data": small_npz, "--checkpoint-dir": tmp_path} | {flag: path}
+    words = [f"{name}={place}" for name, place in places.items()]
+    _, err = call("teacherTrain.py", "--epochs=1", "--subset=9", *words, status=2)
+    assert path in err and len(err.splitlines()) == 1
+
+
+def test_a_tilde_that_the_shell_leaves_is_the_home_folder():
+    parser = cli.common_parser("", {"BATCH_SIZE": 1})
+    cli.add_out(parser, Path("runs"), "files")
+    args = parser.parse_args(["--out=~/res", "--data=~/mine.npz"])
+    assert (args.out, args.data) == (Path.home() / "res", str(Path.home() / "mine.npz"))
+
+
+# ------------------------------------------------------------------ constants
+
+CONSTANTS = {
+    "EPOCHS": (0, -1, 2.5, "6", None, True),
+    "BATCH_SIZE": (0, -64, 64.0),
+    "LEARNING_RATE": (0, -0.1, math.nan, math.inf, "0.1"),
+    "OPTIMIZER": ("adam", None),
+    "MOMENTUM": (-0.1, 1, math.nan),
+    "WEIGHT_DECAY": (-1e-4, math.nan, math.inf),
+    "WARMUP": (-0.1, 1.0, math.nan),
+    "CROP": (-1, 32, 2.5),
+    "FLIP": ("yes", None),
+    "CUTOUT": (-8, 193, 8.0),
+    "SEED": (-1, 0.5, 2**31),
+    "STEM": ("imagenet", None, 3),
+    "DISTILL_LOSS": ("mae", None),
+    "ALPHA": (-1, math.nan, "0"),
+    "TEMPERATURE": (0, -4, math.inf),
+    "TEACHER_VIEWS": (-1, 0.5, None),
+    "CONTEXT": ("night", None, 3),
+    "LABEL_RULE": ("error", None, True),
+    "LABEL_WEIGHT": ("none", 0.5, True),
+    "DEPTH": (0, 5, 3.0),
+    "BATCH_NORM": ("False", None),
+    "THRESHOLD": (math.nan, -0.1, 1.5, "0.5"),
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_nonsense_constant_is_refused(script, monkeypatch, tmp_path):
+    block = {name: value for name, value in vars(SCRIPTS[script]).items() if name in CONSTANTS}
+    assert block
+    for name in block:
+        for value in CONSTANTS[name]:
+            with monkeypatch.context() as patch:
+                patch.setattr(SCRIPTS[script], name, value)
+                assert f"{name} = {value!r}" in refusal(script, tmp_path, "--model=1")
+
+
+@pytest.mark.parametrize("name", ["CROP", "EPOCHS", "STEM", "SEED"])  # SEEDS is of the studies
+def test_a_misspelt_or_missing_constant_is_refused(name, monkeypatch, tmp_path):
+    monkeypatch.delattr(teacherTrain, name)
+    monkeypatch.setattr(teacherTrain, f"{name}S", 4, raising=False)
+    assert name in refusal("teacherTrain", tmp_path)
+
+
+def test_the_settings_of_a_run_are_the_constants_of_its_script_with_the_flags_applied():
+    args = argparse.Namespace(epochs=7, learning_rate=0.5, lr=1, seed=0)
+    settings = cli.settings(vars(teacherTrain), args)
+    assert (settings["epochs"], settings["learning_rate"], settings["crop"]) == (7, 0.5, 4)
+    for script in (teacherTrain, StudentTrain):
+        names = {name.upper() for name in cli.settings(vars(script), args)}
+        assert names - {"DATA", "LAYERS"} <= {*cli.NUMBERS, *cli.CHOICES} & {*CONSTANTS}
+
+
+# ------------------------------------------------------------------ Ctrl-C
+
+
+@pytest.mark.parametrize(
+    "script, package",  # an early and a late import, and another order of imports
+    [("teacherTrain", "torchvision"), ("teacherTrain", "filelock"), ("inference", "torchvision")],
+)
+def test_ctrl_c_during_the_imports_ends_in_one_line(script, package, tmp_path):
+    (tmp_path / f"{package}.py").write_text("raise KeyboardInterrupt")
+    words = [sys.executable, ROOT / f"{script}.py", "--help"]
+    where = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(words, env=where, capture_output=True, text=True)
+    assert (done.stderr, done.stdout) == ("interrupted\n", "")
+    assert done.returncode in (130, -2)  # ended by SIGINT: 130 in a shell
