@@ -126,12 +126,9 @@ for _number, _arch in enumerate(models.STUDENTS, 1):
     _entry(
         _arch, _partial(_network, _arch), f"Student {_number}, {models.NETWORKS[_arch].title}", "."
     )
-for _name, _policy in (
-    ("multistudent", "selector"),
-    *((each, each) for each in ("cascade", "more_confident", "ensemble")),
-):
+for _policy in [each for each in policies.POLICIES if each not in models.STUDENTS]:
     _entry(
-        _name,
+        {"selector": "multistudent"}.get(_policy, _policy),
         _partial(_system, _policy),
         f"The whole system, {policies.POLICIES[_policy]}",
         ",\n    and an index, int64 (N,): of the student that answered, from 0; of cascade and "

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from evaluation.policies import BETTER, BOTH, Networks, Outcome, System
+from evaluation.policies import BETTER, BOTH, POLICIES, Networks, Outcome, System
 from evaluation.significance import calibration_error, wilson_interval
 from models import NETWORKS, SELECTED, STUDENTS, TEACHER, macs
 from utils.contexts import CONTEXTS
@@ -85,7 +85,7 @@ class Results:
     nets: the outputs of the networks.
     temperatures: of the networks.
     thresholds: of the "selector" and the "cascade".
-    outcomes: of "routed", "cascade", "more_confident", "ensemble" and "oracle".
+    outcomes: of each policy, and of "oracle"; "selector" is named "routed".
     predictions: of each network and of each policy in `outcomes` but the oracle.
     """
 
@@ -148,7 +148,7 @@ def evaluate(
         name: _predictions(nets.logits[name], temperatures[name]) for name in classifiers
     }
     outcomes = {}
-    for policy in ("selector", "cascade", "more_confident", "ensemble"):
+    for policy in [name for name in POLICIES if name not in STUDENTS]:
         name, system = ROUTED.get(policy, policy), nets.system(policy, thresholds.get(policy))
         outcomes[name] = found = nets.run(system)
         scales = [fmean(temperatures[arch] for arch in archs) for archs in system.answered]
@@ -163,8 +163,10 @@ def evaluate(
     work = nets.work | {name: outcome.macs for name, outcome in outcomes.items()}
     del work["oracle"]  # it cannot be run
     work["random"] = sum(work[name] for name in STUDENTS) / len(STUDENTS)
-    every = 1 / sum(1 / speed[name] for name in STUDENTS)
-    speed = {**speed, "more_confident": every, "ensemble": every, "better_student": speed[better]}
+    speed = {**speed, "better_student": speed[better]}
+    for name in [name for name in outcomes if name not in (*speed, "oracle")]:  # not timed
+        ran = outcomes[name].ran
+        speed[name] = 1 / sum(share(ran[arch]) / speed[arch] for arch in STUDENTS)
     work["better_student"] = work[better]
 
     names = [name for name in LABELS if name in right]
