@@ -14,24 +14,3 @@ from models.networks import (
     network,
 )
 from models.selector import Selector
-
-__all__ = [
-    "CLASS_COUNTS",
-    "NETWORKS",
-    "SELECTED",
-    "STEMS",
-    "STUDENTS",
-    "TEACHER",
-    "Cascade",
-    "Mean",
-    "MoreConfident",
-    "MultiStudent",
-    "Recorded",
-    "Selector",
-    "check_images",
-    "confidence",
-    "macs",
-    "network",
-    "offsets_of",
-    "parameters",
-]

@@ -18,18 +18,7 @@ from utils.download import fetch
 from utils.files import UserError, replacing, shown
 from utils.safe_load import read_array, read_arrays
 
-CLASSES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-)
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FOLDER = Path(__file__).resolve().parent.parent / "data"  # downloads go to no other folder
 SAMPLE = FOLDER / "sample.npz"
 MAX_NAME = 40  # characters
@@ -160,13 +149,13 @@ def load_splits(
             arrays = _own_arrays(Path(data))
     images = arrays["train_images"]
     if name == CIFAR10.name:
-        described = CIFAR10
+        about = CIFAR10
     else:
         classes = tuple(map(str, arrays["classes"]))
-        described = DataSet(name, classes, *mean_and_std(images), images.shape[1])
+        about = DataSet(name, classes, *mean_and_std(images), images.shape[1])
     if seen_by:
         mean, std = (tuple(seen_by[color]) for color in ("mean", "std"))
-        described = replace(described, mean=mean, std=std)
+        about = replace(about, mean=mean, std=std)
     train, val = stratified_split(arrays["train_labels"])
     if not len(val):
         raise UserError(
@@ -178,7 +167,7 @@ def load_splits(
             torch.from_numpy(arrays[f"{source}_images"][places]).to(device),
             torch.from_numpy(arrays[f"{source}_labels"][places].astype(np.int64)).to(device),
             places,
-            described,
+            about,
         )
         for source, places in (
             ("train", train[:subset]),
