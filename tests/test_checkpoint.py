@@ -34,14 +34,14 @@ from utils.files import UserError
 from utils.safe_load import brief, read_dict
 
 SHAPE = {"depth": 2, "batch_norm": True}
+MADE = SHAPE | {"arch": "selector", "selected": [*STUDENTS], "lr": 0.1}
 SHIPPED = sorted(Path(__file__).parent.parent.glob("checkpoints/*.pth"))
 
 
 def save_selector(path, **overrides):
     torch.manual_seed(0)
     net = Selector(**SHAPE)
-    made = SHAPE | {"selected": [*STUDENTS], "lr": 0.1}
-    save_checkpoint(path, net, "selector", None, made, 3, 0.75)
+    save_checkpoint(path, net, MADE, 3, 0.75)
     if overrides:
         torch.save(torch.load(path, weights_only=True) | overrides, path)
     return net.eval()
@@ -78,7 +78,7 @@ def googlenet(images, tmp_path_factory):
     with torch.no_grad():
         net(images)
     path = tmp_path_factory.mktemp("checkpoints") / "googlenet.pth"
-    save_checkpoint(path, net, "googlenet", "cifar-pool", {}, 1, 0.5)
+    save_checkpoint(path, net, {"arch": "googlenet", "stem": "cifar-pool"}, 1, 0.5)
     return net.eval(), path
 
 
@@ -113,7 +113,7 @@ def test_all_documented_keys_are_there(path):
     assert set(checkpoint) == {*KEYS, "data", "size"}
     assert checkpoint["arch"] == "selector"
     assert checkpoint["classes"] == list(CLASSES)
-    assert checkpoint["hyperparameters"] == SHAPE | {"selected": [*STUDENTS], "lr": 0.1}
+    assert checkpoint["hyperparameters"] == MADE
     assert (checkpoint["epoch"], checkpoint["val_accuracy"]) == (3, 0.75)
     assert checkpoint["test_accuracy"] is None
     weights = checkpoint["state_dict"].values()
@@ -126,7 +126,7 @@ def test_all_documented_keys_are_there(path):
 @pytest.mark.parametrize("name", FILES)
 def test_a_network_in_the_place_of_another_is_refused_by_name(name, tmp_path):
     path = tmp_path / FILES[name]
-    save_checkpoint(path, network("resnet18"), "resnet18", "cifar-pool", {}, 1, 0.1)
+    save_checkpoint(path, network("resnet18"), {"arch": "resnet18", "stem": "cifar-pool"}, 1, 0.1)
     with pytest.raises(UserError) as error:
         load_network(path, EXPECTED[name])
     command = COMMANDS[name].removeprefix("python ")
@@ -391,9 +391,7 @@ def test_a_network_tells_as_many_classes_apart_as_its_data_have(names, path):
     save_checkpoint(
         path,
         net,
-        "googlenet",
-        "cifar-pool",
-        {},
+        {"arch": "googlenet", "stem": "cifar-pool"},
         1,
         0.5,
         replace(CIFAR10, name="mine.npz", classes=tuple(names)),
@@ -562,7 +560,7 @@ def test_write_that_the_system_cuts_off_leaves_the_old_file_whole(path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         with pytest.raises(UserError, match="cannot write"):
-            save_checkpoint(path, Selector(4), "selector", None, SHAPE, 1, 0.5)
+            save_checkpoint(path, Selector(4), SHAPE | {"arch": "selector"}, 1, 0.5)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == old
@@ -576,6 +574,6 @@ def test_weight_that_half_precision_cannot_hold_is_refused(value, path):
     net = Selector(**SHAPE)
     net.head.weight.data[0, 0] = value
     with pytest.raises(UserError, match="not finite"):
-        save_checkpoint(path, net, "selector", None, SHAPE, 1, 0.5)
+        save_checkpoint(path, net, SHAPE | {"arch": "selector"}, 1, 0.5)
     assert path.read_bytes() == old
     assert os.listdir(path.parent) == [path.name]

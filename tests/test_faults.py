@@ -46,7 +46,7 @@ def teacher(tmp_path_factory):
     path = tmp_path_factory.mktemp("teacher") / "teacher.pth"
     torch.manual_seed(0)
     net = network("resnet50", "cifar-pool")
-    save_checkpoint(path, net, "resnet50", "cifar-pool", {}, 1, 0.1)
+    save_checkpoint(path, net, {"arch": "resnet50", "stem": "cifar-pool"}, 1, 0.1)
     return path
 
 

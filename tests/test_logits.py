@@ -23,7 +23,9 @@ def teacher(tmp_path, toys, float32):
     """An untrained teacher, which is also in tmp_path/teacher.pth."""
     torch.manual_seed(0)
     net = network("resnet50").eval()
-    save_checkpoint(tmp_path / "teacher.pth", net, "resnet50", "cifar-pool", {}, 1, 0.9)
+    save_checkpoint(
+        tmp_path / "teacher.pth", net, {"arch": "resnet50", "stem": "cifar-pool"}, 1, 0.9
+    )
     return net
 
 

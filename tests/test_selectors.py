@@ -90,7 +90,9 @@ def fold(small_npz, tmp_path):
     half = halves(train)[1]
     facts = {"data": data_facts(half.images, half.labels)}
     for arch, file in ALONE.items():
-        save_checkpoint(tmp_path / file, network(arch), arch, "cifar-pool", facts, 1, 0.1)
+        save_checkpoint(
+            tmp_path / file, network(arch), facts | {"arch": arch, "stem": "cifar-pool"}, 1, 0.1
+        )
     return train, tmp_path
 
 

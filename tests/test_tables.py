@@ -92,7 +92,7 @@ def test_what_was_not_measured_is_left_blank(metrics):
 def test_a_checkpoint_is_described_as_it_is(tmp_path):
     path = tmp_path / "selector.pth"
     shape = {"depth": 1, "batch_norm": False, "augmentation": {"crop": 4, "flip": True}}
-    save_checkpoint(path, Selector(1, False, 1), "selector", None, shape, 7, 0.5)
+    save_checkpoint(path, Selector(1, False, 1), shape | {"arch": "selector"}, 7, 0.5)
     text = tables.checkpoints([path])
     rows = dict(re.findall(r"^\| (.+?) \| (.*) \|$", text, re.MULTILINE))
     assert rows["parameters"] == "929"  # 32 x (3 x 9 + 1) in the block, 32 + 1 in the head

@@ -191,7 +191,9 @@ def test_the_recipe_for_a_loss_on_features_trains_a_student(tmp_path, small_npz,
         script = script.replace(before, after)
     torch.manual_seed(0)
     teacher = tmp_path / "teacher.pth"
-    save_checkpoint(teacher, network("resnet50"), "resnet50", "cifar-pool", {}, 1, 0.1)
+    save_checkpoint(
+        teacher, network("resnet50"), {"arch": "resnet50", "stem": "cifar-pool"}, 1, 0.1
+    )
     flags = f"--model 1 --epochs 1 --subset 20 --data-dir {small_npz} --checkpoint-dir {tmp_path}"
     monkeypatch.setattr(sys, "argv", ["StudentTrain.py", *flags.split(), "--device", "cpu"])
     exec(compile(script, "StudentTrain.py", "exec"), scope := {"__name__": "changed"})

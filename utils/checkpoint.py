@@ -53,15 +53,14 @@ WRAPPERS = ("state_dict", "net", "model", "model_state_dict")  # keys of weights
 def save_checkpoint(
     path: Path,
     net: nn.Module,
-    arch: str,
-    stem: str | None,
-    hyperparameters: Mapping[str, Any],
+    settings: Mapping[str, Any],
     epoch: int,
     val_accuracy: float,
     data: DataSet = CIFAR10,
 ) -> None:
     """Write the weights of `net` and facts about them to `path`. The file is replaced atomically.
 
+    `settings` are the hyperparameters; they have `arch` and, for classifiers, `stem`.
     Floating-point tensors are stored in half precision, which is more precise than the bf16 that
     networks compute in. `val_accuracy` is top-1, in [0, 1]. The test accuracy is None until
     `amend_checkpoint` sets it. Raises UserError if a weight is not finite in half precision or the
@@ -74,8 +73,8 @@ def save_checkpoint(
     if not all(tensor.isfinite().all() for tensor in state_dict.values()):
         raise UserError(f"{path} not written: a weight is not finite in half precision; lower --lr")
     checkpoint = {
-        "arch": arch,
-        "stem": stem,
+        "arch": settings["arch"],
+        "stem": settings.get("stem"),
         "state_dict": state_dict,
         "data": data.name,
         "classes": list(data.classes),
@@ -84,7 +83,7 @@ def save_checkpoint(
         "size": data.size,
         "val_accuracy": val_accuracy,
         "test_accuracy": None,
-        "hyperparameters": dict(hyperparameters),
+        "hyperparameters": dict(settings),
         "epoch": epoch,
         "torch_version": str(torch.__version__),
     }

@@ -313,16 +313,7 @@ class Run:
         now.step = now.images = now.hits = 0
         now.loss = now.seconds = 0.0
         if improved and rank() == 0:
-            save_checkpoint(
-                self.path,
-                self.net,
-                self.settings["arch"],
-                self.settings.get("stem"),
-                self.settings,
-                now.epoch,
-                val_accuracy,
-                self.data,
-            )
+            save_checkpoint(self.path, self.net, self.settings, now.epoch, val_accuracy, self.data)
         if rank() == 0:
             with replacing(self.path.with_suffix(".csv"), binary=False) as file:
                 writer = csv.DictWriter(file, now.history[0], lineterminator="\n")
