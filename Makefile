@@ -25,16 +25,14 @@ test-long: .venv/dev
 	.venv/bin/python -m pytest -m "slow or not slow"
 
 STEMMED = $(if $(STEM),--stem $(STEM)) $(FLAGS)
-TO_COME = .venv/bin/python -m benchmarks.reproduce $(STEMMED) --done
 STUDENTS = .venv/bin/python -c 'import models; print(*range(1, len(models.STUDENTS) + 1))'
 reproduce: .venv/runtime
-	@$(TO_COME) 0
+	@.venv/bin/python -m benchmarks.reproduce $(STEMMED)
 	.venv/bin/python teacherTrain.py $(STEMMED)
 	@for student in $$($(STUDENTS)); do \
-		$(TO_COME) $$student || exit; \
 		echo .venv/bin/python StudentTrain.py --model $$student $(STEMMED); \
 		.venv/bin/python StudentTrain.py --model $$student $(STEMMED) || exit; \
-	done; $(TO_COME) $$((student + 1))
+	done
 	.venv/bin/python trainSelector.py $(FLAGS)
 	.venv/bin/python inference.py $(FOLDER) $(if $(DATA),--data $(DATA)) $(if $(SUBSET),--subset $(SUBSET))
 

@@ -1,7 +1,7 @@
 """Estimate how long `make reproduce` takes on this machine, from a few steps of each training.
 
     python -m benchmarks.reproduce             all stages
-    python -m benchmarks.reproduce --done 2    the remaining stages after two of them
+    python -m benchmarks.reproduce --resume    what is left of a run that was stopped
 
 Each network is trained for a few steps on images of the data set, as the scripts do.
 """
@@ -103,10 +103,6 @@ def epochs_done(folder: Path) -> dict[str, int]:
 def main() -> None:
     parser = cli.training_parser(__doc__, vars(teacherTrain))
     parser.set_defaults(epochs=None)
-    every = len(STUDENTS) + 3  # with teacher, selector, and tables and figures
-    parser.add_argument(
-        "--done", type=int, choices=range(every), default=0, help="stages already done"
-    )
     args = parser.parse_args()
     device = pick_device(args.device)
     splits = load_splits(args.data, args.subset, device)
@@ -118,13 +114,12 @@ def main() -> None:
         for name, script in {**of, "selector": trainSelector}.items()
     }
     done = epochs_done(args.checkpoint_dir) if args.resume else {}
-    left = stages(step, epochs, done, tuple(map(len, splits)))[args.done :]
-    what = "remaining time" if args.done else "total time"
-    print(f"{what}, estimated from a few training steps on {device}, {precision(device)}:")
+    left = stages(step, epochs, done, tuple(map(len, splits)))
+    print(f"time, estimated from a few training steps on {device}, {precision(device)}:")
     wide = 2 + max(len(stage.name) for stage in left)
-    for number, stage in enumerate(left, args.done + 1):
+    for number, stage in enumerate(left, 1):
         count = "" if stage.epochs is None else f"{stage.epochs} epochs"
-        print(f"  {number} of {every}  {stage.name:<{wide}}{count:<12}{in_words(stage.seconds)}")
+        print(f"  {number}  {stage.name:<{wide}}{count:<12}{in_words(stage.seconds)}")
     print(f"  in total {in_words(sum(stage.seconds for stage in left))}\n", flush=True)
 
 
