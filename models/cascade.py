@@ -50,11 +50,11 @@ class Cascade(nn.Module):
             unsure = (last == k - 1) & (confidence(logits) < threshold)
             unsure = unsure.nonzero().squeeze(1)
             if len(unsure):
-                answer = student(images[unsure]).float()
+                after = student(images[unsure]).float()
                 if k > self.alone:
                     before = logits[unsure]
-                    answer = before + (answer - before) / (k + 1 - self.alone)
-                logits[unsure], last[unsure] = answer, k
+                    after = before + (after - before) / (k + 1 - self.alone)
+                logits[unsure], last[unsure] = after, k
         return logits, last
 
 

@@ -171,13 +171,13 @@ def cascade_thresholds(
     order = sorted(range(len(logits)), key=lambda k: work[k])
     students, steps = [Recorded(logits[k]) for k in order], [math.inf] * (len(order) - 1)
     alone, places = Cascade(students, steps).alone, torch.arange(len(labels), device=labels.device)
-    *answers, last = (
+    *earlier, last = (
         Cascade(students[: k + 1], steps[:k], alone)(places)[0] for k in range(len(order))
     )
     right_behind = last.argmax(dim=1) == labels
     thresholds: list[float] = []
-    for answer in reversed(answers):
-        sure, right = confidence(answer), answer.argmax(dim=1) == labels
+    for each in reversed(earlier):
+        sure, right = confidence(each), each.argmax(dim=1) == labels
         thresholds.insert(0, best_threshold(sure, right, right_behind))
         right_behind = torch.where(sure >= thresholds[0], right, right_behind)
     return thresholds
