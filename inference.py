@@ -4,6 +4,7 @@
     python inference.py photo.jpg more/    classify your own images and folders of images
     python inference.py more/ --csv predictions.csv    write a CSV file, one row per image
     python inference.py more/ --policy cascade         choose between the students differently
+    python inference.py more/ --policy cascade --target teacher    for less work
     python inference.py --context mixed --checkpoint-dir checkpoints/contexts    evaluate the system
                                            for several contexts; half of the images are degraded
     python inference.py --out results      write the results to another folder
@@ -20,7 +21,15 @@ from pathlib import Path
 
 from evaluation import figures_into
 from evaluation.classify import check_paths, print_predictions, write_predictions
-from evaluation.policies import POLICIES, THRESHOLDS, assemble, parts_of, temperature_of
+from evaluation.policies import (
+    THRESHOLDS,
+    add_policy,
+    assemble,
+    parts_of,
+    policy_of,
+    temperature_of,
+    thresholds_of,
+)
 from evaluation.report import write_report
 from evaluation.testset import measure, print_tables, test_images
 from models import STUDENTS, TEACHER
@@ -65,14 +74,7 @@ def read_flags() -> argparse.Namespace:
         metavar="PATH",
         help="write the predictions for your own images to this file, one row per image",
     )
-    parser.add_argument(
-        "--policy",
-        choices=POLICIES,
-        default="selector",
-        help="which networks classify your own images: "
-        + "; ".join(f"{name}: {who}" for name, who in POLICIES.items())
-        + " (default: %(default)s)",
-    )
+    add_policy(parser, "which networks classify your own images")
     parser.add_argument(
         "--threshold",
         type=lambda text: [cli.flag("THRESHOLD")(each) for each in text.split(",")],
@@ -86,6 +88,9 @@ def read_flags() -> argparse.Namespace:
     cli.add_students(parser)
     cli.add_flag(parser, "CONTEXT", "clean", "context of the test images, see utils/contexts.py")
     args = parser.parse_args()
+    if args.threshold and args.target:
+        parser.error("--threshold or --target, not both")
+    args.policy = policy_of(parser, args)
     if args.threshold and args.policy not in THRESHOLDS:
         parser.error(f"--threshold: --policy {args.policy} has no threshold, leave it out")
     if args.threshold and len(args.threshold) != (count := len(THRESHOLDS[args.policy][1])):
@@ -130,7 +135,7 @@ def measure_test_set(args: argparse.Namespace) -> int:
     networks = {arch: for_inference(net, device) for arch, (net, _) in parts.items()}
     systems = {
         name: assemble(name, parts, networks, args.threshold if name == args.policy else None)
-        for name in THRESHOLDS
+        for name in thresholds_of(parts["selector"][1])
     }
     facts = {arch: each for arch, (_, each) in parts.items()}
     weights = {arch: fingerprint_of(net) for arch, (net, _) in parts.items()}
@@ -153,6 +158,7 @@ def measure_test_set(args: argparse.Namespace) -> int:
         networks=", ".join(shown(paths[name]) for name in networks if name != "selector"),
         selector=f"{shown(paths['selector'])}, {thresholds['selector']}",
         cascade=f"{' then '.join(systems['cascade'].ran[-1])}, {thresholds['cascade']}",
+        **({"for teacher": thresholds["cascade_teacher"]} if "cascade_teacher" in systems else {}),
         writes=shown(args.out),
     )
 

@@ -7,9 +7,10 @@
     python trainSelector.py --run NAME --seed 1 --set DEPTH=2    writes to runs/NAME/
     torchrun --standalone --nproc_per_node=2 trainSelector.py     use two GPUs
 
-Needs the students in checkpoints/, written by StudentTrain.py. Writes
-checkpoints/selector.pth (the epoch with the best routed accuracy on the validation images, and the
-thresholds for the policies of inference.py) and selector.csv (one row per epoch).
+Needs the students in checkpoints/, written by StudentTrain.py, and the teacher for the thresholds
+of --target teacher. Writes checkpoints/selector.pth (the epoch with the best routed accuracy on the
+validation images, and the thresholds for the policies of inference.py) and selector.csv (one row
+per epoch).
 """
 
 from utils import cli  # first: Ctrl-C while it imports PyTorch ends in one line
@@ -26,7 +27,14 @@ from torch import nn
 
 import models
 from models import MultiStudent, Selector, macs, offsets_of
-from utils.checkpoint import FILES, amend_checkpoint, check_data, fingerprint_of, load_network
+from utils.checkpoint import (
+    EXPECTED,
+    FILES,
+    amend_checkpoint,
+    check_data,
+    fingerprint_of,
+    load_network,
+)
 from utils.contexts import context_labels, image_seeds, in_context, told_apart
 from utils.data import Split, data_facts, load_splits
 from utils.device import autocast, for_inference, pick_device, to_device
@@ -77,7 +85,8 @@ def main() -> None:
     join_group(device)
     path = args.checkpoint_dir / FILES["selector"]
     claim(path)
-    students, trained_on, (clean, val, test) = load_students(args, device)
+    networks, trained_on, (clean, val, test) = load_networks(args, device)
+    students = {arch: networks[arch] for arch in models.STUDENTS}
     # The context of an image is the same in every epoch, because its label depends on it.
     train, val, test = (in_context(split, args.context) for split in (clean, val, test))
     torch.manual_seed(args.seed)
@@ -100,13 +109,13 @@ def main() -> None:
     run.begin()  # report errors before the students label the images, which takes minutes
 
     work = [macs(student, train.data.size) for student in students.values()]
-    students = {arch: for_inference(student, device) for arch, student in students.items()}
+    networks = {arch: for_inference(net, device) for arch, net in networks.items()}
     logits = []
     if args.label_rule == "errors" or args.label_weight:  # the context alone needs no student
-        logits = [predict(students[arch], train, arch) for arch in models.SELECTED]
+        logits = [predict(networks[arch], train, arch) for arch in models.SELECTED]
     targets, weights = label(train, logits, trained_on, args)
     print(f"{share(targets == 0):.1%} of the training images are labeled with student 1")
-    val_logits = {arch: predict(student, val) for arch, student in students.items()}
+    val_logits = {arch: predict(net, val) for arch, net in networks.items()}
     val_targets, _ = label(val, [val_logits[arch] for arch in models.SELECTED], trained_on, args)
     right = torch.stack([val_logits[arch].argmax(dim=1) == val.labels for arch in models.SELECTED])
 
@@ -128,13 +137,18 @@ def main() -> None:
     if THRESHOLD is None:
         thresholds = selector_thresholds(scores, right)
     offsets = offsets_of(thresholds).to(device)
-    routed = MultiStudent([students[arch] for arch in models.SELECTED], selector, offsets)
+    routed = MultiStudent([networks[arch] for arch in models.SELECTED], selector, offsets)
+    seen = [val_logits[arch] for arch in models.STUDENTS], val.labels, work
+    cascade = {"cascade_thresholds": cascade_thresholds(*seen)}
+    if "teacher" in val_logits:
+        teacher_right = val_logits["teacher"].argmax(dim=1) == val.labels
+        cascade["cascade_teacher_thresholds"] = cascade_thresholds(*seen, teacher_right)
     report(
         path,
         predict(routed, test, "test"),
         test,
         thresholds=thresholds,
-        cascade_thresholds=cascade_thresholds(list(val_logits.values()), val.labels, work),
+        **cascade,
         val_accuracy=routed_accuracy(scores + offsets, right),
     )
     same_context = [] if args.context == "clean" else ["--context", args.context]
@@ -153,16 +167,18 @@ def read_flags() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def load_students(
+def load_networks(
     args: argparse.Namespace, device: torch.device
 ) -> tuple[dict[str, nn.Module], list[str], tuple[Split, Split, Split]]:
-    """The students by name, the contexts that those in SELECTED were trained on, and the images.
+    """The students by name, and the teacher if it is there; contexts of SELECTED; and the images.
 
-    Raises UserError if a student is missing or for other images, or if --label-rule context cannot
-    tell the students apart.
+    Raises UserError if a student is missing, a network is for other images, or --label-rule context
+    cannot tell the students apart.
     """
-    paths = {arch: cli.found(args, FILES[arch]) for arch in models.STUDENTS}
-    loaded = {arch: load_network(path, arch) for arch, path in paths.items()}
+    paths = {arch: cli.found(args, FILES[arch]) for arch in (*models.STUDENTS, "teacher")}
+    if not paths["teacher"].exists():
+        del paths["teacher"]
+    loaded = {arch: load_network(path, EXPECTED[arch]) for arch, path in paths.items()}
     contexts = {
         arch: facts["hyperparameters"].get("context", "clean")
         for arch, (_, facts) in loaded.items()
@@ -177,7 +193,7 @@ def load_students(
     splits = load_splits(args.data, args.subset, device, loaded[models.STUDENTS[0]][1])
     for arch, (_, facts) in loaded.items():
         check_data(paths[arch], facts, splits[0].data)
-    return {arch: student for arch, (student, _) in loaded.items()}, trained_on, splits
+    return {arch: net for arch, (net, _) in loaded.items()}, trained_on, splits
 
 
 def label(

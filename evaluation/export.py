@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from evaluation.policies import POLICIES, assemble, parts_of, temperature_of
+from evaluation.policies import add_policy, assemble, parts_of, policy_of, temperature_of
 from models import offsets_of
 from utils import cli
 from utils.checkpoint import CHECKPOINTS, data_of, fingerprint_of, load_parts
@@ -82,12 +82,7 @@ def check_packages() -> None:
 
 def main() -> None:
     parser = cli.Parser(description=__doc__)
-    parser.add_argument(
-        "--policy",
-        choices=POLICIES,
-        default="selector",
-        help="as for inference.py (default: %(default)s)",
-    )
+    add_policy(parser, "which networks to export")
     parser.add_argument(
         "--checkpoint-dir",
         type=Path,
@@ -97,12 +92,13 @@ def main() -> None:
     )
     cli.add_out(parser, OUT, "the .onnx files and routing.json")
     args = parser.parse_args()
+    policy = policy_of(parser, args)
     check_packages()
     try_folder(args.out)
 
-    parts = load_parts(lambda file: args.checkpoint_dir / file, parts_of(args.policy))
-    system = assemble(args.policy, parts, {name: net for name, (net, _) in parts.items()})
-    last = system.ran[-1] if args.policy == "cascade" else tuple(parts)
+    parts = load_parts(lambda file: args.checkpoint_dir / file, parts_of(policy))
+    system = assemble(policy, parts, {name: net for name, (net, _) in parts.items()})
+    last = tuple(parts) if policy == "selector" else system.ran[-1]
     networks = {name: parts[name] for name in last}
     students = [name for name in networks if name != "selector"]
     cli.announce(f"Exporting {', '.join(networks)}", policy=args.policy, writes=shown(args.out))

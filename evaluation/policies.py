@@ -1,5 +1,6 @@
 """Policies that choose between the students, made of networks or of their stored logits."""
 
+import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -19,19 +20,23 @@ from models import (
     offsets_of,
 )
 from utils.data import CIFAR10
+from utils.files import UserError
 from utils.method import THRESHOLDS as GRID
 
 BOTH, BETTER = ("both", "better") if len(STUDENTS) == 2 else ("all", "best")  # of the students
 POLICIES = {  # name: description for --help
     "selector": "the student that the selector chooses",
     "cascade": "the cheapest student first, the next one only where the answer is not confident",
+    "cascade_teacher": "the cascade at the accuracy of the teacher",
     **{arch: f"student {k}" for k, arch in enumerate(STUDENTS, 1)},
     "more_confident": "all students run, and the most confident one answers",
     "ensemble": "the mean of all students' logits",
 }
+TARGETS = {"best": "cascade", "teacher": "cascade_teacher"}  # of --target: its policy
 THRESHOLDS = {  # their key in the selector's checkpoint, and what they are without it
     "selector": ("thresholds", [0.5] * (len(SELECTED) - 1)),
     "cascade": ("cascade_thresholds", [0.9] * (len(STUDENTS) - 1)),
+    "cascade_teacher": ("cascade_teacher_thresholds", None),
 }
 
 
@@ -63,11 +68,42 @@ class System:
         return (logits / logits.new_tensor(temperatures)[choice, None]).softmax(dim=1)
 
 
+def add_policy(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add --policy, with the help text `what`, and --target."""
+    names = [name for name in POLICIES if name != "cascade_teacher"]  # that is --target teacher
+    parser.add_argument(
+        "--policy",
+        choices=names,
+        default="selector",
+        help=f"{what}: {'; '.join(f'{name}: {POLICIES[name]}' for name in names)} "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--target",
+        choices=TARGETS,
+        help="--policy cascade: the thresholds with the best accuracy on the validation images, or "
+        "the cheapest that reach the teacher's (default: best)",
+    )
+
+
+def policy_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
+    """The policy of --policy and --target: a key of POLICIES."""
+    if args.target and args.policy != "cascade":
+        parser.error(f"--target: --policy {args.policy} has none, leave it out")
+    return TARGETS[args.target] if args.target else args.policy
+
+
+def thresholds_of(facts: Mapping[str, Any]) -> dict[str, list[float]]:
+    """The thresholds of each policy that has some, from the selector's checkpoint dictionary."""
+    found = {policy: facts.get(*key) for policy, key in THRESHOLDS.items()}
+    return {policy: thresholds for policy, thresholds in found.items() if thresholds}
+
+
 def parts_of(policy: str, thresholds: Sequence[float] | None = None) -> tuple[str, ...]:
     """The networks to load for a policy. The selector's checkpoint also contains the thresholds."""
     if policy == "selector":
         return (*SELECTED, policy)
-    if policy == "cascade" and not thresholds:
+    if policy in TARGETS.values() and not thresholds:
         return (*STUDENTS, "selector")
     return (policy,) if policy in STUDENTS else STUDENTS
 
@@ -84,7 +120,7 @@ def system_of(
         policy: a key of POLICIES.
         nets: the networks, by name; also `Recorded` ones.
         work: MACs of the students, for the cascade: the cheapest student runs first.
-        thresholds: of "selector" (see `offsets_of`) or "cascade".
+        thresholds: of the selector (see `offsets_of`) or the cascade.
     """
     if policy == "selector":
         net = MultiStudent([nets[arch] for arch in SELECTED], nets[policy], offsets_of(thresholds))
@@ -93,7 +129,7 @@ def system_of(
     if policy == "more_confident":
         net = MoreConfident([nets[arch] for arch in STUDENTS])
         return System(net, [STUDENTS] * len(STUDENTS), [(arch,) for arch in STUDENTS])
-    if policy == "cascade":
+    if policy in TARGETS.values():
         order = tuple(sorted(STUDENTS, key=work.get))
         net = Cascade([nets[arch] for arch in order], thresholds)
     else:
@@ -132,13 +168,21 @@ def assemble(
             as returned by `utils.checkpoint.load_parts`.
         ready: the same networks, prepared by `for_inference` on one device.
         thresholds: override those in the selector's checkpoint.
+
+    Raises:
+        UserError: there are no thresholds for --target teacher.
     """
     if policy in THRESHOLDS and not thresholds:
-        thresholds = trained["selector"][1].get(*THRESHOLDS[policy])
+        thresholds = thresholds_of(trained["selector"][1]).get(policy)
+        if not thresholds:
+            raise UserError(
+                "no thresholds for --target teacher: run trainSelector.py again, with teacher.pth "
+                "beside the students"
+            )
     work = {
         arch: macs(net, facts.get("size", CIFAR10.size))
         for arch, (net, facts) in trained.items()
-        if policy == "cascade" and arch in STUDENTS
+        if policy in TARGETS.values() and arch in STUDENTS
     }
     system = system_of(policy, ready, work, thresholds)
     # For a mean of logits, a temperature chosen on the validation images is not better.

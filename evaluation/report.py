@@ -18,7 +18,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from evaluation.policies import BETTER, BOTH, THRESHOLDS, along
+from evaluation.policies import BETTER, BOTH, along
 from evaluation.significance import auroc_apart, mcnemar_p
 from evaluation.testset import LABELS, Results
 from models import NETWORKS, SELECTED, STUDENTS, TEACHER, confidence
@@ -241,7 +241,7 @@ def _data(results: Results) -> dict[str, Any]:
         name: (each[places] / scales[name]).softmax(dim=1).topk(min(TOP, len(results.test.classes)))
         for name, each in logits.items()
     }
-    policies = {name: _policy(results, name, logits) for name in THRESHOLDS}
+    policies = {name: _policy(results, name, logits) for name in ("selector", "cascade")}
     titles = {arch: NETWORKS[arch].title for arch in STUDENTS}
     means = {name: f"mean of {_titles(name.split('+'))}" for name in logits if "+" in name}
     return {

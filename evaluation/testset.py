@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from evaluation.policies import BETTER, BOTH, POLICIES, Networks, Outcome, System
+from evaluation.policies import BETTER, BOTH, POLICIES, THRESHOLDS, Networks, Outcome, System
 from evaluation.significance import calibration_error, wilson_interval
 from models import NETWORKS, SELECTED, STUDENTS, TEACHER, macs
 from utils.contexts import CONTEXTS
@@ -25,6 +25,7 @@ LABELS = {  # names of the networks and policies in tables and figures
     **{f"{arch}_alone": f"{NETWORKS[arch].title} without the teacher" for arch in STUDENTS},
     "routed": "routed by the selector",
     "cascade": "cascade: both if student 2 is unsure",
+    "cascade_teacher": "cascade at the teacher's accuracy",
     "better_student": f"the {BETTER} student",
     "random": "a student at random",
     "more_confident": "the more confident student",
@@ -84,7 +85,7 @@ class Results:
     seen: the context of each image: "clean" or the kind of degradation.
     nets: the outputs of the networks.
     temperatures: of the networks.
-    thresholds: of the "selector" and the "cascade".
+    thresholds: of each policy that has some.
     outcomes: of each policy, and of "oracle"; "selector" is named "routed".
     predictions: of each network and of each policy in `outcomes` but the oracle.
     """
@@ -112,14 +113,14 @@ def measure(
     Args:
         networks: all students, the selector, and optionally the teacher and other networks named
             in LABELS, prepared for inference.
-        systems: the "selector" and the "cascade", made of the same networks.
+        systems: the policies that have thresholds, made of the same networks.
         temperatures: of the networks except the selector.
         test: the images.
         seen: the context of each image: "clean" or the kind of degradation.
         batch_size: images per step.
     """
     logits, speed = {}, {}
-    runs = {**networks, "routed": systems["selector"].net, "cascade": systems["cascade"].net}
+    runs = networks | {ROUTED.get(name, name): system.net for name, system in systems.items()}
     for name, net in runs.items():
         predict(net, test.take(slice(batch_size)), None, batch_size)  # warm-up, not timed
         started = time.perf_counter()
@@ -148,7 +149,8 @@ def evaluate(
         name: _predictions(nets.logits[name], temperatures[name]) for name in classifiers
     }
     outcomes = {}
-    for policy in [name for name in POLICIES if name not in STUDENTS]:
+    missing = THRESHOLDS.keys() - thresholds.keys()
+    for policy in [name for name in POLICIES if name not in (*STUDENTS, *missing)]:
         name, system = ROUTED.get(policy, policy), nets.system(policy, thresholds.get(policy))
         outcomes[name] = found = nets.run(system)
         scales = [fmean(temperatures[arch] for arch in archs) for archs in system.answered]

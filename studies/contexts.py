@@ -36,7 +36,7 @@ from torch import nn
 from tqdm import tqdm
 
 from evaluation import figures_into
-from evaluation.policies import THRESHOLDS, Networks, Outcome
+from evaluation.policies import Networks, Outcome, thresholds_of
 from evaluation.significance import mcnemar_p
 from models import SELECTED, STUDENTS, TEACHER, MultiStudent, macs, offsets_of
 from studies.policies import confidences, doubts, measured, measured_policy
@@ -316,7 +316,7 @@ def assembled(
     net, facts = router.read()
     check_students(router.path, facts, students)
     chosen = [for_inference(students[arch], device) for arch in SELECTED]
-    thresholds = facts.get(*THRESHOLDS["selector"])
+    thresholds = thresholds_of(facts)["selector"]
     system = MultiStudent(chosen, for_inference(net, device), offsets_of(thresholds))
     return system.eval(), thresholds
 

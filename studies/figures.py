@@ -10,6 +10,7 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from evaluation.figures import COLORS, MARKERS, WRONG, save, use_font_for
 from evaluation.policies import BETTER, BOTH
@@ -29,31 +30,6 @@ def accuracy_against_work(routing: dict) -> Figure:
     """Top-1 accuracy against MACs: curves over thresholds, points for networks and policies."""
     figure, axes = plt.subplots(figsize=(9, 5.2), layout="constrained")
     policies, curves = routing["policies"], routing["study"]["curves"]
-    points = {  # facts, label, and offset of the label in points
-        **{
-            name: (routing[name], LABELS[name], (-8, 8), "right")
-            for name in routing.keys() & {"teacher"}
-        },
-        **{
-            arch: (routing["students"][arch], NETWORKS[arch].title, (0, -16), "center")
-            for arch in STUDENTS
-        },
-        "ensemble": (policies["ensemble"], f"mean of {BOTH}", (0, -16), "center"),
-        "random": (policies["random"], LABELS["random"], (4, -16), "left"),
-        "routed": (policies["selector"], "selector", (6, 6), "left"),
-        "cascade": (policies["cascade"], "cascade", (-6, 8), "right"),
-    }
-    frontier = _frontier(
-        [
-            *((facts["macs"], facts["accuracy"]) for facts, *_ in points.values()),
-            *(
-                pair
-                for curve in curves.values()
-                for pair in zip(curve["macs"], curve["accuracy"], strict=True)
-            ),
-        ]
-    )
-    axes.plot(*_point(*zip(*frontier, strict=True)), color="#d0d0d0", lw=7, drawstyle="steps-post")
     for name, curve in (("routed", curves["selector"]), ("cascade", curves["cascade"])):
         axes.plot(
             *_point(curve["macs"], curve["accuracy"]),
@@ -61,38 +37,53 @@ def accuracy_against_work(routing: dict) -> Figure:
             lw=1.5,
             ls="--" if name == "routed" else "-",
         )
+    points = {  # facts, label, and offset of the label in points
+        **{
+            arch: (routing["students"][arch], NETWORKS[arch].title, (0, -16), "center")
+            for arch in STUDENTS
+        },
+        "ensemble": (policies["ensemble"], f"mean of {BOTH}", (8, -4), "left"),
+        "routed": (policies["selector"], "selector", (6, 6), "left"),
+        "cascade": (policies["cascade"], "cascade", (-6, 8), "right"),
+    }
+    if "teacher" in routing:
+        points["teacher"] = routing["teacher"], LABELS["teacher"], (0, -16), "center"
+        teacher = 100 * routing["teacher"]["accuracy"]
+        axes.axhline(teacher, color=COLORS["teacher"], lw=0.8, ls=":")
+    if "cascade_teacher" in policies:
+        target = policies["cascade_teacher"], "cascade at the teacher's accuracy"
+        points["cascade_teacher"] = *target, (-8, 6), "right"
     for name, (facts, label, offset, side) in points.items():
-        place, color = _point(facts["macs"], facts["accuracy"]), COLORS.get(name, "#555555")
-        axes.plot(*place, MARKERS.get(name, "P"), ms=7, color=color)
+        style, place = name.removesuffix("_teacher"), _point(facts["macs"], facts["accuracy"])
+        color = COLORS.get(style, "#555555")
+        axes.plot(*place, MARKERS.get(style, "P"), ms=7, color=color)
         told = axes.annotate(label, place, offset, textcoords="offset points", ha=side, color=color)
         told.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5})
-    axes.margins(x=0.08, y=0.14)
-    low, high = axes.get_ylim()
-    oracle = policies["oracle"]
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+    # Logarithmic in the errors, because the smallest student has several times those of the others.
+    axes.set_yscale("function", functions=(lambda y: -np.log(101 - y), lambda z: 101 - np.exp(-z)))
+    axes.margins(x=0.08, y=0.2)
+    oracle, better = policies["oracle"], routing["better_student"]
     work, best = _point(oracle["macs"], oracle["accuracy"])
-    gap = 100 * (oracle["accuracy"] - routing["better_student"]["accuracy"])
-    top = high + 0.15 * (high - low)
-    axes.set_ylim(low, top)
-    axes.annotate("", (work, top), (work, high), arrowprops={"arrowstyle": "->", "color": "black"})
-    told = f"oracle: {best:.2f} %, {gap:.1f} points above the {BETTER} student"
-    axes.annotate(told, (work, (top + high) / 2), (8, 0), textcoords="offset points", va="center")
+    told = (
+        f"oracle: {best:.2f} %, {best - 100 * better['accuracy']:.1f} points above the {BETTER} "
+        "student"
+    )
+    up = {"xycoords": axes.get_xaxis_transform(), "textcoords": axes.get_xaxis_transform()}
+    axes.annotate("", (work, 1), (work, 0.9), arrowprops={"arrowstyle": "->"}, **up)
+    up["textcoords"] = "offset points"
+    axes.annotate(told, (work, 0.95), (8, 0), va="center", **up)
     axes.set_xlabel("mean multiply-accumulates per image, in millions")
     axes.set_ylabel("top-1 accuracy, %")
     axes.set_title(
-        f"Policies for {len(STUDENTS)} students at all thresholds; markers show the threshold "
-        "chosen on validation.\nGray: the frontier; nothing is as accurate with fewer MACs",
+        f"Policies for {len(STUDENTS)} students at all thresholds; markers show the thresholds "
+        "chosen on validation",
         fontsize=10,
     )
     return figure
-
-
-def _frontier(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that are more accurate than all points of equal or lower cost, by cost."""
-    kept: list[tuple[float, float]] = []
-    for macs, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not kept or accuracy > kept[-1][1]:
-            kept.append((macs, accuracy))
-    return kept
 
 
 def _point(macs, accuracy):

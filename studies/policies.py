@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 
 from evaluation import figures_into
-from evaluation.policies import BOTH, THRESHOLDS, Networks, Outcome, along
+from evaluation.policies import BOTH, Networks, Outcome, along, thresholds_of
 from evaluation.significance import auroc_apart, mcnemar_p, wilson_interval
 from models import SELECTED, STUDENTS, confidence, macs
 from utils import cli
@@ -44,6 +44,7 @@ from utils.method import selector_thresholds, share
 from utils.safe_load import brief, read_array, read_arrays, read_logits
 
 BATCH_SIZE = 500  # images per step
+CURVES = ("selector", "cascade")  # policies to draw with all thresholds
 OUT = Path("results")  # for logits.npz, routing.json and routing.png
 
 
@@ -94,11 +95,11 @@ def doubts(nets: Networks) -> torch.Tensor:
 def report(nets: Networks, thresholds: Mapping[str, Sequence[float]]) -> dict:
     """The content of routing.json: accuracies and shares in [0, 1], mean MACs per image."""
     right, better = nets.students_right(), nets.better_student()
-    scores = {"selector": nets.logits["selector"], "cascade": doubts(nets)}
+    scores = dict.fromkeys(thresholds, doubts(nets)) | {"selector": nets.logits["selector"]}
     policies = {
         **{
-            name: measured_policy(nets, nets.run(name, thresholds[name]), scores[name])
-            for name in THRESHOLDS
+            name: measured_policy(nets, nets.run(name, chosen), scores[name])
+            for name, chosen in thresholds.items()
         },
         "ensemble": measured_policy(nets, nets.run("ensemble")),
         "oracle": measured_policy(nets, nets.oracle()),
@@ -127,7 +128,7 @@ def report(nets: Networks, thresholds: Mapping[str, Sequence[float]]) -> dict:
                 "neither" if len(STUDENTS) == 2 else "none": share(~right.any(dim=0)),
             },
             "auroc": areas,
-            "curves": {name: curve(nets, name, thresholds[name]) for name in THRESHOLDS},
+            "curves": {name: curve(nets, name, thresholds[name]) for name in CURVES},
         },
     }
 
@@ -277,7 +278,7 @@ def collect(args: argparse.Namespace) -> None:
         "classes": facts[STUDENTS[0]]["classes"],
         "weights": {arch: fingerprint_of(net) for arch, net in nets.items()},
         "macs": {arch: macs(net, splits[0].data.size) for arch, net in nets.items()},
-        "thresholds": {name: facts["selector"].get(*key) for name, key in THRESHOLDS.items()},
+        "thresholds": thresholds_of(facts["selector"]),
         "context": args.context,
     }
     arrays = {
@@ -311,7 +312,7 @@ def collected(path: Path) -> tuple[Networks, Networks, dict[str, list[float]]]:
         work = {name: int(about["macs"][name]) for name in names}
         thresholds = {
             name: [float(each) for each in np.atleast_1d(about["thresholds"][name])]
-            for name in THRESHOLDS
+            for name in {**dict.fromkeys(CURVES), **about["thresholds"]}
         }
         classes = len(about["classes"])
         shapes = dict.fromkeys(names, ("N", classes)) | {"labels": ("N",)}

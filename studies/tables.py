@@ -30,7 +30,8 @@ OTHERS_TOP1 = {  # results of others with the same architecture
 }
 if not PUBLISHED:  # other networks
     PUBLISHED_TOP1 = OTHERS_TOP1 = {}
-POLICIES = ("better_student", "selector", "cascade", "ensemble", "random", "oracle")
+POLICIES = ("better_student", "selector", "cascade", "cascade_teacher", "ensemble", "random")
+POLICIES += ("oracle",)
 SUBJECTS = {
     "data": "data: crop, flip, cutout, normalize",
     **{
@@ -52,9 +53,10 @@ SUBJECTS = {
 CHOSEN = {  # chosen on the validation images: name in the table, key in the checkpoint
     "threshold": "thresholds",
     "threshold of the cascade": "cascade_thresholds",
+    "threshold of the cascade at the teacher's accuracy": "cascade_teacher_thresholds",
     "temperature of the probabilities": "temperature",
 }
-SHORT = ("teacher", *STUDENTS, "routed", "cascade", "oracle")  # keys of LABELS for the README
+SHORT = ("teacher", *STUDENTS, "routed", "cascade", "cascade_teacher", "oracle")  # for the README
 IN_CONTEXTS = {  # rows of contexts.json: name there, label
     **{
         name: f"{LABELS[name]}, trained on {context} images"
@@ -108,7 +110,8 @@ def results(
             continue
         row = [label, published, _percent(accuracy), _interval(metrics, name), _millions(work)]
         if wide:
-            row += [_percent(wide["accuracy"][name]), _millions(wide["macs_per_image"].get(name))]
+            row += [_percent(wide["accuracy"].get(name))]
+            row += [_millions(wide["macs_per_image"].get(name))]
         rows.append([*row, theirs] if others else row)
     heads = ["", "published", "ours, %", "95 % interval", "MMACs"]
     heads += ["without max-pool, %", "MMACs"] if wide else []
@@ -126,8 +129,9 @@ def _millions(count: float | None) -> str:
 def routing(study: dict) -> str:
     """Table of the policies in routing.json, written by studies.policies."""
     rows = []
-    for name in POLICIES:
-        facts = study["policies"].get(name) or study[name]
+    facts_of = {"better_student": study["better_student"], **study["policies"]}
+    for name in [name for name in POLICIES if name in facts_of]:
+        facts = facts_of[name]
         share, area, *ps = (
             facts.get(key)
             for key in (f"share_{STUDENTS[0]}", "auroc", "mcnemar_p", "mcnemar_p_teacher")

@@ -474,6 +474,7 @@ def test_a_network_for_other_classes_is_refused_with_the_difference(googlenet, p
         ("threshold", -0.01),  # of older files
         ("cascade_threshold", True),
         ("cascade_thresholds", []),
+        ("cascade_teacher_thresholds", [True]),
         ("hyperparameters", {"depth": 2, "batch_norm": True, "selected": ["one"]}),
     ],
 )

@@ -70,6 +70,8 @@ def test_a_nonsense_value_of_a_flag_is_refused(script, flag, tmp_path):
         ("inference --policy=coin", "--policy"),
         ("inference --policy=googlenet --threshold=0.5", "--threshold"),
         ("inference --policy=cascade --threshold=0.5,0.9", "--threshold"),
+        ("inference --policy=ensemble --target=teacher", "--target"),
+        ("inference --policy=cascade --target=best --threshold=0.5", "--threshold or --target"),
         *((f"inference --threshold={value}", "--threshold") for value in ("1.5", "nan", "-1", "x")),
         ("inference --csv table.csv", "--csv"),
         ("inference photo.jpg --csv=", "--csv"),

@@ -1,12 +1,14 @@
 """The losses, the selector's labels and the temperature, compared with values computed by hand."""
 
+import itertools
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from models import offsets_of
+from models import Cascade, Recorded, offsets_of
+from utils import method
 from utils.method import (
     absolute_error,
     best_temperature,
@@ -121,6 +123,49 @@ def test_the_thresholds_of_a_cascade_lead_to_the_students_that_are_right():
     large = torch.tensor([other, [0.0, 20.0], sure, [1.0, 0.0]])
     labels = torch.zeros(4, dtype=torch.long)
     assert cascade_thresholds([large, cheap, middle], labels, [3, 1, 2]) == [0.65, 0.6]
+
+
+def of(rows):
+    """Logits of two classes for rows of (number of images, probability of class 0)."""
+    chances = torch.tensor([chance for count, chance in rows for _ in range(count)])
+    return torch.stack([chances.log(), (1 - chances).log()], dim=1)
+
+
+def test_the_thresholds_of_a_cascade_are_the_cheapest_that_are_as_good_up_to_chance():
+    cheap = of([(60, 0.9), (3, 0.3), (2, 0.6), (35, 0.8)])  # sure to 0.7 where it is wrong
+    labels = torch.zeros(100, dtype=torch.long)
+    for large, threshold in (
+        (of([(60, 0.9), (3, 0.99), (2, 0.01), (35, 0.8)]), 0.0),  # 3 gained, 2 lost: by chance
+        (of([(60, 0.9), (3, 0.99), (2, 0.9), (35, 0.8)]), 0.71),  # 3 gained
+    ):
+        assert cascade_thresholds([cheap, large], labels, [1, 2]) == [threshold]
+
+
+def test_for_the_teacher_the_thresholds_of_a_cascade_are_the_cheapest_that_surely_reach_it():
+    cheap = of([(1, 0.4), (1, 0.3), (1, 0.2), (1, 0.1), (96, 0.99)])
+    large, labels = of([(100, 0.999)]), torch.zeros(100, dtype=torch.long)
+    for wrong, threshold in ((4, 0.0), (3, 0.71), (2, 0.81), (0, 0.91)):
+        teacher_right = torch.arange(100) >= wrong
+        assert cascade_thresholds([cheap, large], labels, [1, 2], teacher_right) == [threshold]
+    worse = [cheap, cheap]
+    assert cascade_thresholds(worse, labels, [1, 2], labels == 0) == [0.0]  # out of reach
+
+
+def test_all_thresholds_of_a_cascade_are_compared(monkeypatch):
+    """With four students: as if each combination was tried by itself."""
+    monkeypatch.setattr(method, "THRESHOLDS", [0.0, 0.4, 0.6, 1.01])
+    logits, labels = torch.randn(4, 200, 3).mul(2), torch.randint(0, 3, (200,))
+    work = [4.0, 1.0, 2.0, 8.0]
+    ordered = [Recorded(logits[k]) for k in (1, 2, 0, 3)]
+    cost, tried = torch.tensor([1.0, 3, 7, 15]), []
+    for thresholds in itertools.product(method.THRESHOLDS, repeat=3):
+        predicted, last = Cascade(ordered, thresholds)(torch.arange(200))
+        tried.append((predicted.argmax(dim=1) == labels, cost[last].sum(), list(thresholds)))
+    best = max(tried, key=lambda each: (each[0].sum(), -each[1]))[0].double()
+    apart = [right.double() - best for right, *_ in tried]
+    enough = [gain.sum() >= -((gain.var(correction=0) * 200) ** 0.5) for gain in apart]
+    expected = min(itertools.compress(tried, enough), key=lambda each: each[1])[2]
+    assert cascade_thresholds(logits, labels, work) == expected
 
 
 def test_a_label_weighs_what_its_image_loses_at_the_other_student_and_one_on_average():

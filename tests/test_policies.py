@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from evaluation import figures
-from evaluation.policies import assemble
-from models import Selector, network
+from evaluation.policies import TARGETS, assemble
+from models import STUDENTS, Selector, network
 from studies import policies
 from studies.figures import accuracy_against_work
 from studies.policies import Networks, best_cut, curve, report
@@ -20,6 +20,7 @@ from utils import cli
 from utils.checkpoint import FILES, load_network
 from utils.contexts import in_context
 from utils.data import fingerprint, load_splits
+from utils.files import UserError
 from utils.logits import predict
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -144,6 +145,17 @@ def test_a_system_has_the_temperatures_of_its_networks(policy, expected):
     parts["selector"] = Selector(), {"thresholds": [0.5], "cascade_thresholds": [1.0]}
     system = assemble(policy, parts, {arch: net for arch, (net, _) in parts.items()})
     assert system.temperatures == expected
+
+
+def test_the_target_names_the_thresholds_of_the_cascade():
+    nets = {name: network("cnn").eval() for name in (*STUDENTS, "selector")}
+    facts = {"cascade_thresholds": [0.8], "cascade_teacher_thresholds": [0.3]}
+    for target, threshold in (("best", 0.8), ("teacher", 0.3)):
+        parts = {name: (net, facts) for name, net in nets.items()}
+        assert assemble(TARGETS[target], parts, nets).net.thresholds == [threshold]
+    del facts["cascade_teacher_thresholds"]
+    with pytest.raises(UserError, match="--target teacher: run trainSelector.py"):
+        assemble(TARGETS["teacher"], parts, nets)
 
 
 # ------------------------------------------------------------------ the command
@@ -302,7 +314,7 @@ def test_the_page_on_routers_runs_as_printed(collected, command, monkeypatch):
     assert len(script.splitlines()) <= 10
     monkeypatch.chdir(collected)
     exec(script, {})
-    (words,) = re.findall(r"^python -m studies.policies (--scores .*)$", page, re.MULTILINE)
+    words, _ = re.findall(r"^python -m studies.policies (--scores .*)$", page, re.MULTILINE)
     status, told = command(*words.split())
     assert status == 0 and "\nyour router" in told.out and "mine.npy: top-1" in told.out
 

@@ -186,6 +186,14 @@ def test_a_selector_can_be_taught_the_context_that_each_student_was_trained_on(
     assert targets.tolist() == [int(kind == "clean") for kind in found]
 
 
+def test_without_a_teacher_the_cascade_has_no_thresholds_for_its_accuracy(pipeline, folder, run):
+    (folder / "teacher.pth").unlink()
+    run("trainSelector.py", folder, *QUICK)
+    keys = {"cascade_thresholds", "cascade_teacher_thresholds"}
+    for place, found in ((pipeline[0], keys), (folder, {"cascade_thresholds"})):
+        assert keys & load_network(place / "selector.pth")[1].keys() == found
+
+
 def test_the_test_images_have_no_say_in_the_thresholds(
     pipeline, folder, small_npz, tmp_path, run, monkeypatch
 ):
@@ -204,7 +212,7 @@ def test_the_test_images_have_no_say_in_the_thresholds(
     for data in (small_npz, tmp_path / "others.npz"):
         run("trainSelector.py", folder, *QUICK, data=data)
         facts.append(load_network(folder / "selector.pth")[1])
-    assert facts[0]["thresholds"] + facts[0]["cascade_thresholds"] == [0.31, 0.62]
+    assert facts[0]["thresholds"] + facts[0]["cascade_teacher_thresholds"] == [0.31, 0.62]
     assert facts[0]["test_accuracy"] != facts[1]["test_accuracy"]
     assert facts[0]["val_accuracy"] == facts[1]["val_accuracy"]
     half = len(given) // 2

@@ -214,8 +214,10 @@ FACTS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # what a value must be,
     "thresholds": ("numbers from 0 to 1.01", _are_thresholds),  # of two students: 1.01: student 2
     "temperature": ("a number from 0.01 to 100", _within(0.01, 100)),  # divides the logits
     "cascade_thresholds": ("numbers from 0 to 1.01", _are_thresholds),  # 1.01: all students run
+    "cascade_teacher_thresholds": ("numbers from 0 to 1.01", _are_thresholds),  # --target teacher
 }
 LATER = ("thresholds", "temperature", "cascade_thresholds")  # added after the training
+LATER += ("cascade_teacher_thresholds",)  # only if the teacher was there
 LATER += ("data", "size")  # older files lack them: 32 pixels
 KEYS = tuple(key for key in FACTS if key not in LATER)
 

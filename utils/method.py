@@ -157,30 +157,64 @@ def selector_thresholds(
 
 
 def cascade_thresholds(
-    logits: Sequence[torch.Tensor], labels: torch.Tensor, work: Sequence[float]
+    logits: Sequence[torch.Tensor],
+    labels: torch.Tensor,
+    work: Sequence[float],
+    teacher_right: torch.Tensor | None = None,
 ) -> list[float]:
-    """Thresholds for a `models.Cascade`, one per step, chosen from the last step to the first.
+    """Thresholds for a `models.Cascade`, one per step: the cheapest that are accurate enough.
 
-    Each is the `best_threshold` for the confidence of the answer so far, given those behind it.
+    All combinations of THRESHOLDS are compared. Without a teacher, "enough" is one standard error
+    of the difference below the most accurate combination (the rule of Breiman et al.,
+    "Classification and Regression Trees", 1984). With a teacher, it is half a standard error above
+    the teacher, because thresholds lose about that much on other images than those that they were
+    chosen on. If no combination reaches it, the teacher is ignored.
 
     Args:
         logits: (N, classes) of each student.
         labels: int64 (N,).
         work: MACs of each student. The cheapest runs first.
+        teacher_right: bool (N,), whether the teacher is correct.
     """
     order = sorted(range(len(logits)), key=lambda k: work[k])
-    students, steps = [Recorded(logits[k]) for k in order], [math.inf] * (len(order) - 1)
-    alone, places = Cascade(students, steps).alone, torch.arange(len(labels), device=labels.device)
-    *earlier, last = (
-        Cascade(students[: k + 1], steps[:k], alone)(places)[0] for k in range(len(order))
-    )
-    right_behind = last.argmax(dim=1) == labels
-    thresholds: list[float] = []
-    for each in reversed(earlier):
-        sure, right = confidence(each), each.argmax(dim=1) == labels
-        thresholds.insert(0, best_threshold(sure, right, right_behind))
-        right_behind = torch.where(sure >= thresholds[0], right, right_behind)
-    return thresholds
+    students = [Recorded(logits[k].cpu()) for k in order]  # Apple's GPUs have no float64
+    labels, places, steps = labels.cpu(), torch.arange(len(labels)), len(order) - 1
+
+    def logits_at(thresholds: Sequence[float]) -> torch.Tensor:
+        return Cascade(students, thresholds)(places)[0]
+
+    every = [logits_at([math.inf] * k + [0] * (steps - k)) for k in range(len(order))]
+    grid = torch.tensor(THRESHOLDS)
+    ends = [confidence(each) >= grid[:, None] for each in every[:-1]]  # (thresholds, N)
+    right = torch.stack([each.argmax(dim=1) == labels for each in every]).double()
+
+    def total(values: torch.Tensor) -> torch.Tensor:
+        """The sum of `values` (K, N), each at the step where its image ends: (combinations,)."""
+        sums, reached = values.new_zeros(1, 1), torch.ones_like(values[:1])
+        for end, value in zip(ends[:-1], values, strict=False):
+            sums = (sums + reached @ (end * value).T).flatten()[:, None]
+            reached = (reached[:, None] * ~end).flatten(0, 1)
+        return (sums + reached @ torch.where(ends[-1], values[-2], values[-1]).T).flatten()
+
+    cost = torch.tensor([work[k] for k in order], dtype=torch.float64).cumsum(dim=0)
+    hits, cost = total(right), total(cost[:, None].expand_as(right))
+
+    def at_least(theirs: torch.Tensor, errors: float) -> torch.Tensor:
+        """Which combinations are so many standard errors more accurate than `theirs`, bool (N,)."""
+        gain, agree = hits - theirs.sum(), total(right * theirs)
+        differ = hits + theirs.sum() - 2 * agree
+        return gain >= errors * (differ - gain**2 / len(labels)).sqrt()
+
+    def cheapest(enough: torch.Tensor) -> list[float]:
+        chosen = torch.where(enough, cost, math.inf).argmin()
+        return [THRESHOLDS[k] for k in torch.unravel_index(chosen, [len(grid)] * steps)]
+
+    if teacher_right is not None:
+        enough = at_least(teacher_right.cpu(), 0.5)
+        if enough.any():
+            return cheapest(enough)
+    most_accurate = logits_at(cheapest(hits == hits.max())).argmax(dim=1) == labels
+    return cheapest(at_least(most_accurate, -1))
 
 
 def best_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
