@@ -171,12 +171,17 @@ def test_the_settings_of_a_run_are_the_constants_of_its_script_with_the_flags_ap
 
 @pytest.mark.parametrize(
     "script, package",  # an early and a late import, and another order of imports
-    [("teacherTrain", "torchvision"), ("teacherTrain", "filelock"), ("inference", "torchvision")],
+    [
+        ("teacherTrain", "torchvision"),
+        ("teacherTrain", "filelock"),
+        ("inference", "torchvision"),
+        ("studies.policies", "torch"),
+    ],
 )
 def test_ctrl_c_during_the_imports_ends_in_one_line(script, package, tmp_path):
     (tmp_path / f"{package}.py").write_text("raise KeyboardInterrupt")
-    words = [sys.executable, ROOT / f"{script}.py", "--help"]
     where = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(words, env=where, capture_output=True, text=True)
+    words = [sys.executable, "-m", script, "--help"]
+    done = subprocess.run(words, cwd=ROOT, env=where, capture_output=True, text=True)
     assert (done.stderr, done.stdout) == ("interrupted\n", "")
     assert done.returncode in (130, -2)  # ended by SIGINT: 130 in a shell
