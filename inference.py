@@ -31,7 +31,7 @@ from evaluation.policies import (
     thresholds_of,
 )
 from evaluation.report import write_report
-from evaluation.testset import measure, print_tables, test_images
+from evaluation.testset import measure, origin, print_tables, save_predictions, test_images
 from models import STUDENTS, TEACHER
 from utils import cli
 from utils.checkpoint import (
@@ -127,7 +127,7 @@ def measure_test_set(args: argparse.Namespace) -> int:
     figures = figures_into(args.out)
     files = (*FILES.values(), *ALONE.values())
     paths = {Path(file).stem: cli.found(args, file) for file in files}
-    histories = figures.read_histories({name: paths[name] for name in paths if name != "selector"})
+    histories = figures.read_histories(paths)
     parts = load_parts(lambda file: cli.found(args, file))
     first = parts[STUDENTS[0]][1]
     dataset, test = test_images(args.data, args.subset, device, first)
@@ -164,13 +164,22 @@ def measure_test_set(args: argparse.Namespace) -> int:
 
     temperatures = {name: temperature_of(facts[name]) for name in facts if name != "selector"}
     results = measure(networks, systems, temperatures, test, seen, args.batch_size)
-    results.metrics = {"dataset": dataset, "context": args.context, **results.metrics}
+    results.metrics = {
+        "dataset": dataset,
+        "context": args.context,
+        **results.metrics,
+        "thresholds": results.thresholds,
+        **origin(facts, weights, histories),
+    }
     print_tables(results.metrics)
     write_json(args.out / "metrics.json", results.metrics)
+    save_predictions(args.out / "predictions.npz", results)
+    histories.pop("selector", None)  # its accuracy is that of the routed system
     written = figures.draw_all(args.out, results, histories)
     report = args.out / "report.html"
     write_report(report, results, f"{device}, {precision(device)}", weights)
-    print(f"wrote {', '.join(shown(path) for path in [args.out / 'metrics.json', *written])}")
+    names = ["metrics.json", "predictions.npz", *(path.name for path in written)]
+    print(f"wrote {', '.join(names)} to {shown(args.out)}")
     print(f"and {shown(report)}: open it in a browser to see all of this")
     return 0
 

@@ -1,13 +1,17 @@
 """Evaluation of all networks and policies on the test set, as metrics and as tables."""
 
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
+import torchvision
 from torch import nn
 
 from evaluation.policies import BETTER, BOTH, POLICIES, THRESHOLDS, Networks, Outcome, System
@@ -15,7 +19,7 @@ from evaluation.significance import calibration_error, wilson_interval
 from models import NETWORKS, SELECTED, STUDENTS, TEACHER, macs
 from utils.contexts import CONTEXTS
 from utils.data import Split, is_default, load_sample, load_splits
-from utils.files import UserError
+from utils.files import UserError, replacing
 from utils.logits import predict
 from utils.method import share
 
@@ -37,6 +41,7 @@ if len(STUDENTS) > 2:
     LABELS["more_confident"] = "the most confident student"
     LABELS["oracle"] = "oracle: right if any student is"
 
+MOST = 10  # maximum number of classes in a printed table
 ROUTED = {"selector": "routed"}  # names of policies in LABELS and metrics.json, where they differ
 
 
@@ -165,10 +170,6 @@ def evaluate(
     work = nets.work | {name: outcome.macs for name, outcome in outcomes.items()}
     del work["oracle"]  # it cannot be run
     work["random"] = sum(work[name] for name in STUDENTS) / len(STUDENTS)
-    speed = {**speed, "better_student": speed[better]}
-    for name in [name for name in outcomes if name not in (*speed, "oracle")]:  # not timed
-        ran = outcomes[name].ran
-        speed[name] = 1 / sum(share(ran[arch]) / speed[arch] for arch in STUDENTS)
     work["better_student"] = work[better]
 
     names = [name for name in LABELS if name in right]
@@ -201,7 +202,9 @@ def evaluate(
             for name in names
             if name in predictions
         },
-        "macs_per_image": {name: round(work[name]) for name in names if name in work},
+        "macs_per_image": {
+            name: round(work[name]) for name in (*names, "selector") if name in work
+        },
         "images_per_second": {name: round(speed[name], 1) for name in names if name in speed},
     }
     return Results(metrics, test, seen, nets, temperatures, thresholds, outcomes, predictions)
@@ -235,10 +238,56 @@ def intervals(accuracy: dict[str, float], images: int) -> dict[str, tuple[float,
     }
 
 
+def origin(
+    facts: Mapping[str, Mapping[str, Any]],
+    weights: Mapping[str, str],
+    histories: Mapping[str, Sequence[Mapping[str, float]]],
+) -> dict[str, Any]:
+    """How results were made, for metrics.json: what `studies.compare` needs besides them.
+
+    Args:
+        facts: the checkpoint dictionary of each network.
+        weights: the fingerprint of each network.
+        histories: from `figures.read_histories`.
+    """
+    recipes = {name: each["hyperparameters"] for name, each in facts.items()}
+    packages = (torch, torchvision, np)
+    return {
+        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions": {package.__name__: package.__version__ for package in packages},
+        "weights": dict(weights),
+        "seeds": {name: recipe.get("seed") for name, recipe in recipes.items()},
+        "hyperparameters": recipes,
+        "val_accuracy_per_epoch": {
+            name: [row["val_accuracy"] for row in rows] for name, rows in histories.items()
+        },
+    }
+
+
+def save_predictions(path: Path, results: Results) -> None:
+    """Write what each network and policy said about each of N images to an .npz file.
+
+    It has `labels` and `indices`, int64 (N,); for networks `logits/NAME`, float16 (N, classes), or
+    (N, students) of the selector; for networks and policies `predictions/NAME`, int16 (N,), the
+    class; and for policies `choice/NAME`, int8 (N,), the second output of the system.
+    """
+    arrays = {"labels": results.nets.labels.numpy(), "indices": results.test.indices}
+    for name, logits in results.nets.logits.items():
+        arrays[f"logits/{name}"] = logits.half().numpy()
+    for name, predictions in results.predictions.items():
+        arrays[f"predictions/{name}"] = predictions.labels.short().numpy()
+    for name, outcome in results.outcomes.items():
+        arrays[f"choice/{name}"] = outcome.choice.char().numpy()
+    with replacing(path) as file:
+        np.savez_compressed(file, **arrays)
+
+
 def print_tables(metrics: dict) -> None:
     """Print the metrics in two tables, or three if the images are from several contexts."""
     print(f"\n{'':<36}{'top-1 %':>8}{'95 %':>13}{'MMACs/image':>13}{'images/s':>10}")
     for name, accuracy in metrics["accuracy"].items():
+        if name == "better_student":  # has a row already
+            continue
         work, speed = metrics["macs_per_image"].get(name), metrics["images_per_second"].get(name)
         low_high = [f"{100 * each:.1f}" for each in metrics["accuracy_interval"].get(name, ())]
         print(
@@ -247,23 +296,33 @@ def print_tables(metrics: dict) -> None:
             f"{'-' if speed is None else f'{speed:.0f}':>10}"
         )
     columns = [name for name in ("teacher", *STUDENTS, "routed") if name in metrics["accuracy"]]
-    heads = [*columns, f"to student {STUDENTS.index(SELECTED[0]) + 1}"]
-    wide = max(14, *(len(head) + 2 for head in heads))
-    width = max(18, *(len(label) + 1 for label in metrics["route_share_per_class"]))
-    print(f"\n{'top-1 % by class':<{width}}" + "".join(f"{head:>{wide}}" for head in heads))
-    for label, part in metrics["route_share_per_class"].items():
-        shares = [*(metrics["per_class"][name][label] for name in columns), part]
-        print(f"{label:<{width}}" + "".join(f"{100 * each:>{wide}.1f}" for each in shares))
-    shares = [*(metrics["accuracy"][name] for name in columns), metrics["route_share"][SELECTED[0]]]
-    print(f"{'all':<{width}}" + "".join(f"{100 * each:>{wide}.1f}" for each in shares) + "\n")
-    if metrics["context"] == "clean":
-        return
-    heads = [*columns, *(f"to student {STUDENTS.index(arch) + 1}" for arch in SELECTED)]
-    print(f"{'top-1 % by context':<18}" + "".join(f"{head:>{wide}}" for head in heads))
-    for kind, facts in metrics["per_context"].items():
-        print(
-            f"{kind:<18}"
-            + "".join(f"{100 * facts['accuracy'][name]:>{wide}.1f}" for name in columns)
-            + "".join(f"{facts['sent'][name]:>{wide},}" for name in SELECTED)
-        )
+    by_class, worst = metrics["per_class"], list(metrics["per_class"]["routed"])
+    title = "top-1 % by class"
+    if len(worst) > MOST:
+        worst = sorted(worst, key=by_class["routed"].get)[:MOST]
+        title = f"the {MOST} worst classes"
+    rows = {label: [by_class[name][label] for name in columns] for label in worst}
+    rows["all"] = [metrics["accuracy"][name] for name in columns]
+    sent = {**metrics["route_share_per_class"], "all": metrics["route_share"][SELECTED[0]]}
+    rows = {label: [*shares, sent[label]] for label, shares in rows.items()}
+    _print_shares(title, [*columns, f"% to {SELECTED[0]}"], rows)
+    if metrics["context"] != "clean":
+        heads = [*columns, *(f"% to {arch}" for arch in SELECTED)]
+        rows = {
+            kind: (
+                *(facts["accuracy"][name] for name in columns),
+                *(facts["sent"][name] / facts["images"] for name in SELECTED),
+            )
+            for kind, facts in metrics["per_context"].items()
+        }
+        _print_shares("top-1 % by context", heads, rows)
     print()
+
+
+def _print_shares(title: str, heads: list[str], rows: dict[str, Sequence[float]]) -> None:
+    """Print a table of shares in [0, 1] as percent."""
+    width = max(len(label) + 1 for label in (title, *rows))
+    wide = max(14, *(len(head) + 2 for head in heads))
+    print(f"\n{title:<{width}}" + "".join(f"{head:>{wide}}" for head in heads))
+    for label, shares in rows.items():
+        print(f"{label:<{width}}" + "".join(f"{100 * each:>{wide}.1f}" for each in shares))

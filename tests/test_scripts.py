@@ -18,6 +18,7 @@ from programs import call
 import inference
 import StudentTrain
 import trainSelector
+from evaluation.testset import print_tables
 from models import STUDENTS, MultiStudent, offsets_of
 from studies import policies, selectors
 from utils.augment import Augmentation, Batches
@@ -406,6 +407,65 @@ def test_the_metrics_are_those_of_the_networks_in_the_checkpoints(pipeline, smal
     assert f"{100 * accuracy['routed']:.2f}" in printed["inference"][0]
 
 
+def test_what_a_comparison_needs_is_kept(pipeline, small_npz):
+    folder, _ = pipeline
+    metrics = json.loads((folder / "out" / "metrics.json").read_text())
+    with np.load(folder / "out" / "predictions.npz") as file:
+        kept = dict(file)
+    test = load_splits(small_npz, TESTED)[2]
+    assert kept["labels"].tolist() == test.labels.tolist()
+    assert kept["indices"].tolist() == test.indices.tolist()
+    policies = ("routed", "cascade", "more_confident", "ensemble")
+    for name in ("teacher", *STUDENTS, "googlenet_alone", *policies):
+        right = kept[f"predictions/{name}"] == kept["labels"]
+        assert right.mean() == pytest.approx(metrics["accuracy"][name]), name
+    share = (kept["choice/routed"] == 0).mean()
+    assert share == pytest.approx(metrics["route_share"]["densenet121"])
+    assert kept["logits/selector"].shape == (TESTED, 2)
+    assert metrics["command"].startswith("python inference.py --")
+    assert metrics["versions"]["torch"] == torch.__version__
+    for name, file in FILES.items():
+        net, facts = load_network(folder / file)
+        assert metrics["weights"][name] == fingerprint_of(net)
+        assert metrics["seeds"][name] == 0
+        assert metrics["hyperparameters"][name]["epochs"] == 2
+        assert len(metrics["val_accuracy_per_epoch"][name]) == 2
+        if name != "selector":  # with its thresholds it is another
+            assert facts["val_accuracy"] == max(metrics["val_accuracy_per_epoch"][name])
+
+
+def test_of_many_classes_the_worst_ten_and_all_are_printed_in_percent(capsys):
+    classes = {f"class {k}": k / 100 for k in range(100)}
+    accuracy = {"googlenet": 0.25, "routed": 0.495}
+    print_tables(
+        {
+            "accuracy": accuracy | {"better_student": 0.25},
+            "accuracy_interval": {},
+            "macs_per_image": {"googlenet": 9e6},
+            "images_per_second": {},
+            "per_class": {"googlenet": dict.fromkeys(classes, 0.25), "routed": classes},
+            "route_share": {"densenet121": 0.125},
+            "route_share_per_class": dict.fromkeys(classes, 0.125),
+            "context": "mixed",
+            "per_context": {
+                "fog": {
+                    "accuracy": accuracy,
+                    "images": 8,
+                    "sent": {"densenet121": 1, "googlenet": 7},
+                }
+            },
+        }
+    )
+    out = capsys.readouterr().out
+    rows = re.findall(r"^(class \d+|all|fog) +25.0 +(\S+) +12.5", out, re.MULTILINE)
+    assert rows == [
+        *((f"class {k}", f"{k}.0") for k in range(10)),
+        ("all", "49.5"),
+        ("fog", "49.5"),
+    ]
+    assert out.count("GoogLeNet") == 1 and re.search("12.5 +87.5", out)
+
+
 def test_figures_and_report_are_written_and_the_report_is_named_last(pipeline):
     folder, printed = pipeline
     figures = ("per_class_accuracy", "samples", "confusion", "reliability", "accuracy_per_epoch")
@@ -698,7 +758,7 @@ def test_a_run_with_a_name_of_its_own_has_its_own_folder_and_shares_the_students
     out = typed(out.splitlines()[-1].removeprefix("next: "))
     assert "checkpoints/densenet121.pth" in out
     assert "selector      runs/seed-7/selector.pth, " in out
-    assert "wrote runs/seed-7/inference/metrics.json" in out
+    assert " to runs/seed-7/inference\nand runs/seed-7/inference/report.html" in out
 
     out = typed(f"{train} --students checkpoints --checkpoint-dir a --epochs 1")
     assert {path.name for path in Path("a").glob("*.pth")} == {"selector.pth", "selector.state.pth"}
