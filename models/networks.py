@@ -81,7 +81,7 @@ def network(arch: str, stem: str = "cifar-pool", classes: int = 10) -> nn.Module
     quarter of the MACs. MobileNet and EfficientNet have no such max-pool, and the small CNN has
     one in each block: for these, both stems are the same network.
 
-    The network maps normalized images (N, 3, 32, 32) to logits (N, classes). It is float32, also if
+    The network maps normalized images (N, 3, S, S) to logits (N, classes). It is float32, also if
     PyTorch's default type is another. Its state dict has the same keys as torchvision's.
 
     Args:

@@ -10,7 +10,7 @@ WIDTHS = (32, 64, 96, 128)  # output channels of blocks 1 to 4
 class SmallCNN(nn.Module):
     """`depth` blocks of 3x3 convolution, batch norm, ReLU and max-pool, then a linear layer.
 
-    Maps normalized images (N, 3, 32, 32) to logits (N, num_classes), of the mean over positions.
+    Maps normalized images (N, 3, S, S) to logits (N, num_classes), of the mean over positions.
 
     Args:
         num_classes: number of logits.
@@ -39,7 +39,7 @@ class SmallCNN(nn.Module):
 class Selector(SmallCNN):
     """A `SmallCNN` with one logit per student.
 
-    Maps normalized images (N, 3, 32, 32) to logits (N, students). Their softmax are the
+    Maps normalized images (N, 3, S, S) to logits (N, students). Their softmax are the
     probabilities that a student has the smallest error. With depth 3: 0.08 M parameters, 9.1 M
     MACs.
 

@@ -109,7 +109,7 @@ class RecordedStep:
     Args:
         net: an `Outputs` in training mode, on a GPU.
         optimizers: of all its weights. Their state exists, and learning rates are tensors there.
-        images: a batch (B, 3, 32, 32) of this size, there as well.
+        images: a batch (B, 3, S, S) of this size, there as well.
     """
 
     def __init__(
