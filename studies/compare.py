@@ -27,14 +27,14 @@ from evaluation.policies import Networks
 from evaluation.significance import mcnemar_p, paired_interval, wilson_interval
 from evaluation.testset import LABELS, ROUTED
 from models import NETWORKS, STUDENTS
-from studies.policies import curve
+from studies.policies import CURVES, curve
 from utils import checkpoint, cli
 from utils.files import UserError, read_json, replacing, shown
 from utils.method import share
 from utils.safe_load import read_arrays
 
 OUT = Path("runs/compare")  # for compare.csv, compare.tex and compare.png
-THRESHOLDS = {ROUTED.get(policy, policy): policy for policy in ("selector", "cascade")}
+POLICIES = {name: policy for policy, name in ROUTED.items()}  # whose names differ
 COLUMNS = ("name", "run", "top1", "deviation", "low", "high", "mmacs")  # percent, and millions
 COLUMNS += ("difference", "difference_low", "difference_high", "mcnemar_p")
 HEADS = ["", "", "top-1 %", "95 %", "MMACs", "difference", "95 %", "p"]  # for people
@@ -72,7 +72,7 @@ class Evaluation:
     def identity(self, name: str) -> tuple:
         """The weights and thresholds of a network or policy."""
         weights = [self.metrics["weights"][part] for part in self.parts(name)]
-        return weights, self.metrics["thresholds"].get(THRESHOLDS.get(name))
+        return weights, self.metrics["thresholds"].get(POLICIES.get(name, name))
 
     def recipe(self, name: str) -> str:
         """The hyperparameters except seeds, of its networks and of those they were trained with."""
@@ -209,8 +209,9 @@ def draw(figures: ModuleType, evaluations: list[Evaluation], rows: list[dict[str
             left.plot(range(1, len(history) + 1), history, markevery=[-1], **style)
             error = [[row["top1"] - row["low"]], [row["high"] - row["top1"]]]
             right.errorbar(row["mmacs"], row["top1"], error, capsize=3, elinewidth=1, **style)
-            if name in THRESHOLDS and set(STUDENTS) <= each.metrics["weights"].keys():
-                points = curve(each.nets(), THRESHOLDS[name], each.identity(name)[1])
+            policy = POLICIES.get(name, name)
+            if policy in CURVES and set(STUDENTS) <= each.metrics["weights"].keys():
+                points = curve(each.nets(), policy, each.metrics["thresholds"][policy])
                 work = [macs / 1e6 for macs in points["macs"]]
                 right.plot(work, percent(*points["accuracy"]), color=color, lw=1, alpha=0.5)
     left.set(xlabel="epoch", ylabel="top-1 accuracy on validation images, %")

@@ -24,7 +24,7 @@ def call(script, *flags, status=0):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
         patch.setattr(sys, "argv", [str(script), *map(str, flags)])
         with contextlib.redirect_stdout(printed[0]), contextlib.redirect_stderr(printed[1]):
-            cli.run(import_module(Path(script).stem).main)
+            cli.run(import_module(Path(script).name.removesuffix(".py")).main)
     while files._claims:  # released at the end of a process
         files._claims.pop().release()
     out, err = (each.getvalue() for each in printed)
