@@ -1,4 +1,4 @@
-"""Update the tables in the README files and in docs/, each between two markers.
+"""Update the tables in the README files and in docs/, each between two markers, and all.csv.
 
 python -m studies.tables     reads results/*.json, checkpoints/*.pth and studies.compression
 """
@@ -13,6 +13,7 @@ import torch
 
 from evaluation.testset import LABELS
 from models import NETWORKS, STEMS, STUDENTS, TEACHER, macs, network, parameters
+from studies.all_results import all_results
 from studies.compression import PUBLISHED, all_costs
 from studies.distillation import cells, name_of, runs_of, summary
 from utils import cli
@@ -413,7 +414,8 @@ def texts() -> dict[Path, str]:
         short = table(contexts, "contexts", names=SHORT_IN_CONTEXTS)
         tables[ROOT / "README.md"]["contexts"] = short
         tables[ROOT / "docs" / "results.md"]["contexts"] = table(contexts, "contexts")
-    return {path: fill(path, those) for path, those in tables.items()}
+    filled = {path: fill(path, those) for path, those in tables.items()}
+    return filled | {ROOT / "results" / "all.csv": all_results()}
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """The README files agree with the results and the weights."""
 
+import csv
 import hashlib
 import json
 import re
@@ -210,3 +211,22 @@ def test_the_command_of_a_checkpoint_tells_what_it_started_from():
     assert tables.command("googlenet", info) == (
         "python StudentTrain.py --model 2 --init FIRST.pth --epochs 12 --lr 0.002 --seed 1"
     )
+
+
+def test_the_flat_table_has_each_network_and_policy_once_with_its_sizes():
+    with open(ROOT / "results" / "all.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    keys = [
+        tuple(row[key] for key in ("name", "context", "stem", "seed", "source")) for row in rows
+    ]
+    assert len(set(keys)) == len(keys) > 90
+    by_key = dict(zip(keys, rows, strict=True))
+    teacher = by_key["teacher", "clean", "cifar-pool", "0", "metrics.json"]
+    assert teacher["parameters"] == "23520842"  # of torchvision's, with ten classes and this stem
+    assert 2 * 23520842 < int(teacher["bytes"]) < 2.01 * 23520842  # half precision, and statistics
+    routed, student, other = (
+        by_key[name, "degraded", "cifar-pool", "", "contexts.json"]
+        for name in ("selector", "densenet121", "googlenet")
+    )
+    assert int(other["macs"]) < int(routed["macs"]) < 1.1 * int(student["macs"])
+    assert int(routed["parameters"]) > int(student["parameters"]) + int(other["parameters"])

@@ -1,0 +1,83 @@
+"""results/all.csv: one row for each network and policy that is reported."""
+
+import csv
+import functools
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from evaluation.significance import wilson_interval
+from models import NETWORKS, STUDENTS, TEACHER, Selector, network, parameters
+from utils.checkpoint import FILES, ROOT, read_checkpoint
+from utils.contexts import GROUPS
+from utils.files import read_json
+
+COLUMNS = ("name", "data", "context", "trained_on", "stem", "seed", "epochs", "top1", "top1_low")
+COLUMNS += ("top1_high", "parameters", "macs", "bytes", "source")
+FOLDERS = {"metrics.json": "checkpoints", "cifar/metrics.json": "checkpoints/cifar"}
+SUFFIXES = {"none": "_alone", "mse": "", "kl": "_kl"}  # of names, for the losses of distillation
+LEFT_OUT = ("better_student", "random", "oracle")  # they have a row, or cannot be run
+IMAGES = 10_000  # in the test set
+
+
+@functools.cache
+def size(part: str, stem: str) -> tuple[int, int]:
+    """The number of parameters of a network, and of bytes of its weights in half precision."""
+    net = Selector(outputs=len(STUDENTS)) if part == "selector" else network(part, stem)
+    weights = net.state_dict().values()
+    half = sum(2 * each.numel() if each.is_floating_point() else each.nbytes for each in weights)
+    return round(1e6 * parameters(net)), half
+
+
+def row(
+    source: str,
+    name: str,
+    made: Mapping[str, Any],
+    top1: float,
+    macs: float,
+    context: str = "clean",
+    interval: Sequence[float] = (),
+) -> list[Any]:
+    """The values of COLUMNS. `made` has the hyperparameters of a network; of a policy, the stem."""
+    arch = TEACHER if name == "teacher" else name.split(",")[0]  # "googlenet, twice" is a GoogLeNet
+    for suffix in filter(None, SUFFIXES.values()):
+        arch = arch.removesuffix(suffix)
+    routed = name == "routed" or "selector" in name
+    parts = [arch] if arch in NETWORKS else [*STUDENTS, "selector"] if routed else STUDENTS
+    sizes = [size(part, made["stem"]) for part in parts]
+    numbers, half = (sum(column) for column in zip(*sizes, strict=True))
+    percent = [f"{100 * each:.2f}" for each in (top1, *(interval or wilson_interval(top1, IMAGES)))]
+    facts = [made.get(key) for key in ("context", "stem", "seed", "epochs")]
+    return [name, "CIFAR-10", context, *facts, *percent, numbers, round(macs), half, source]
+
+
+def all_results() -> str:
+    """The content of all.csv, from results/*.json and the checkpoints.
+
+    Accuracies are in percent, with 95 % intervals. Parameters and bytes of a policy are those of
+    all its networks; MACs are the mean per image.
+    """
+    folder, rows = ROOT / "results", []
+    for source, place in FOLDERS.items():
+        metrics = read_json(folder / source, dict)
+        for name in [name for name in metrics["accuracy"] if name not in LEFT_OUT]:
+            facts = read_checkpoint(ROOT / place / FILES.get(name, FILES["teacher"]))
+            made = {"context": "clean", **facts["hyperparameters"]} if name in FILES else {}
+            numbers = (metrics[key][name] for key in ("accuracy", "macs_per_image"))
+            rows.append(row(source, name, {**made, "stem": facts["stem"]}, *numbers))
+    pool = {"stem": "cifar-pool"}
+    work = read_json(folder / "metrics.json", dict)["macs_per_image"]
+    for run in read_json(folder / "distillation.json", list):
+        name, made = run["student"] + SUFFIXES[run["distill_loss"]], {"context": "clean", **run}
+        numbers = run["test_accuracy"], work[run["student"]]
+        rows.append(row("distillation.json", name, made | pool, *numbers))
+    study = read_json(folder / "contexts.json", dict)
+    systems = {"teacher": study["teacher"], **study["students"], **study["generalists"]}
+    for name, facts in (systems | study["policies"]).items():
+        for group in GROUPS if name not in LEFT_OUT else ():
+            macs = facts.get("macs_by_context", {}).get(group, facts["macs"])
+            numbers = facts["accuracy"][group], macs, group, facts["interval"][group]
+            rows.append(row("contexts.json", name, facts.get("trained", {}) | pool, *numbers))
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+    return file.getvalue()
