@@ -75,7 +75,9 @@ def _cpu_has_bf16(cpuinfo: Path) -> bool:
 
 def autocast(device: torch.device) -> contextlib.AbstractContextManager:
     """bf16 autocast if it is faster (`has_bf16`), else float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device))
+    if has_bf16(device):
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
 
 
 def precision(device: torch.device) -> str:
