@@ -151,6 +151,8 @@ def main() -> None:
         **cascade,
         val_accuracy=routed_accuracy(scores + offsets, right),
     )
+    for name, chosen in cascade.items():
+        print(f"{name.replace('_', ' ')}: {', '.join(map(str, chosen))}")
     same_context = [] if args.context == "clean" else ["--context", args.context]
     cli.next_step(args, "inference.py", *same_context, same=["students"])
 

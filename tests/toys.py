@@ -30,7 +30,7 @@ TOYS = {  # the last student has the fewest MACs, as GoogLeNet has
     arch: NETWORKS[arch]._replace(
         constructor=partial(Toy, depth=depth), first="blocks.0", pool="blocks.3"
     )
-    for arch, depth in zip((TEACHER, *STUDENTS), (4, 3, 2), strict=True)
+    for arch, depth in zip((TEACHER, *STUDENTS), (4, 3, 2, 1), strict=False)
 }
 
 
