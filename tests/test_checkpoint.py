@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from models import STUDENTS, Selector, network
+from models import NETWORKS, STUDENTS, Selector, network
 from utils.checkpoint import (
     COMMANDS,
     EXPECTED,
@@ -420,9 +420,29 @@ def test_a_network_for_other_classes_is_refused_with_the_difference(googlenet, p
     torch.save(net.state_dict(), path)  # of another project: only the number of classes is known
     _, facts = load_network(path, "googlenet", "cifar")
     check_data(path, facts, replace(CIFAR10, name="mine.npz", classes=(*CLASSES[:9], "car")))
-    for init in (path, googlenet[1]):
-        with pytest.raises(UserError, match="has 10 classes, the data set has 3: leave out --init"):
-            starting_network("googlenet", "cifar-pool", init, Path("new.pth"), numbered(3))
+
+
+def test_a_run_for_other_classes_starts_from_all_weights_but_the_last_layer(
+    googlenet, path, capsys
+):
+    net, ours = googlenet
+    torch.save(net.state_dict(), path)  # of another project
+    for init in (path, ours):
+        begun, made_of = starting_network("googlenet", "cifar-pool", init, Path("n"), numbered(3))
+        assert begun.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+        expected = load_network(init, "googlenet", "cifar-pool")[0]
+        for name, weight in expected.state_dict().items():
+            assert name.startswith("fc.") or torch.equal(begun.state_dict()[name], weight)
+        assert made_of == fingerprint_of(expected)
+        assert f"{init} has 10 classes, the data set 3: the last layer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arch", NETWORKS)
+def test_only_the_last_weight_and_bias_depend_on_the_number_of_classes(arch):
+    with torch.device("meta"):
+        ten, three = (network(arch, classes=count).state_dict() for count in (10, 3))
+    differ = [name for name in ten if ten[name].shape != three[name].shape]
+    assert differ == list(ten)[-2:]
 
 
 # ------------------------------------------------------------------ facts

@@ -396,8 +396,9 @@ def starting_network(
     """The initial network of a run that writes `path`, and the fingerprint of its weights.
 
     Without `init`, the weights are random and the fingerprint is None. `init` may be a file of
-    another project, see `read_checkpoint`. Raises UserError as `load_network` does; or if `init`
-    has another stem or number of classes; or if the run would overwrite it.
+    another project, see `read_checkpoint`. If it has another number of classes, the last layer is
+    new. Raises UserError as `load_network` does; or if `init` has another stem; or if the run would
+    overwrite it.
     """
     if init is None:
         return network(arch, stem, len(classes)), None
@@ -409,11 +410,15 @@ def starting_network(
         print(elsewhere(init, stem))
     if checkpoint["stem"] != stem:
         raise UserError(f"--init {init} has the {checkpoint['stem']} stem, but --stem is {stem}")
+    made_of = fingerprint_of(net)
     if (count := len(checkpoint["classes"])) != len(classes):
-        raise UserError(
-            f"--init {init} has {count} classes, the data set has {len(classes)}: leave out --init"
+        print(
+            f"--init {init} has {count} classes, the data set {len(classes)}: the last layer is new"
         )
-    return net, fingerprint_of(net)
+        weights, net = net.state_dict(), network(arch, stem, len(classes))
+        last = list(weights)[-2:]  # weight and bias
+        net.load_state_dict(weights | {name: net.state_dict()[name] for name in last})
+    return net, made_of
 
 
 def elsewhere(path: Path, stem: str) -> str:
