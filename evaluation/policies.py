@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,6 +17,7 @@ from models import (
     MoreConfident,
     MultiStudent,
     Recorded,
+    confidence,
     macs,
     offsets_of,
 )
@@ -263,6 +265,38 @@ class Networks:
         work = sum(cost * time for cost, time in zip(costs, times, strict=True)) / len(choice)
         return Outcome(logits, choice, logits.argmax(dim=1) == self.labels, ran, work)
 
+    def along(self, policy: str, saved: Sequence[Sequence[float]]) -> list[list[float]]:
+        """Thresholds at which a policy's share of images goes from 0 to 1 in steps of 0.01.
+
+        For the selector, it is the share that student 1 answers; the other thresholds stay as they
+        are. For the cascade, it is the share on which a second student runs; the shares on which
+        the further ones run grow with it, from 0 through those of `saved` to 1.
+
+        Args:
+            policy: "selector" or "cascade".
+            saved: thresholds of the policy that are included; one of them for the selector.
+        """
+        if policy == "selector":
+            logits = self.logits[policy].double() + offsets_of([0.5, *saved[0][1:]]).double()
+            scores = [(logits[:, 0] - logits[:, 1:].amax(dim=1)).sigmoid()]
+        else:
+            steps = len(saved[0])
+            sure = [[torch.inf] * k + [0.0] * (steps - k) for k in range(steps)]
+            scores = [confidence(self.run(policy, each).logits).double() for each in sure]
+        below = [
+            [(score < t).double().mean().item() for score, t in zip(scores, each, strict=False)]
+            for each in saved
+        ]
+        known = np.array(sorted([[0.0] * len(scores), *below, [1.0] * len(scores)]))
+        found = {}
+        for share in np.linspace(0, 1, 101):
+            shares = [np.interp(share, known[:, 0], step) for step in known.T]
+            moved = map(_threshold_at, scores, shares)
+            found[share] = [*moved, *saved[0][len(scores) :]]
+        found |= {each[0]: list(thresholds) for each, thresholds in zip(below, saved, strict=True)}
+        rising = [found[share] for share in sorted(found)]
+        return rising[::-1] if policy == "selector" else rising
+
     def routed(
         self, scores: torch.Tensor, router_macs: float = 0, among: Sequence[str] = SELECTED
     ) -> Outcome:
@@ -278,3 +312,11 @@ class Networks:
         return self.routed(
             self.students_right().T.float() - work / (2 * work.max()), among=STUDENTS
         )
+
+
+def _threshold_at(scores: torch.Tensor, share: float) -> float:
+    """The threshold in [0, 1.01] below which this share of the scores lies."""
+    ends = torch.tensor([-torch.inf, torch.inf], dtype=scores.dtype)
+    ranked = torch.cat([ends, scores.cpu()]).sort().values
+    below = round(share * len(scores))
+    return ranked[below : below + 2].mean().clamp(0, 1.01).item()

@@ -69,6 +69,34 @@ def test_the_oracle_runs_the_first_only_where_it_alone_is_right(nets):
     assert outcome.right.sum() == 7 and outcome.macs == pytest.approx((3 * 500 + 5 * 200) / 8)
 
 
+def test_thresholds_move_over_the_share_of_images(nets):
+    selector, cascade = (nets.along(name, [each]) for name, each in THRESHOLDS.items())
+    assert selector[0] == [1.01] and selector[-1] == [0.0] and [0.5] in selector
+    assert cascade[0] == [0.0] and cascade[-1] == [1.01] and [0.9] in cascade
+    for policy, positions in (("selector", selector), ("cascade", cascade)):
+        ran = [nets.run(policy, each).ran["densenet121"].sum().item() for each in positions]
+        assert ran == sorted(ran)
+    # A fourth: image 7, then 3 or 4 of the selector; ties of the cascade go together.
+    assert nets.run("selector", selector[25]).ran["densenet121"].nonzero()[:, 0].tolist() == [3, 6]
+
+
+def test_thresholds_of_a_cascade_of_three_move_through_those_that_are_saved(monkeypatch):
+    monkeypatch.setattr("evaluation.policies.STUDENTS", ("a", "b", "c"))
+    logits = torch.randn(3, 400, 5, generator=torch.Generator().manual_seed(0))
+    nets = Networks(
+        dict(zip("abc", logits, strict=True)), {"a": 1, "b": 2, "c": 4}, torch.zeros(400).long()
+    )
+    saved = [[0.5, 0.6], [0.4, 0.3]]
+    positions = nets.along("cascade", saved)
+    assert positions[0] == [0, 0] and positions[-1] == [1.01, 1.01] and len(positions) == 103
+    for k in (0, 1):
+        assert [each[k] for each in positions] == sorted(each[k] for each in positions)
+    assert all(each in positions for each in saved)
+    outcomes = [nets.run("cascade", each) for each in positions]
+    assert [outcome.macs for outcome in outcomes] == sorted(outcome.macs for outcome in outcomes)
+    assert outcomes[0].macs == 1 and outcomes[-1].macs == 7
+
+
 def test_students_that_are_right_together_give_a_report_without_an_area(nets):
     nets.logits["densenet121"] = nets.logits["googlenet"]
     routing = report(nets, THRESHOLDS)
