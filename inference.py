@@ -32,7 +32,7 @@ from evaluation.policies import (
 )
 from evaluation.report import write_report
 from evaluation.testset import measure, origin, print_tables, save_predictions, test_images
-from models import STUDENTS, TEACHER
+from models import STUDENTS, TEACHER, macs, network
 from utils import cli
 from utils.checkpoint import (
     ALONE,
@@ -164,6 +164,9 @@ def measure_test_set(args: argparse.Namespace) -> int:
 
     temperatures = {name: temperature_of(facts[name]) for name in facts if name != "selector"}
     results = measure(networks, systems, temperatures, test, seen, args.batch_size)
+    if "teacher" not in networks:  # the report compares with its MACs
+        teacher = network(TEACHER, first["stem"], len(test.classes))
+        results.nets.work["teacher"] = macs(teacher, test.data.size)
     results.metrics = {
         "dataset": dataset,
         "context": args.context,
@@ -177,7 +180,7 @@ def measure_test_set(args: argparse.Namespace) -> int:
     histories.pop("selector", None)  # its accuracy is that of the routed system
     written = figures.draw_all(args.out, results, histories)
     report = args.out / "report.html"
-    write_report(report, results, f"{device}, {precision(device)}", weights)
+    write_report(report, results, f"{device}, {precision(device)}")
     names = ["metrics.json", "predictions.npz", *(path.name for path in written)]
     print(f"wrote {', '.join(names)} to {shown(args.out)}")
     print(f"and {shown(report)}: open it in a browser to see all of this")

@@ -4,10 +4,7 @@ import base64
 import html
 import io
 import json
-import platform
 import re
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -15,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from PIL import Image
 
-from evaluation.policies import BETTER, BOTH, along
-from evaluation.significance import auroc_apart, mcnemar_p
-from evaluation.testset import LABELS, Results
+from evaluation.policies import BOTH
+from evaluation.significance import auroc_apart, paired_interval
+from evaluation.testset import LABELS, ROUTED, Results
 from models import NETWORKS, SELECTED, STUDENTS, TEACHER, confidence
 from utils.files import replacing
 
@@ -28,32 +24,46 @@ FOLDER = Path(__file__).parent  # contains report.html and report.js
 PICTURES = 1000  # maximum number of pictures, to keep the page below 4 MB
 ACROSS = 40  # pictures per row of the sprite sheet
 TOP = 3  # classes shown per network
-SURE = 0.05  # significance level
+
+# What the verdict needs, in [0, 1].
+TRAINED = 0.4  # accuracy of the better student, where 0 is guessing
+MATTERS = 0.01  # difference in accuracy that the images must be able to show
+COIN = 0.6  # AUROC that the images must be able to tell from a coin's
+FOLLOWS = 0.5  # difference between two contexts in the share sent to a student
+
+NAMED = {
+    "teacher": "the teacher",
+    **{arch: f"{NETWORKS[arch].title} alone" for arch in STUDENTS},
+    "routed": "the selector",
+    "cascade": "the cascade",
+    "cascade_teacher": "the cascade at the teacher's accuracy",
+}
 
 
-def write_report(path: Path, results: Results, device: str, weights: dict[str, str]) -> None:
+def write_report(path: Path, results: Results, device: str) -> None:
     """Write the page. Raises UserError if it cannot be written.
 
     Args:
         path: of the page; it is replaced atomically.
-        results: the results to show.
+        results: the results to show. The MACs of the teacher are needed, its logits are not. The
+            metrics include those of `evaluation.testset.origin`.
         device: description of the device that computed them.
-        weights: fingerprint of each network.
     """
-    headline, paragraphs = verdict(results)
+    headline, text = verdict(results)
+    places = shown_places(results)
     parts = {
         "title": html.escape(f"Routing report: {results.metrics['dataset']}"),
-        "headline": html.escape(headline),
-        "paragraphs": "".join(
-            f"<p><strong>{html.escape(lead)}</strong> {_with_code(text)}</p>"
-            for lead, text in paragraphs.items()
+        "headline": _unbroken(headline),
+        "verdict": _unbroken(text),
+        "rows": _rows(results),
+        "details": "".join(
+            f"<dt>{html.escape(name)}</dt><dd>{_unbroken(fact)}</dd>"
+            for name, fact in _details(results, device).items()
         ),
-        "ran": "".join(
-            f"<dt>{html.escape(name)}</dt><dd>{html.escape(fact)}</dd>"
-            for name, fact in _what_ran(results, device, weights).items()
-        ),
+        "sheet": _side_by_side(results.test.images.cpu()[places]),
+        "across": str(ACROSS),
         # Escaped, because a class name may contain </script>.
-        "data": json.dumps(_data(results), separators=(",", ":")).replace("<", "\\u003c"),
+        "data": json.dumps(_data(results, places), separators=(",", ":")).replace("<", "\\u003c"),
         "script": (FOLDER / "report.js").read_text(encoding="utf-8"),
     }
     template = (FOLDER / "report.html").read_text(encoding="utf-8")
@@ -62,54 +72,118 @@ def write_report(path: Path, results: Results, device: str, weights: dict[str, s
         file.write(page.encode(errors="backslashreplace").decode())  # names may not be UTF-8
 
 
-def _with_code(text: str) -> str:
-    unbroken = html.escape(text).replace(" %", "&nbsp;%")
-    return re.sub("`(.+?)`", r"<code>\1</code>", unbroken)
+def _unbroken(text: str) -> str:
+    return html.escape(text).replace(" %", "&nbsp;%")
 
 
 # ------------------------------------------------------------------ the text
 
 
-def verdict(results: Results) -> tuple[str, dict[str, str]]:
-    """Write the summary of the results. Returns the headline, and the paragraphs by their titles.
+def verdict(results: Results) -> tuple[str, str]:
+    """Write the conclusion from the numbers: a headline and a paragraph.
 
-    The numbers alone determine which sentences appear.
+    The best choice is the cheapest student or policy that is as accurate as the most accurate one.
     """
     nets, accuracy = results.nets, results.metrics["accuracy"]
-    routed, cascade = (results.outcomes[name].right for name in ("routed", "cascade"))
-    better = nets.better_student()
-    gain = 100 * (accuracy["routed"] - accuracy[better])
-    works = gain > 0 and mcnemar_p(routed, nets.right(better)) < SURE
-    text, tells = _told_apart(results)
-    if works:
-        head = (
-            "On these images the selector works: it is "
-            f"{gain:.1f} points more accurate than the {BETTER} student."
+    better, guess = nets.better_student(), 1 / len(results.test.classes)
+    if accuracy[better] < guess + TRAINED * (1 - guess):
+        return (
+            "These networks are barely trained for these images.",
+            f"{_reached(results, [better])} of the teacher's MACs, and guessing "
+            f"{_percent(guess, 1)}. Train longer before you compare policies.",
         )
-    elif tells:
-        head = f"On these images the selector beats chance, but not the {BETTER} student."
-    else:
-        head = "On these images the selector is no better than a coin."
-    work = results.metrics["macs_per_image"]
-    saved = 1 - work["cascade"] / work["routed"]
-    if mcnemar_p(cascade, routed) >= SURE:
-        same = "accuracy does not differ significantly"
-        if saved > 0.1:
-            head += f" Use the cascade: it costs {100 * saved:.0f} % less, and its {same}."
-        else:
-            head += f" The cascade's {same}."
-    elif accuracy["cascade"] < accuracy["routed"]:
-        head += " The cascade is less accurate."
-    elif works:
-        head += " The cascade is even more accurate."
-    else:
-        head += " Use the cascade: it is more accurate."
-    return head, {
-        "What the system does.": _what_it_does(results),
-        "How well the selector chooses.": text,
-        "Accuracy and cost.": _what_it_gives(results, better),
-        "When a selector helps.": _worth_it(results, works),
-    }
+    equal, differ = as_accurate(results)
+    best = equal[0]
+    if differ > MATTERS:
+        return (
+            f"{len(results.test):,} images are too few to tell what is best.",
+            f"{_reached(results, equal)} of the teacher's MACs. On other images their accuracies "
+            f"may differ by up to {100 * differ:.1f} points. {_choices(results)}",
+        )
+    others = [name for name in (better, "routed", "cascade", "teacher") if name in accuracy]
+    return (
+        f"{_capital(NAMED[best])} is "
+        f"{'as good as any policy' if best in STUDENTS else 'the best choice'}: "
+        f"{_percent(accuracy[best])} correct at {_cost(results, best)} of the teacher's MACs.",
+        f"{_reached(results, [name for name in others if name != best])}. {_choices(results)}",
+    )
+
+
+def as_accurate(results: Results) -> tuple[list[str], float]:
+    """The students and policies among which to choose, cheapest first: the most accurate one, and
+
+    - cheaper ones that are not significantly less accurate,
+    - dearer ones that may be more accurate by more than MATTERS.
+
+    The second value is the largest difference in accuracy that the 95 % intervals leave open.
+    """
+    accuracy, work = (results.metrics[key] for key in ("accuracy", "macs_per_image"))
+    right = {arch: results.nets.right(arch) for arch in STUDENTS}
+    for policy in results.thresholds:
+        name = ROUTED.get(policy, policy)
+        right[name] = results.outcomes[name].right
+    names = sorted(right, key=work.get)
+    best = max(names, key=accuracy.get)
+    differ = {best: 0.0}
+    for name in names:
+        low, high = paired_interval(right[best], right[name])
+        if work[name] < work[best] and low <= 0:
+            differ[name] = high
+        elif work[name] > work[best] and -low > MATTERS:
+            differ[name] = -low
+    return sorted(differ, key=work.get), max(differ.values())
+
+
+def _choices(results: Results) -> str:
+    """What the selector's choices follow."""
+    contexts, one = results.metrics["per_context"], SELECTED[0]
+    if len(contexts) > 1:
+        shares = {kind: facts["sent"][one] / facts["images"] for kind, facts in contexts.items()}
+        least, most = min(shares, key=shares.get), max(shares, key=shares.get)
+        follows = shares[most] - shares[least] > FOLLOWS
+        return (
+            f"The selector {'follows' if follows else 'hardly follows'} the context: "
+            f"{_percent(shares[most], 0)} of the “{most}” and {_percent(shares[least], 0)} of the "
+            f"“{least}” images go to {NETWORKS[one].title}."
+        )
+    _, interval = _told_apart(results)
+    if interval is None:
+        return "There is nothing to choose: one student is right wherever the other is."
+    low, high = interval
+    if low <= 0.5 <= COIN < high:
+        return "The images do not tell whether the selector chooses better than a coin."
+    better = "better than" if low > 0.5 else "worse than" if high < 0.5 else "no better than"
+    return f"The selector chooses {better} a coin."
+
+
+def _told_apart(results: Results) -> tuple[float, tuple[float, float] | None]:
+    return auroc_apart(results.nets.logits["selector"], results.nets.students_right(SELECTED))
+
+
+def _reached(results: Results, names: Sequence[str]) -> str:
+    """The accuracy and the cost of these networks and policies."""
+    accuracy = results.metrics["accuracy"]
+    parts = [
+        f"{NAMED[name]} {'reaches ' if name == names[0] else ''}{_percent(accuracy[name])}"
+        + (f" at {_cost(results, name)}" if name != "teacher" else "")
+        for name in names
+    ]
+    return _capital(", ".join(parts))
+
+
+def _percent(share: float, digits: int = 2) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def _cost(results: Results, name: str) -> str:
+    """MACs, in percent of the teacher's."""
+    teacher = results.nets.work["teacher"]
+    part = results.metrics["macs_per_image"].get(name, teacher) / teacher
+    return _percent(part, 0 if part >= 0.1 else 1)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _titles(archs: Sequence[str]) -> str:
@@ -117,207 +191,144 @@ def _titles(archs: Sequence[str]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def _what_it_does(results: Results) -> str:
-    teacher = f" ({NETWORKS[TEACHER].title})" if "teacher" in results.predictions else ""
-    some = f" of {_titles(SELECTED)}" if len(SELECTED) < len(STUDENTS) else ""
-    return (
-        f"The students ({_titles(STUDENTS)}) are small networks that were trained to imitate a "
-        f"larger one, the teacher{teacher}. The selector is an even smaller network. It reads an "
-        f"image and chooses one student{some}; the others do not run. The cascade needs no "
-        f"selector. {_steps(results)}"
-    )
-
-
-def _steps(results: Results) -> str:
-    """What the cascade does."""
-    system = results.nets.system("cascade", results.thresholds["cascade"])
-    first, *others = (NETWORKS[arch].title for arch in system.ran[-1])
-    return (
-        f"It runs {first} first. Where the answer is not confident, the next student runs as well: "
-        f"{', then '.join(others)}. The last answer is the mean of the logits of "
-        f"{_titles(system.answered[-1])}."
-    )
-
-
-def _told_apart(results: Results) -> tuple[str, bool]:
-    """Text on how well the selector chooses, and whether it is significantly above chance."""
-    right = results.nets.students_right(SELECTED)
-    area, interval = auroc_apart(results.nets.logits["selector"], right)
-    if interval is None:
-        return (
-            "There is nothing to choose: every image that one of the students classifies "
-            "correctly, the other classifies correctly too."
-        ), False
-    low, high = interval
-    one, two = (NETWORKS[arch].title for arch in SELECTED[:2])
-    pairs = "Guessing" if len(SELECTED) == 2 else "This is the mean over all pairs. Guessing"
-    return (
-        f"Take one image that only {one} classifies correctly and one that only {two} classifies "
-        f"correctly. The selector tells which is which in {100 * area:.0f} of 100 such pairs (95 % "
-        f"interval: {100 * low:.0f} to {100 * high:.0f}). {pairs} is right in 50 of 100."
-    ), low > 0.5
-
-
-def _what_it_gives(results: Results, better: str) -> str:
-    accuracy, work = (results.metrics[key] for key in ("accuracy", "macs_per_image"))
-    teacher = "teacher" in accuracy
-    whole = work["teacher" if teacher else "ensemble"]
-    right, cost = (
-        {name: f"{100 * each[name] / of:.{digits}f} %" for name in ("routed", "cascade", better)}
-        for each, of, digits in ((accuracy, 1, 2), (work, whole, 0))
-    )
-    of = "the teacher" if teacher else f"{BOTH} students together"
-    return (
-        f"With the selector, {right['routed']} of the answers are correct, at {cost['routed']} of "
-        f"the cost of {of}, counted in multiply-accumulate operations (MACs). "
-        f"With the cascade, {right['cascade']} are correct, at {cost['cascade']} of the cost. "
-        f"The {BETTER} student, {NETWORKS[better].title}, reaches {right[better]} at "
-        f"{cost[better]} of the cost. "
-        + (f"The teacher reaches {100 * accuracy['teacher']:.2f} %. " if teacher else "")
-        + f"A perfect selector would reach {100 * accuracy['oracle']:.2f} %."
-    )
-
-
-def _worth_it(results: Results, works: bool) -> str:
-    contexts, one = results.metrics["per_context"], SELECTED[0]
-    if len(contexts) == 1:
-        where = "" if works else " Such images hardly show which student will be wrong."
-        return (
-            f"These images are all of one kind.{where} A selector can help if the images come from "
-            "several contexts, such as noise, blur and poor light, and each student was trained on "
-            "some of them: the selector can then recognize the context. `python inference.py "
-            "--context mixed --checkpoint-dir checkpoints/contexts` evaluates a system that was "
-            "trained this way."
-        )
-    shares = {kind: facts["sent"][one] / facts["images"] for kind, facts in contexts.items()}
-    least, most = min(shares, key=shares.get), max(shares, key=shares.get)
-    return (
-        f"These images come from {len(contexts)} contexts. The selector sends "
-        f"{100 * shares[most]:.0f} % of the “{most}” images to {NETWORKS[one].title}, and "
-        f"{100 * shares[least]:.0f} % of the “{least}” images. "
-    ) + (
-        "The selector can recognize the context of an image, and this makes the system more "
-        "accurate."
-        if works
-        else "This does not make the system more accurate: the students are too similar, or the "
-        "selector has not learned where they differ."
-    )
-
-
-def _what_ran(results: Results, device: str, weights: dict[str, str]) -> dict[str, str]:
+def _rows(results: Results) -> str:
+    """The rows of the table that is shown without JavaScript."""
     metrics = results.metrics
-    temperatures = {name: results.temperatures.get(name) for name in weights}
-    return {
-        "command": shlex.join(["python", *sys.argv]),
+    rows = []
+    for name, accuracy in metrics["accuracy"].items():
+        interval = metrics["accuracy_interval"].get(name, ())
+        cost = _cost(results, name) if name in metrics["macs_per_image"] else ""
+        cells = (_percent(accuracy), " to ".join(f"{100 * end:.1f}" for end in interval), cost)
+        rows.append(
+            f"<tr><th>{html.escape(LABELS[name])}</th><td>{'</td><td>'.join(cells)}</td></tr>"
+        )
+    return "".join(rows)
+
+
+def _details(results: Results, device: str) -> dict[str, str]:
+    metrics, temperatures = results.metrics, results.temperatures
+    area, interval = _told_apart(results)
+    facts = {
+        "command": metrics["command"],
         "images": f"{metrics['images']:,}, {metrics['dataset']}",
         "device": device,
-        "versions": f"Python {platform.python_version()}, PyTorch {torch.__version__}, torchvision "
-        f"{torchvision.__version__}",
-        **{
-            f"weights of {LABELS.get(name, f'the {name}')}": f"SHA-256 {fingerprint}..."
-            + (f", temperature {temperatures[name]:.2f}" if temperatures[name] else "")
-            for name, fingerprint in weights.items()
-        },
-        "thresholds": ", ".join(
-            " ".join([name, *(f"{each:.2f}" for each in thresholds)])
-            for name, thresholds in results.thresholds.items()
-        ),
+        "versions": ", ".join(" ".join(each) for each in metrics["versions"].items()),
     }
+    for name, fingerprint in metrics["weights"].items():
+        scaled = f", temperature {temperatures[name]:.2f}" if name in temperatures else ""
+        facts[f"weights of {LABELS.get(name, f'the {name}')}"] = f"SHA-256 {fingerprint}...{scaled}"
+    facts["thresholds"] = ", ".join(
+        " ".join([name, *map(str, thresholds)]) for name, thresholds in results.thresholds.items()
+    )
+    if interval:
+        low, high = interval
+        facts["selector"] = (
+            f"AUROC {area:.2f} (95 % interval {low:.2f} to {high:.2f}) on images that exactly one "
+            "student classifies correctly; a coin has 0.50"
+        )
+    facts["perfect selector"] = f"{_percent(metrics['accuracy']['oracle'])} correct"
+    if len(metrics["per_context"]) == 1:
+        facts["where a selector helps"] = (
+            "where the images come from several contexts: python inference.py --context mixed "
+            "--checkpoint-dir checkpoints/contexts"
+        )
+    return facts
 
 
 # ------------------------------------------------------------------ the data for report.js
 
 
-def _data(results: Results) -> dict[str, Any]:
-    """The data for report.js: the answers for all images, and pictures of some."""
+def _data(results: Results, places: torch.Tensor) -> dict[str, Any]:
+    """The data for report.js: the results for all images, and the probabilities for `places`."""
     nets, predictions = results.nets, results.predictions
     kinds = list(results.metrics["per_context"])
-    logits = {name: nets.logits[name] for name in ("teacher", *STUDENTS) if name in predictions}
+    logits = {name: nets.logits[name] for name in (*STUDENTS, "teacher") if name in predictions}
     logits[BOTH] = results.outcomes["ensemble"].logits
-    scales = {name: results.temperatures[name] for name in logits if name != BOTH}
-    scales[BOTH] = fmean(scales[arch] for arch in STUDENTS)
-    places = shown_places(results)
-    top = {
-        name: (each[places] / scales[name]).softmax(dim=1).topk(min(TOP, len(results.test.classes)))
-        for name, each in logits.items()
-    }
     policies = {name: _policy(results, name, logits) for name in ("selector", "cascade")}
-    titles = {arch: NETWORKS[arch].title for arch in STUDENTS}
-    means = {name: f"mean of {_titles(name.split('+'))}" for name in logits if "+" in name}
+    top = {}
+    for name, each in logits.items():
+        archs = STUDENTS if name == BOTH else name.split("+")
+        scale = fmean(results.temperatures[arch] for arch in archs)
+        best = (each[places] / scale).softmax(dim=1).topk(min(TOP, len(results.test.classes)))
+        top[name] = {"labels": _column(best.indices), "probabilities": _column(best.values)}
+    best, *_ = as_accurate(results)[0]
     return {
         "classes": results.test.classes,
         "kinds": kinds,
-        "names": {
-            "teacher": NETWORKS[TEACHER].title,
-            **titles,
-            BOTH: LABELS["ensemble"],
-            **means,
-        },
+        "names": {name: _short(name) for name in logits},
         "students": STUDENTS,
         "mean": BOTH,
         "macs": nets.work | {BOTH: sum(nets.work[arch] for arch in STUDENTS)},
         "labels": _column(nets.labels),
         "predictions": {name: _column(each.argmax(dim=1)) for name, each in logits.items()},
         "policies": policies,
+        "first": "cascade" if best.startswith("cascade") else "selector",
         "kind": _column(torch.tensor([kinds.index(each) for each in results.seen])),
-        "pictures": {
-            "places": places.tolist(),
-            "across": ACROSS,
-            "source": _side_by_side(results.test.images.cpu()[places]),
-            "top": {
-                name: {"labels": _column(best.indices), "probabilities": _column(best.values)}
-                for name, best in top.items()
-            },
-            "each": min(TOP, len(results.test.classes)),
-        },
+        "places": places.tolist(),
+        "across": ACROSS,
+        "top": top,
     }
 
 
-def _policy(results: Results, policy: str, logits: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """What a policy does at each position of the slider, which moves its thresholds.
+def _short(name: str) -> str:
+    """The name of a network, or of a mean of students."""
+    if name == BOTH or "+" in name:
+        return f"mean of {name if name == BOTH else name.count('+') + 1}"
+    return f"teacher ({NETWORKS[TEACHER].title})" if name == "teacher" else NETWORKS[name].title
 
-    The answers that are not those of a network in `logits` are added there. `start` is the choice
-    of each image at the first position, an index into `answered`; `changes` are the images whose
+
+def _policy(results: Results, policy: str, logits: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """What a policy does at each position of its slider, from `Networks.along`.
+
+    The logits that are not those of a network in `logits` are added there. `start` is the choice
+    for each image at the first position, an index into `answered`; `changes` are the images whose
     choice differs from that at the position before, and their new choice.
     """
-    nets, saved = results.nets, list(results.thresholds[policy])
-    positions = along(saved)
-    system = nets.system(policy, saved)
+    nets = results.nets
+    saved = {
+        name: list(each) for name, each in results.thresholds.items() if name.startswith(policy)
+    }
+    positions = nets.along(policy, list(saved.values()))
+    system = nets.system(policy, saved[policy])
     choices = torch.stack([nets.run(policy, each).choice for each in positions])
     changed = [(choices[k] != choices[k - 1]).nonzero()[:, 0] for k in range(1, len(choices))]
     for k, name in enumerate(system.names):
-        if name not in logits:  # the answer of a cascade that always goes on to this student
-            steps = [torch.inf] * k + [0] * (len(saved) - k)
+        if name not in logits:  # of a cascade that always goes on to this student
+            steps = [torch.inf] * k + [0.0] * (len(saved[policy]) - k)
             logits[name] = nets.run(policy, steps).logits
+    steps = [", ".join(f"{each:.4g}" for each in thresholds) for thresholds in positions]
+    purpose = {"cascade_teacher": "the teacher's accuracy:"}
     if policy == "selector":
         scores = nets.logits["selector"].softmax(dim=1)
-        first = NETWORKS[SELECTED[0]].title
-        text = {
-            "meaning": f"The selector computes the probability that {first} should answer. If it "
-            f"is at least the threshold, {first} answers, otherwise {_titles(SELECTED[1:])}."
-            if len(SELECTED) == 2
-            else "The selector computes the probability that each student should answer. The "
-            "student with the highest one answers. A student is preferred if its threshold is "
-            "below 0.5, and avoided if it is above. The slider moves all thresholds together.",
-            "share": f"images answered by {first}",
+        first, *others = (NETWORKS[arch].title for arch in SELECTED)
+        told = {
+            "share": f"{first} answers",
             "counted": [0],
+            "meaning": f"{first} answers where the selector's probability for it reaches the "
+            f"threshold, {others[0]} elsewhere."
+            if len(SELECTED) == 2
+            else "The student answers for which the selector's probability is highest; it is "
+            f"preferred if its threshold is low. The slider moves the threshold of {first}.",
         }
     else:
         scores = torch.stack([confidence(logits[name]) for name in system.names[:-1]], dim=1)
-        text = {
-            "meaning": f"{_steps(results)} Confidence is the largest probability before "
-            "temperature scaling. The next student runs if it is below the threshold"
-            + (" of this step. The slider moves all thresholds together." if saved[1:] else "."),
-            "share": f"images on which {NETWORKS[system.ran[1][1]].title} runs too",
+        first, *others = (NETWORKS[arch].title for arch in system.ran[-1])
+        told = {
+            "share": f"{others[0]} runs too on",
             "counted": list(range(1, len(system.ran))),
+            "meaning": f"{first} runs first, and {', then '.join(others)} where the largest "
+            "probability is below the threshold. The last answer is the mean of the logits of "
+            f"{_titles(system.answered[-1])}.",
         }
-    text["meaning"] += " MACs: multiply-accumulate operations."
     return {
-        **text,
+        **told,
         "answered": system.names,
         "macs": [sum(nets.work[name] for name in names) for names in system.ran],
-        "positions": positions,
-        "saved": positions.index(saved),
+        "steps": steps,
+        "saved": {
+            f"{purpose.get(name, 'reset to')} {steps[k]}": k
+            for name, k in ((name, positions.index(each)) for name, each in saved.items())
+        },
         "start": _column(choices[0]),
         "changes": [
             {"images": _column(images), "choice": _column(choices[k, images])}

@@ -1,6 +1,6 @@
 """Headless Chromium, controlled through chromedriver with the W3C WebDriver protocol.
 
-python tests/browser.py runs/inference/report.html results/report.png    save a picture of a page
+python tests/browser.py runs/inference/report.html results/report.png    a picture of its first part
 """
 
 import base64
@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,10 @@ from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
-KEYS = {"right": "\ue014", "enter": "\ue007", "escape": "\ue00c"}  # codes of the WebDriver protocol
+KEYS = {  # codes of the WebDriver protocol
+    **{"right": "\ue014", "left": "\ue012", "home": "\ue011", "end": "\ue010"},
+    **{"enter": "\ue007", "escape": "\ue00c"},
+}
 
 
 class Browser:
@@ -57,6 +61,13 @@ class Browser:
         strokes = [{"type": each, "value": KEYS[key]} for each in ("keyDown", "keyUp")]
         self.post("/actions", actions=[{"type": "key", "id": "keyboard", "actions": strokes}])
 
+    def wait(self, condition: str) -> None:
+        """Wait until the body of a JavaScript function returns true."""
+        until = time.monotonic() + 30
+        while not self.run(condition):
+            assert time.monotonic() < until, condition
+            time.sleep(0.05)
+
     def log(self) -> list[dict[str, Any]]:
         """Console messages since the last call."""
         return self.post("/se/log", type="browser")
@@ -83,8 +94,12 @@ def browser(folder: Path) -> Iterator[Browser]:
 if __name__ == "__main__":
     page, picture = map(Path, sys.argv[1:])
     with tempfile.TemporaryDirectory() as folder, browser(Path(folder)) as opened:
-        size = {"width": 1100, "height": 1180, "deviceScaleFactor": 1, "mobile": False}
+        size = {"width": 1200, "height": 800, "deviceScaleFactor": 1, "mobile": False}
         opened.cdp("Emulation.setDeviceMetricsOverride", **size)
         opened.cdp("Emulation.setScrollbarsHidden", hidden=True)
         opened.post("/url", url=page.resolve().as_uri())
-        picture.write_bytes(base64.b64decode(opened.cdp("Page.captureScreenshot")["data"]))
+        bottom = "return document.getElementById('explore').getBoundingClientRect().bottom"
+        clip = {"x": 0, "y": 0, "width": 1200, "height": opened.run(bottom) + 10, "scale": 1}
+        picture.write_bytes(
+            base64.b64decode(opened.cdp("Page.captureScreenshot", clip=clip)["data"])
+        )
