@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -257,7 +257,7 @@ class Networks:
         system = policy if isinstance(policy, System) else self.system(policy, thresholds)
         logits, choice = system.net(torch.arange(len(self.labels), device=self.labels.device))
         costs = [sum(self.work[name] for name in names) for names in system.ran]
-        times = [(choice == k).sum().item() for k in range(len(costs))]
+        times = choice.bincount(minlength=len(costs)).tolist()
         ran = {
             arch: choice.new_tensor([arch in names for names in system.ran])[choice] > 0
             for arch in STUDENTS
@@ -297,21 +297,16 @@ class Networks:
         rising = [found[share] for share in sorted(found)]
         return rising[::-1] if policy == "selector" else rising
 
-    def routed(
-        self, scores: torch.Tensor, router_macs: float = 0, among: Sequence[str] = SELECTED
-    ) -> Outcome:
-        """The student with the highest score, (N, K), answers. The router runs on every image."""
+    def routed(self, scores: torch.Tensor, among: Sequence[str] = SELECTED) -> Outcome:
+        """The student with the highest score, (N, K), answers; without the MACs of a router."""
         students = [Recorded(self.logits[arch]) for arch in among]
         alone = [(arch,) for arch in among]
-        outcome = self.run(System(MultiStudent(students, Recorded(scores)), alone, alone))
-        return replace(outcome, macs=outcome.macs + router_macs)
+        return self.run(System(MultiStudent(students, Recorded(scores)), alone, alone))
 
     def oracle(self) -> Outcome:
         """The cheapest student that is correct; the cheapest of all if none is."""
         work = torch.tensor([self.work[arch] for arch in STUDENTS], device=self.labels.device)
-        return self.routed(
-            self.students_right().T.float() - work / (2 * work.max()), among=STUDENTS
-        )
+        return self.routed(self.students_right().T.float() - work / (2 * work.max()), STUDENTS)
 
 
 def _threshold_at(scores: torch.Tensor, share: float) -> float:

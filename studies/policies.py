@@ -200,7 +200,8 @@ def own_router(
     cuts = selector_thresholds(of_val, right, best_cut, lambda cut: -cut)
     lowered = of_test - torch.tensor([*cuts, 0.0])
     choice = F.one_hot(lowered.argmax(dim=1), len(SELECTED))
-    outcome = test.routed(choice.float(), 1e6 * (router_macs or 0))
+    outcome = test.routed(choice.float())
+    outcome.macs += 1e6 * (router_macs or 0)
     facts = measured_policy(test, outcome, of_test)
     low, high = (100 * end for end in facts["interval"])
     area = "no AUROC"
