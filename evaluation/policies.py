@@ -23,7 +23,6 @@ from models import (
 )
 from utils.data import CIFAR10
 from utils.files import UserError
-from utils.method import THRESHOLDS as GRID
 
 BOTH, BETTER = ("both", "better") if len(STUDENTS) == 2 else ("all", "best")  # of the students
 POLICIES = {  # name: description for --help
@@ -140,15 +139,6 @@ def system_of(
     ran = [order[: k + 1] for k in range(len(order))]
     answered = [archs[min(k, net.alone) :] for k, archs in enumerate(ran)]
     return System(net, ran, answered, thresholds or ())
-
-
-def along(thresholds: Sequence[float]) -> list[list[float]]:
-    """These thresholds moved together: the first one from 0.00 in steps of 0.01 to 1.01."""
-    start, *others = thresholds
-    return [
-        [first, *(min(max(0, each + (first - start)), 1.01) for each in others)]
-        for first in sorted({*GRID, start})
-    ]
 
 
 def temperature_of(facts: Mapping[str, Any]) -> float:

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 
 from evaluation import figures_into
-from evaluation.policies import BOTH, Networks, Outcome, along, thresholds_of
+from evaluation.policies import BOTH, Networks, Outcome, thresholds_of
 from evaluation.significance import auroc_apart, mcnemar_p, wilson_interval
 from models import SELECTED, STUDENTS, confidence, macs
 from utils import cli
@@ -39,7 +39,6 @@ from utils.data import described, load_splits
 from utils.device import for_inference, pick_device
 from utils.files import UserError, replacing, shown, try_folder, write_json
 from utils.logits import predict
-from utils.method import THRESHOLDS as GRID
 from utils.method import selector_thresholds, share
 from utils.safe_load import brief, read_array, read_arrays, read_logits
 
@@ -128,14 +127,17 @@ def report(nets: Networks, thresholds: Mapping[str, Sequence[float]]) -> dict:
                 "neither" if len(STUDENTS) == 2 else "none": share(~right.any(dim=0)),
             },
             "auroc": areas,
-            "curves": {name: curve(nets, name, thresholds[name]) for name in CURVES},
+            "curves": {name: curve(nets, name, thresholds) for name in CURVES},
         },
     }
 
 
-def curve(nets: Networks, policy: str, thresholds: Sequence[float]) -> dict[str, list[float]]:
-    """Accuracy and MACs if the thresholds move together; "threshold" is the first of them."""
-    positions = [each for each in along(thresholds) if each[0] in GRID]
+def curve(
+    nets: Networks, policy: str, thresholds: Mapping[str, Sequence[float]]
+) -> dict[str, list[float]]:
+    """Accuracy and MACs along the thresholds of a policy; "threshold" is the first of each."""
+    saved = [chosen for name, chosen in thresholds.items() if name.startswith(policy)]
+    positions = nets.along(policy, saved)
     outcomes = [nets.run(policy, each) for each in positions]
     return {
         "threshold": [each[0] for each in positions],

@@ -132,11 +132,11 @@ def test_the_report_by_hand(nets):
 
 
 def test_a_curve_goes_from_one_student_to_the_other(nets):
-    line = curve(nets, "selector", [0.5])
-    assert line["threshold"] == [k / 100 for k in range(102)]
-    assert (line["accuracy"][0], line["macs"][0]) == (5 / 8, 510)
-    assert (line["accuracy"][-1], line["macs"][-1]) == (4 / 8, 210)
-    assert line["macs"] == sorted(line["macs"], reverse=True)
+    line = curve(nets, "selector", THRESHOLDS)
+    assert line["threshold"][0] == 1.01 and line["threshold"][-1] == 0
+    assert (line["accuracy"][0], line["macs"][0]) == (4 / 8, 210)
+    assert (line["accuracy"][-1], line["macs"][-1]) == (5 / 8, 510)
+    assert line["macs"] == sorted(line["macs"])
 
 
 def test_the_figure_shows_the_chosen_thresholds(nets, tmp_path):
