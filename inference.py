@@ -85,7 +85,8 @@ def read_flags() -> argparse.Namespace:
         "step of the cascade; default: chosen on the validation images",
     )
     cli.add_run(parser)
-    cli.add_students(parser)
+    what = "folder of the students (default: that of the other networks)"
+    cli.add_path(parser, "--students", what)
     cli.add_flag(parser, "CONTEXT", "clean", "context of the test images, see utils/contexts.py")
     args = parser.parse_args()
     if args.threshold and args.target:

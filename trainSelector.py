@@ -165,7 +165,8 @@ def read_flags() -> argparse.Namespace:
     cli.add_flag(parser, "LABEL_RULE", LABEL_RULE, what)
     what = "weight each label by the difference of the students' errors"
     cli.add_flag(parser, "LABEL_WEIGHT", LABEL_WEIGHT, what)
-    cli.add_students(parser)
+    what = "folder of the students (default: that of the other networks)"
+    cli.add_path(parser, "--students", what)
     return parser.parse_args()
 
 

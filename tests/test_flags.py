@@ -185,3 +185,10 @@ def test_ctrl_c_during_the_imports_ends_in_one_line(script, package, tmp_path):
     done = subprocess.run(words, cwd=ROOT, env=where, capture_output=True, text=True)
     assert (done.stderr, done.stdout) == ("interrupted\n", "")
     assert done.returncode in (130, -2)  # ended by SIGINT: 130 in a shell
+
+
+def test_a_flag_that_repeats_its_default_is_handed_on_too():
+    """The next script has another default."""
+    args = cli.training_parser("", vars(teacherTrain)).parse_args(["--epochs=40", "--stem=cifar"])
+    assert teacherTrain.EPOCHS == 40 and args.typed.keys() == {"epochs", "stem"}
+    assert cli.retyped(args, "stem", "epochs", "seed") == ["--stem", "cifar", "--epochs", "40"]

@@ -103,8 +103,8 @@ def flag(name: str) -> Callable[[str], Any]:
 
     def parse(text: str) -> Any:
         for choice in CHOICES.get(name, ()):
-            if text == str(choice):  # the text itself, if it is one: a default is not a flag given
-                return text if text == choice else choice
+            if text == str(choice):
+                return choice
         with contextlib.suppress(KeyError, ValueError):
             if _allows(name, value := NUMBERS[name][0](text)):
                 return value
@@ -155,26 +155,10 @@ def add_init(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_students(parser: argparse.ArgumentParser) -> None:
-    """Add --students, for the scripts that read the students and write none."""
-    add_path(parser, "--students", "folder of the students (default: that of the other networks)")
-
-
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Add --run, for the scripts that read and write networks."""
-
-    def name(text: str) -> str:
-        if re.fullmatch(r"[\w-]+", text, re.ASCII):
-            return text
-        raise argparse.ArgumentTypeError(f"{text!r}: use letters, digits, - and _")
-
-    parser.add_argument(
-        "--run",
-        type=name,
-        metavar="NAME",
-        help="a run of its own, in runs/NAME; networks that this folder lacks are read from "
-        "--checkpoint-dir",
-    )
+    what = "a run of its own, in runs/NAME; networks that it lacks are read from --checkpoint-dir"
+    parser.add_argument("--run", metavar="NAME", help=what)
 
 
 class Parser(argparse.ArgumentParser):
@@ -196,16 +180,22 @@ class Parser(argparse.ArgumentParser):
         self.register("type", Path, _path)
         self.block, self.quick = block, quick
 
-    def parse_args(self, *args: Any, **values: Any) -> argparse.Namespace:
-        parsed = super().parse_args(*args, **values)
-        of = vars(parsed)
-        typed = {name: of[name] for name in of if of[name] is not self.get_default(name)}
+    def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
+        names = [action.dest for action in self._actions if action.dest != "help"]
+        unset = object()  # a flag may be given with the value of its default
+        parsed = super().parse_args(args, argparse.Namespace(**dict.fromkeys(names, unset)))
+        typed = {name: value for name, value in vars(parsed).items() if value is not unset}
+        for name in names:
+            setattr(parsed, name, typed.get(name, self.get_default(name)))
         for change in typed.get("set", ()):
             self._set(parsed, change)
-        folder = checkpoint.QUICK.with_name(typed.get("run", checkpoint.QUICK.name))
-        if "out" in of and "out" not in typed and typed.keys() & {"run", "subset"}:
+        run = typed.get("run", checkpoint.QUICK.name)
+        if not re.fullmatch(r"[\w-]+", run, re.ASCII):
+            self.error(f"--run {run!r}: use letters, digits, - and _")
+        folder = checkpoint.QUICK.with_name(run)
+        if "out" in names and "out" not in typed and typed.keys() & {"run", "subset"}:
             parsed.out = folder / parsed.out.name
-        parsed.others = of.get("checkpoint_dir")
+        parsed.others = getattr(parsed, "checkpoint_dir", None)
         if "run" in typed or (self.quick and "subset" in typed and "checkpoint_dir" not in typed):
             parsed.checkpoint_dir = folder
         parsed.typed = typed
