@@ -211,7 +211,7 @@ def draw(figures: ModuleType, evaluations: list[Evaluation], rows: list[dict[str
             right.errorbar(row["mmacs"], row["top1"], error, capsize=3, elinewidth=1, **style)
             policy = POLICIES.get(name, name)
             if policy in CURVES and set(STUDENTS) <= each.metrics["weights"].keys():
-                points = curve(each.nets(), policy, each.metrics["thresholds"][policy])
+                points = curve(each.nets(), policy, each.metrics["thresholds"])
                 work = [macs / 1e6 for macs in points["macs"]]
                 right.plot(work, percent(*points["accuracy"]), color=color, lw=1, alpha=0.5)
     left.set(xlabel="epoch", ylabel="top-1 accuracy on validation images, %")
