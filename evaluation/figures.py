@@ -13,11 +13,12 @@ os.environ["MPLBACKEND"] = "agg"
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib import font_manager, ft2font
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from evaluation.significance import reliability, wilson_interval
+from evaluation.significance import paired_interval, reliability, wilson_interval
 from evaluation.testset import LABELS, Results
 from models import NETWORKS, SELECTED, STUDENTS
 from utils.files import UserError, replacing, shown
@@ -136,51 +137,54 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def per_class_accuracy(results: Results) -> Figure:
-    """Top-1 accuracy of each class, with 95 % intervals, one row per class."""
-    metrics = results.metrics
-    names = [
-        name for name in ("teacher", *STUDENTS, "routed", "cascade") if name in metrics["accuracy"]
-    ]
-    counts = np.bincount(results.nets.labels.numpy(), minlength=len(results.test.classes))
-    rows = [
-        (label, [metrics["per_class"][name][label] for name in names], counts[k])
-        for k, label in enumerate(results.test.classes)
-        if counts[k]
-    ]
-    students = [names.index(arch) for arch in STUDENTS]
-    rows.sort(key=lambda row: -np.ptp([row[1][k] for k in students]))
+    """Top-1 accuracy of each class, with 95 % intervals, one row per class.
+
+    Pale: not significantly different from the first network, by the interval of the difference.
+    """
+    metrics, labels, classes = results.metrics, results.nets.labels, results.test.classes
+    names = ("teacher", *STUDENTS, "routed", "cascade")
+    right = {name: results.nets.right(name) for name in names[:-2] if name in metrics["accuracy"]}
+    right |= {name: results.outcomes[name].right for name in names[-2:]}
+    first, *_ = right
+    rows = [(name, labels == k) for k, name in enumerate(classes) if (labels == k).any()]
+
+    def apart(row: tuple[str, torch.Tensor]) -> float:
+        each = [metrics["per_class"][arch][row[0]] for arch in STUDENTS]
+        return max(each) - min(each)
+
     which = f"\n{MOST} of {len(rows):,} classes: those on which the students differ most"
     which = which if len(rows) > MOST else ""
-    rows = sorted(rows[:MOST], key=lambda row: -row[1][0])
-    rows.insert(0, ("all", [metrics["accuracy"][name] for name in names], len(results.test)))
+    rows = sorted(rows, key=apart, reverse=True)[:MOST]
+    rows.sort(key=lambda row: -metrics["per_class"][first][row[0]])
+    rows.insert(0, ("all", torch.ones_like(labels, dtype=torch.bool)))
 
     figure, axes = plt.subplots(figsize=(9, 1.6 + 0.52 * len(rows)), layout="constrained")
-    lowest = 1.0
-    for k, name in enumerate(names):
-        places = np.arange(len(rows)) + 0.16 * (k - (len(names) - 1) / 2)
-        values = np.array([accuracies[k] for _, accuracies, _ in rows])
-        ends = np.array([wilson_interval(row[1][k], row[2]) for row in rows])
-        lowest = min(lowest, ends.min())
-        axes.hlines(places, *(100 * ends.T), color=COLORS[name], lw=1)
-        fill = "white" if name in STUDENTS else COLORS[name]
-        axes.plot(
-            100 * values,
-            places,
-            MARKERS[name],
-            ms=5,
-            mfc=fill,
-            color=COLORS[name],
-            label=LABELS[name],
-            clip_on=False,
-        )
+    lowest = 100.0
+    for k, name in enumerate(right):
+        style = {"color": COLORS[name], "marker": MARKERS[name], "ms": 5}
+        axes.plot([], [], ls="", label=LABELS[name], **style)
+        for row, (_, members) in enumerate(rows):
+            place = row + 0.16 * (k - (len(right) - 1) / 2)
+            ours = right[name][members]
+            low, high = paired_interval(ours, right[first][members])
+            style["alpha"] = 1 if name == first or low > 0 or high < 0 else 0.25
+            accuracy = ours.double().mean().item()
+            ends = [100 * end for end in wilson_interval(accuracy, len(ours))]
+            axes.plot(ends, [place, place], lw=1, color=COLORS[name], alpha=style["alpha"])
+            axes.plot(100 * accuracy, place, clip_on=False, **style)
+            lowest = min(lowest, *ends)
     for place in np.arange(len(rows) - 1) + 0.5:
         axes.axhline(place, color="black" if place < 1 else "#cccccc", lw=0.8)
-    axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
+    axes.set_yticks(range(len(rows)), [label for label, _ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlim(min(75, 5 * (100 * lowest // 5)), 100)
+    axes.set_xlim(5 * (lowest // 5), 100)
     axes.grid(axis="x", alpha=0.3)
     axes.grid(False, axis="y")
-    axes.set_xlabel("top-1 accuracy, %, with 95 % intervals")
+    axes.locator_params(axis="x", steps=[1, 2, 5, 10])
+    other = "the teacher" if first == "teacher" else LABELS[first]
+    axes.set_xlabel(
+        f"top-1 accuracy, %, with 95 % intervals\npale: not significantly different from {other}"
+    )
     axes.set_title(f"{metrics['dataset']}, {metrics['images']:,} images{which}")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
@@ -201,7 +205,7 @@ def samples(results: Results, count: int = 12) -> Figure:
     head.text(
         0.03,
         0.1,
-        "Above each image: its class. Below: the answers of all students with probabilities.\n"
+        "Above each image: its class. Below: the students' predictions, with probabilities in %.\n"
         f"{numbered}. Triangle: chosen by the selector. \N{BALLOT X}: wrong.",
         fontsize=11,
     )
@@ -211,8 +215,8 @@ def samples(results: Results, count: int = 12) -> Figure:
             0.03, 0.95, f"{title}: {share:.1f} % of the images", fontweight="bold", fontsize=11
         )
         grid = part.subplots(-(-count // columns), columns).ravel()
-        edges = {"left": 0.04, "right": 0.97, "bottom": 0.11 + more / 5, "top": 0.88}
-        part.subplots_adjust(**edges, hspace=0.5 + more, wspace=0.4)
+        edges = {"left": 0.03, "right": 0.99, "bottom": 0.11 + more / 5, "top": 0.87}
+        part.subplots_adjust(**edges, hspace=0.56 + more, wspace=0.1)
         for axes in grid:
             axes.axis("off")
         for axes, place in zip(grid, where.nonzero()[:count, 0].tolist(), strict=False):
@@ -235,10 +239,10 @@ def _draw_sample(axes: Axes, results: Results, place: int) -> None:
             "color": "black" if prediction == label else WRONG,
         }
         wrong = "" if prediction == label else " \N{BALLOT X}"
-        text = f"{row + 1} {_short(classes[prediction], 10)} {percent:.0f} %{wrong}"
-        axes.text(0, -0.05 - 0.16 * row, text, **style)
+        text = f"{row + 1} {_short(classes[prediction], 10)} {percent:.0f}{wrong}"
+        axes.text(0.1, -0.04 - 0.14 * row, text, **style)
         if arch == chosen:
-            axes.text(-0.11, -0.05 - 0.16 * row, "\N{BLACK RIGHT-POINTING TRIANGLE}", **style)
+            axes.text(0, -0.04 - 0.14 * row, "\N{BLACK RIGHT-POINTING TRIANGLE}", **style)
 
 
 def _short(name: str, most: int = 18) -> str:
@@ -259,7 +263,8 @@ def confusion(results: Results) -> Figure:
     names = [_short(results.test.classes[k], 12) for k in kept]
     panels = {"Routed system: number of images": routed}
     if "teacher" in results.predictions:
-        panels["Difference from the teacher"] = routed - matrix("teacher")
+        title = "Difference from the teacher\n+ purple: more images, \N{MINUS SIGN} orange: fewer"
+        panels[title] = routed - matrix("teacher")
     figure, grid = plt.subplots(
         1, len(panels), figsize=(4.6 * len(panels), 5.1), layout="compressed", squeeze=False
     )
@@ -275,7 +280,7 @@ def confusion(results: Results) -> Figure:
                 axes.text(
                     column,
                     row,
-                    f"{value:+d}".replace("-", "−") if less else value,
+                    f"{value:+d}".replace("-", "\N{MINUS SIGN}") if less else value,
                     ha="center",
                     va="center",
                     fontsize=7 if len(kept) > 10 else 8,
@@ -287,8 +292,8 @@ def confusion(results: Results) -> Figure:
         axes.tick_params(length=0)
         axes.grid(False)
         axes.spines[:].set_visible(False)
-        axes.set_title(title)
-        axes.set_xlabel("answer")
+        axes.set_title(title, fontsize=11)
+        axes.set_xlabel("prediction")
         axes.set_ylabel("class")
     if len(kept) < count:
         figure.suptitle(f"{len(kept)} of {count:,} classes: those with the most errors")
@@ -302,7 +307,7 @@ def _on(shade: tuple[float, ...]) -> str:
 
 
 def reliability_diagrams(results: Results) -> Figure:
-    """Accuracy against predicted probability, one panel per classifier."""
+    """Accuracy against predicted probability, and images per bin, one panel per classifier."""
     names = [name for name in COLORS if name in results.predictions]
     down = -(-len(names) // 3)
     figure, grid = plt.subplots(
@@ -310,7 +315,7 @@ def reliability_diagrams(results: Results) -> Figure:
     )
     for axes in grid.flat[len(names) :]:
         axes.axis("off")
-    for axes, name in zip(grid.flat, names, strict=False):
+    for place, (axes, name) in enumerate(zip(grid.flat, names, strict=False)):
         predictions = results.predictions[name]
         right = predictions.labels == results.nets.labels
         error = results.metrics["calibration_error"][name]
@@ -321,11 +326,18 @@ def reliability_diagrams(results: Results) -> Figure:
             ({"mfc": "white", "ls": "--", "lw": 1}, {"ls": "-", "lw": 2}),
             strict=True,
         ):
-            rows = reliability(probabilities, right)
-            rows = [row for row in rows if row[2] >= 0.002 * len(right)]
-            said, true, _ = 100 * np.array(rows).reshape(-1, 3).T
+            rows = np.array(reliability(probabilities, right))
+            said, true, _ = 100 * rows[rows[:, 2] >= 0.002 * len(right)].T
             label = f"{when} {100 * of:.1f} %"
             axes.plot(said, true, marker="o", ms=4, color=COLORS[name], label=label, **style)
+        counts = axes.twinx()
+        counts.bar(100 * rows[:, 0], rows[:, 2], 5, color=COLORS[name], alpha=0.25)
+        counts.set(yscale="log", ylim=(0.8, max(10, len(right)) ** 3), yticks=[])
+        counts.minorticks_off()
+        counts.grid(False)
+        if place % 3 == 2:  # the last column
+            counts.set_yticks([1, 100, 10_000], ["1", "100", "10,000"], fontsize=8)
+            counts.set_ylabel("images per bin", y=0, ha="left", fontsize=9)
         axes.set_title(LABELS[name], fontsize=10)
         axes.legend(
             loc="upper left",
@@ -339,7 +351,7 @@ def reliability_diagrams(results: Results) -> Figure:
     grid.flat[0].set_xlim(20, 100)
     grid.flat[0].set_ylim(20, 100)
     figure.supxlabel("predicted probability, %", fontsize=10)
-    figure.supylabel("correct answers, %", fontsize=10)
+    figure.supylabel("correct predictions, %", fontsize=10)
     return figure
 
 
@@ -354,10 +366,10 @@ def accuracy_per_epoch(histories: dict[str, list[dict[str, float]]]) -> Figure:
         )
         color, dashes = COLORS[arch], ":" if alone else "-"
         axes.plot(epochs, train, dashes, lw=0.8, color=color)
-        axes.plot(
-            epochs, val, dashes, lw=2, marker=MARKERS[arch], ms=5, color=color, label=LABELS[run]
-        )
+        style = {"marker": MARKERS[arch], "markevery": [-1], "color": color, "label": LABELS[run]}
+        axes.plot(epochs, val, dashes, lw=2, **style)
     low, high = axes.get_ylim()
+    high = min(high, 100)
     axes.set_ylim(max(low, high - 30), high)  # low first epochs would compress the rest
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epoch")

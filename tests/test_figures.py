@@ -16,6 +16,7 @@ import inference
 from evaluation import figures
 from evaluation.policies import Networks
 from evaluation.testset import evaluate
+from models import STUDENTS
 from studies import policies, selectors, specialize
 from utils.checkpoint import FILES
 from utils.data import CIFAR10, Split
@@ -43,9 +44,9 @@ def test_figures_are_drawn_whatever_the_environment_says(tmp_path, backend):
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
-def results_of(classes, teacher=True):
-    """Two images per class. Student 1 is wrong on the first half of the classes only."""
-    labels = torch.arange(len(classes)).repeat(2)
+def results_of(classes, teacher=True, times=2):
+    """`times` images per class. Student 1 is wrong on the first half of the classes only."""
+    labels = torch.arange(len(classes)).repeat(times)
     sure = 9.0 * torch.nn.functional.one_hot(labels, len(classes))
     wrong = sure.roll(1, dims=1)
     early = labels < len(classes) // 2
@@ -115,6 +116,19 @@ def test_without_a_teacher_the_figures_are_of_the_students(tmp_path):
     assert figures.draw_all(tmp_path, results, {})
 
 
+def test_what_does_not_differ_from_the_teacher_is_pale():
+    axes = figures.per_class_accuracy(results_of(("a", "b"), times=40)).axes[0]
+    points = [line for line in axes.lines if len(line.get_xdata()) == 1]
+    strong = {
+        (line.get_color(), round(line.get_ydata()[0])) for line in points if line.get_alpha() == 1
+    }
+    teacher, student, routed = (figures.COLORS[name] for name in ("teacher", STUDENTS[0], "routed"))
+    # The rows are "all", "a" and "b". The images of "a" go to student 1, which is wrong.
+    assert strong == {(teacher, row) for row in (0, 1, 2)} | {
+        (color, row) for color in (student, routed) for row in (0, 1)
+    }
+
+
 def test_the_confusion_matrix_counts_what_was_routed():
     results = results_of(("a", "b", "c", "d"))
     routed, less = figures.confusion(results).axes
@@ -139,7 +153,7 @@ def test_samples_are_in_groups_with_both_answers_and_the_choice():
         "Neither student is right: 0.0 % of the images",
     ]
     first = [text.get_text() for text in groups[1].axes[0].texts]
-    assert first == ["1 b 100 % \N{BALLOT X}", "\N{BLACK RIGHT-POINTING TRIANGLE}", "2 a 100 %"]
+    assert first == ["1 b 100 \N{BALLOT X}", "\N{BLACK RIGHT-POINTING TRIANGLE}", "2 a 100"]
 
 
 def test_without_matplotlib_nothing_is_begun():
