@@ -122,10 +122,11 @@ def test_what_does_not_differ_from_the_teacher_is_pale():
     strong = {
         (line.get_color(), round(line.get_ydata()[0])) for line in points if line.get_alpha() == 1
     }
-    teacher, student, routed = (figures.COLORS[name] for name in ("teacher", STUDENTS[0], "routed"))
-    # The rows are "all", "a" and "b". The images of "a" go to student 1, which is wrong.
+    names = ("teacher", STUDENTS[0], "routed", "cascade")
+    teacher, *others = (figures.COLORS[name] for name in names)
+    # The rows are "all", "a" and "b". Images of "a" go to student 1, which is sure of "b".
     assert strong == {(teacher, row) for row in (0, 1, 2)} | {
-        (color, row) for color in (student, routed) for row in (0, 1)
+        (color, row) for color in others for row in (0, 1)
     }
 
 
