@@ -126,7 +126,9 @@ for _number, _arch in enumerate(models.STUDENTS, 1):
     _entry(
         _arch, _partial(_network, _arch), f"Student {_number}, {models.NETWORKS[_arch].title}", "."
     )
-for _policy in [each for each in policies.POLICIES if each not in models.STUDENTS]:
+for _policy in policies.POLICIES:
+    if _policy in (*models.STUDENTS, policies.TARGETS["teacher"]):  # not all checkpoints have that
+        continue
     _entry(
         {"selector": "multistudent"}.get(_policy, _policy),
         _partial(_system, _policy),
