@@ -289,7 +289,8 @@ function drawChart() {
   find("tip").hidden = true;
 }
 
-const textOf = ({ network }) => (network in policies ? network : name(network));
+const textOf = ({ network }) =>
+  network in policies || network === "teacher" ? network : name(network);
 
 /** A linear scale from these values to pixels, with a margin; `low` and `high` are its ends. */
 function scale(values, from, to) {
@@ -335,7 +336,7 @@ const boxAt = (x, y) => ({ left: x - 7, right: x + 7, top: y - 7, bottom: y + 7 
 
 /** Near a point, find the place for a label that overlaps least with the boxes in `taken`. */
 function bestPlace(x, y, length, taken, edge) {
-  const places = [6, -9, 22, -25, 38, -41].flatMap((below) =>
+  const places = [6, -9, 22, -25, 38, -41, 54, 70].flatMap((below) =>
     [10, -10 - length, -length / 2].map((right) => ({
       left: x + right,
       right: x + right + length,
@@ -422,7 +423,7 @@ function drawShares() {
   const { answered } = policy();
   const contexts = data.kinds.length > 1 ? Object.entries(data.kinds) : [];
   const square = (network) => element("i", { style: { background: colorOf(network) } });
-  const key = answered.flatMap((network) => [square(network), name(network)]);
+  const key = answered.map((network) => element("span", {}, square(network), name(network)));
   find("key").replaceChildren("Who answers:", ...key);
   shares = [["", "all images"], ...contexts].map(([context, title]) => {
     const parts = answered.map(square);

@@ -316,9 +316,9 @@ def _policy(results: Results, policy: str, logits: dict[str, torch.Tensor]) -> d
         told = {
             "share": f"{others[0]} runs too on",
             "counted": list(range(1, len(system.ran))),
-            "meaning": f"{first} runs first, and {', then '.join(others)} where the largest "
-            "probability is below the threshold. The last answer is the mean of the logits of "
-            f"{_titles(system.answered[-1])}.",
+            "meaning": f"{_capital(first)} runs first, and {', then '.join(others)} where the "
+            "largest probability is below the threshold. The last answer is the mean of the "
+            f"logits of {_titles(system.answered[-1])}.",
         }
     return {
         **told,
