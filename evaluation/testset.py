@@ -28,7 +28,7 @@ LABELS = {  # names of the networks and policies in tables and figures
     **{arch: f"student {k}, {NETWORKS[arch].title}" for k, arch in enumerate(STUDENTS, 1)},
     **{f"{arch}_alone": f"{NETWORKS[arch].title} without the teacher" for arch in STUDENTS},
     "routed": "routed by the selector",
-    "cascade": "cascade: both if student 2 is unsure",
+    "cascade": "cascade: both if the cheaper is unsure",
     "cascade_teacher": "cascade at the teacher's accuracy",
     "better_student": f"the {BETTER} student",
     "random": "a student at random",
@@ -284,14 +284,14 @@ def save_predictions(path: Path, results: Results) -> None:
 
 def print_tables(metrics: dict) -> None:
     """Print the metrics in two tables, or three if the images are from several contexts."""
-    print(f"\n{'':<36}{'top-1 %':>8}{'95 %':>13}{'MMACs/image':>13}{'images/s':>10}")
+    print(f"\n{'':<40}{'top-1 %':>8}{'95 %':>13}{'MMACs/image':>13}{'images/s':>10}")
     for name, accuracy in metrics["accuracy"].items():
         if name == "better_student":  # has a row already
             continue
         work, speed = metrics["macs_per_image"].get(name), metrics["images_per_second"].get(name)
         low_high = [f"{100 * each:.1f}" for each in metrics["accuracy_interval"].get(name, ())]
         print(
-            f"{LABELS[name]:<36}{accuracy * 100:>8.2f}{'-'.join(low_high) or '-':>13}"
+            f"{LABELS[name]:<40}{accuracy * 100:>8.2f}{'-'.join(low_high) or '-':>13}"
             f"{'-' if work is None else f'{work / 1e6:.1f}':>13}"
             f"{'-' if speed is None else f'{speed:.0f}':>10}"
         )
