@@ -54,8 +54,8 @@ def study(monkeypatch, tmp_path, small_npz):
     """Run the study with tiny students in this process: exit status, commands, results."""
     commands, teacher = [], Pixels().eval()
     facts = {"val_accuracy": 0.9, "classes": CLASSES, "mean": MEAN, "std": STD}
-    for module in (distillation, StudentTrain):
-        monkeypatch.setattr(module, "load_network", lambda *_: (teacher, facts))
+    monkeypatch.setattr(distillation, "load_network", lambda *_: (teacher, facts))
+    monkeypatch.setattr(StudentTrain, "load_teacher", lambda *_: (teacher, facts))
     monkeypatch.setattr(distillation, "RUNS", tmp_path / "runs")
     monkeypatch.setattr("utils.checkpoint.QUICK", tmp_path / "quick")
     monkeypatch.setattr("utils.logits.for_inference", lambda net, device: net)

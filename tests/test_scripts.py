@@ -475,7 +475,7 @@ def test_figures_and_report_are_written_and_the_report_is_named_last(pipeline):
     assert "report.html" in printed["inference"][0].splitlines()[-1]
     metrics = json.loads((folder / "out" / "metrics.json").read_text())
     for name in ("routed", "cascade", "teacher", "oracle"):
-        assert f"{100 * metrics['accuracy'][name]:.2f}&nbsp;%" in page
+        assert f"{100 * metrics['accuracy'][name]:.2f}" in page
     for file in FILES.values():
         assert fingerprint_of(load_network(folder / file)[0]) in page
 
