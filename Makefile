@@ -25,20 +25,35 @@ test-long: .venv/dev
 	.venv/bin/python -m pytest -m "slow or not slow"
 
 STEMMED = $(if $(STEM),--stem $(STEM)) $(FLAGS)
-STUDENTS = .venv/bin/python -c 'import models; print(*range(1, len(models.STUDENTS) + 1))'
+STUDENTS = .venv/bin/python -c 'import models; print(*models.STUDENTS)'
 reproduce: .venv/runtime
-	@.venv/bin/python -m benchmarks.reproduce $(STEMMED)
+	$(if $(RESUME),,@.venv/bin/python -m benchmarks.reproduce $(STEMMED))
 	.venv/bin/python teacherTrain.py $(STEMMED)
-	@for student in $$($(STUDENTS)); do \
-		echo .venv/bin/python StudentTrain.py --model $$student $(STEMMED); \
-		.venv/bin/python StudentTrain.py --model $$student $(STEMMED) || exit; \
+	@set -ex; model=0; for name in $$($(STUDENTS)); do model=$$((model + 1)); \
+		.venv/bin/python StudentTrain.py --model $$model $(STEMMED); \
 	done
 	.venv/bin/python trainSelector.py $(FLAGS)
 	.venv/bin/python inference.py $(FOLDER) $(if $(DATA),--data $(DATA)) $(if $(SUBSET),--subset $(SUBSET))
 
-# Starts from the networks of `make reproduce`, or from the shipped ones.
+# Starts from the networks of `make reproduce`, or from the shipped ones. Student 1 becomes the
+# specialist for degraded images; the generalists are trained for as many epochs, and for twice as many.
+FROM = $(if $(SUBSET),$(or $(patsubst %/selector.pth,%,$(wildcard runs/quick/selector.pth)),checkpoints),checkpoints)
+SYSTEM = $(if $(SUBSET),runs/quick,checkpoints)/contexts
+GENERALISTS = $(if $(SUBSET),runs/quick/generalists,runs/contexts)
+FURTHER = .venv/bin/python StudentTrain.py --teacher $(FROM)/teacher.pth --lr 2.5e-3 $(IMAGES)
+IMAGES = $(if $(DATA),--data $(DATA)) $(if $(SUBSET),--subset $(SUBSET)) $(if $(RESUME),--resume)
+ONCE = $(or $(EPOCHS),12)
 reproduce-contexts: .venv/runtime
-	.venv/bin/python -m studies.contexts --train $(filter-out --resume,$(FLAGS))
+	@set -ex; mkdir -p $(SYSTEM); model=0; for name in $$($(STUDENTS)); do model=$$((model + 1)); \
+		further="$(FURTHER) --model $$model --init $(FROM)/$$name.pth"; \
+		if [ $$model = 1 ]; then \
+			$$further --context degraded --epochs $(ONCE) --checkpoint-dir $(SYSTEM); \
+		else cp $(FROM)/$$name.pth $(SYSTEM); fi; \
+		$$further --context mixed --epochs $(ONCE) --checkpoint-dir $(GENERALISTS)/once; \
+		$$further --context mixed --epochs $$((2 * $(ONCE))) --checkpoint-dir $(GENERALISTS)/twice; \
+	done
+	.venv/bin/python trainSelector.py --context mixed --label-rule context --checkpoint-dir $(SYSTEM) $(IMAGES)
+	.venv/bin/python -m studies.contexts $(filter-out --resume,$(IMAGES))
 
 .venv/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

@@ -14,159 +14,101 @@ fraction of the machine's matrix multiplication rate that ours reaches.
 Plain is the common practice (benchmarks/plain.py): torchvision's dataset, one transform per image,
 a DataLoader with two workers, float32. For inference, both sides are code of this project: the
 routed system against the teacher; against the published inference, which runs the selector and both
-students on every image; and ONNX Runtime, if installed, against PyTorch. Finally, the start-up time
-of inference.py is measured by stages.
+students on every image; and ONNX Runtime, if installed, against PyTorch.
 """
 
 import argparse
 import itertools
-import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torchvision
+from torch.utils.benchmark import Timer
 
-from benchmarks.subjects import BATCH_SIZE, STEM, SUBJECTS, left_out
+from benchmarks.side import Side
+from benchmarks.subjects import BATCH_SIZE, STEM, SUBJECTS, Place, left_out
 from models import macs, network
 from utils import cli
 from utils.device import has_bf16, pick_device, precision
-from utils.files import UserError, shown, try_folder, write_json
+from utils.files import shown, try_folder, write_json
 
 ROUNDS = 5  # pairs of runs per subject
-SETTING = ("batch_size", "threads", "images")
-
-
-class Side:
-    """A process that does one piece of work per request."""
-
-    def __init__(self, subject: str, side: str, options: dict[str, object]) -> None:
-        words = [sys.executable, "-m", "benchmarks.side", subject, side]
-        for flag, value in options.items():
-            if value is not None:
-                words += [f"--{flag.replace('_', '-')}", str(value)]
-        self.process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=cli.ROOT
-        )
-
-    def piece(self) -> float:
-        """Run one piece of work. Returns images per second."""
-        try:
-            self.process.stdin.write("go\n")
-            self.process.stdin.flush()
-            done = json.loads(self.process.stdout.readline())
-        except (BrokenPipeError, json.JSONDecodeError) as error:
-            raise UserError("a benchmark process failed: see its error above") from error
-        return done["images"] / done["seconds"]
-
-    def end(self) -> int:
-        """End the process. Returns its peak memory in MB."""
-        self.process.stdin.close()
-        answer = json.loads(self.process.stdout.readline())
-        self.process.wait()
-        return answer["peak_mb"]
+SIDE = {"cuda": 8192, "cpu": 3072}  # of the matrices that are multiplied
+SETTINGS = ("batch_size", "threads", "images")
 
 
 def compare(
-    subject: str, setting: dict[str, int | None], args: argparse.Namespace, gflops: float
-) -> dict:
+    subject: str, place: Place, threads: int | None, rounds: int, gflops: float
+) -> dict[str, object]:
     """Measure both sides of a subject alternately. Returns a row of results/benchmarks.json.
 
     `gflops` is the matrix rate of the machine in the precision that ours uses.
     """
-    where = {name: getattr(args, name) for name in ("device", "data_dir", "checkpoint_dir")}
-    ours, plain = (Side(subject, side, where | setting) for side in ("ours", "plain"))
+    sides = [Side(subject, side, threads, place) for side in ("ours", "plain")]
     try:
-        ours.piece(), plain.piece()  # warm up
-        pairs = [(ours.piece(), plain.piece()) for _ in range(args.rounds)]
-        ratios = sorted(mine / theirs for mine, theirs in pairs)
-        row = {
-            "subject": subject,
-            "device": args.device,
-            **setting,
-            "ours": statistics.median(mine for mine, _ in pairs),
-            "plain": statistics.median(theirs for _, theirs in pairs),
-            "unit": "images/s",
-            "ratio": statistics.median(ratios),
-            "ratio_min": ratios[0],
-            "ratio_max": ratios[-1],
-            "ours_peak_mb": ours.end(),
-            "plain_peak_mb": plain.end(),
-        }
-        if subject.startswith("step "):  # backward costs twice forward; a MAC is two operations
-            work = 3 * 2 * macs(network(subject.removeprefix("step "), STEM))
-            row["share_of_matrix_rate"] = round(1e-9 * work * row["ours"] / gflops, 3)
-        return row
+        pairs = [[side.ask() for side in sides] for _ in range(1 + rounds)][1:]  # after a warm-up
+        peaks = [side.ask(more=False) for side in sides]
     finally:
-        for side in (ours, plain):
+        for side in sides:
             side.process.kill()
-            side.process.wait()
+    ratios = sorted(mine / theirs for mine, theirs in pairs)
+    ours, plain = map(statistics.median, zip(*pairs, strict=True))
+    row = {
+        "subject": subject,
+        "device": str(place.device),
+        "batch_size": place.batch_size,
+        "threads": threads,
+        "images": place.images,
+        "ours": ours,
+        "plain": plain,
+        "unit": "images/s",
+        "ratio": statistics.median(ratios),
+        "ratio_min": ratios[0],
+        "ratio_max": ratios[-1],
+        "ours_peak_mb": peaks[0],
+        "plain_peak_mb": peaks[1],
+    }
+    if subject.startswith("step "):  # backward costs twice forward; a MAC is two operations
+        work = 3 * 2 * macs(network(subject.removeprefix("step "), STEM))
+        row["share_of_matrix_rate"] = round(1e-9 * work * ours / gflops, 3)
+    return row
 
 
-def start(args: argparse.Namespace) -> dict[str, float]:
-    """Median seconds of each stage from the start of inference.py to its first result, 3 runs."""
-    words = [sys.executable, "-m", "benchmarks.start", args.device, str(args.checkpoint_dir)]
-    runs = []
-    for _ in range(3):
-        started = time.perf_counter()
-        done = subprocess.run(words, cwd=cli.ROOT, stdout=subprocess.PIPE, check=False)
-        if done.returncode:
-            raise UserError("benchmarks.start failed: see its error above")
-        stages = json.loads(done.stdout)
-        whole = time.perf_counter() - started
-        runs.append({**stages, "Python itself": whole - sum(stages.values()), "all": whole})
-    return {name: round(statistics.median(run[name] for run in runs), 2) for name in runs[0]}
-
-
-def limits(device: torch.device) -> dict[str, float]:
-    """The limits of the machine: matrix rates in GFLOP/s, memory bandwidth in GB/s.
+def machine(device: torch.device) -> dict[str, object]:
+    """Name, precision and limits of the machine: matrix rates in GFLOP/s, memory in GB/s.
 
     The rate of bf16 is left out where autocast does not use it: a CPU that emulates bf16 would take
     minutes for one product.
     """
-
-    def best(work, repeats: int = 5) -> float:
-        times = []
-        for _ in range(repeats + 1):
-            started = time.perf_counter()
-            work()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - started)
-        return min(times[1:])
-
-    side = 8192 if device.type == "cuda" else 3072
-    rates, dtypes = {}, {"fp32": torch.float32}
-    if has_bf16(device):
-        dtypes["bf16"] = torch.bfloat16
-    for name, dtype in dtypes.items():
-        matrix = torch.randn(side, side, device=device, dtype=dtype)
-        rates[f"{name}_gflops"] = round(2e-9 * side**3 / best(lambda m=matrix: m @ m), 1)
-    source = torch.zeros(64 * 2**20, device=device)
-    target = torch.empty_like(source)
-    bandwidth = 2e-9 * source.nbytes / best(lambda: target.copy_(source))
-    return {**rates, "copy_gb_per_s": round(bandwidth, 1)}
-
-
-def machine(device: torch.device) -> dict:
-    """The name of the processor or GPU, its precision and its limits."""
     name = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.split(": ")[1] for line in lines if line.startswith("model name")), name)
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
+
+    def seconds(work: Callable[[], object]) -> float:
+        timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
+        return min(timer.timeit(1).mean for _ in range(6))
+
+    side = SIDE.get(device.type, SIDE["cpu"])
+    matrix = torch.randn(side, side, device=device)
+    rates = {"fp32_gflops": 2e-9 * side**3 / seconds(lambda: matrix @ matrix)}
+    if has_bf16(device):
+        half = matrix.bfloat16()
+        rates["bf16_gflops"] = 2e-9 * side**3 / seconds(lambda: half @ half)
+    source, target = torch.zeros(2, 64 * 2**20, device=device)
+    rates["copy_gb_per_s"] = 2e-9 * source.nbytes / seconds(lambda: target.copy_(source))
     return {
         "name": name,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "precision": precision(device),
-        **limits(device),
+        **{name: round(rate, 1) for name, rate in rates.items()},
     }
 
 
@@ -183,15 +125,10 @@ def main() -> None:
         ("--threads", None, "number of PyTorch threads on the CPU"),
         ("--images", None, "images per run, for data, epochs and inference"),
     ):
-        parser.add_argument(
-            flag,
-            type=cli.flag("BATCH_SIZE"),
-            nargs="+",
-            default=[default],
-            metavar="N",
-            help=f"{what}; several values: each is measured",
-        )
-    parser.add_argument("--data-dir", type=Path, default=cli.ROOT / "data", metavar="PATH")
+        what += "; several values: each is measured"
+        number = {"type": cli.flag("BATCH_SIZE"), "nargs": "+", "metavar": "N"}
+        parser.add_argument(flag, default=[default], help=what, **number)
+    parser.add_argument("--data", "--data-dir", default="cifar10", metavar="PATH")
     parser.add_argument(
         "--checkpoint-dir", type=Path, default=cli.ROOT / "checkpoints", metavar="PATH"
     )
@@ -203,41 +140,36 @@ def main() -> None:
         parser.error(f"--json {args.json} must name a file, not a folder")
     if args.json:
         try_folder(args.json.parent)
-    args.device = str(device)
     about = machine(device)
     gflops = about.get("bf16_gflops", about["fp32_gflops"])
     print(", ".join(f"{key} {value}" for key, value in about.items()))
-    print(
-        f"\n{'images/s':<42}{'ours':>9}{'plain':>9}{'ratio':>8}{'spread':>14}{'MB':>13}{'limit':>8}"
-    )
+    heads = f"{'ours':>9}{'plain':>9}{'ratio':>8}{'spread':>14}{'MB':>13}{'limit':>8}"
+    print(f"\n{'images/s':<60}{heads}")
     runs = []
-    for subject, *setting in itertools.product(
+    for subject, batch_size, threads, images in itertools.product(
         args.subjects or SUBJECTS, args.batch_size, args.threads, args.images
     ):
         if reason := left_out(subject, device):
-            print(f"{subject:<42}left out: {reason}")
+            print(f"{subject:<60}left out: {reason}")
             continue
-        row = compare(subject, dict(zip(SETTING, setting, strict=True)), args, gflops)
+        place = Place(device, args.data, args.checkpoint_dir, batch_size, images)
+        row = compare(subject, place, threads, args.rounds, gflops)
         runs.append(row)
-        varied = [f"{name} {row[name]}" for name in SETTING if len(getattr(args, name)) > 1]
+        settings = [f"{name} {row[name]}" for name in SETTINGS if row[name]]
         print(
-            f"{', '.join([subject, *varied]):<42}{row['ours']:>9.0f}{row['plain']:>9.0f}"
+            f"{', '.join([subject, *settings]):<60}{row['ours']:>9.0f}{row['plain']:>9.0f}"
             f"{row['ratio']:>8.2f}{row['ratio_min']:>7.2f}-{row['ratio_max']:<6.2f}"
             f"{row['ours_peak_mb']:>6},{row['plain_peak_mb']:>6}"
             f"{row.get('share_of_matrix_rate', '')!s:>8}",
             flush=True,
         )
-    stages = None if args.subjects else start(args)
-    if stages:
-        print(f"start, seconds: {', '.join(f'{name} {each}' for name, each in stages.items())}")
     if args.json:
         versions = {
             "python": platform.python_version(),
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
         }
-        content = {"machine": about, "versions": versions, "start": stages, "runs": runs}
-        write_json(args.json, content)
+        write_json(args.json, {"machine": about, "versions": versions, "runs": runs})
         print(f"wrote {shown(args.json)}")
 
 

@@ -1,50 +1,54 @@
-"""The process of one side of a subject: it does one piece of work per line of its input.
+"""One side of a subject, in a process of its own."""
 
-Started by `python -m benchmarks`. Prints one JSON object per line: {"images", "seconds"} for each
-piece and, at the end of the input, {"peak_mb"}, the peak memory of the process.
-"""
-
-import argparse
-import json
+import multiprocessing
 import resource
-import sys
 import time
-from pathlib import Path
+from multiprocessing.connection import Connection
 
 import torch
 
 from benchmarks.subjects import SUBJECTS, Place
-from utils import cli
-from utils.device import pick_device
+from utils.files import UserError
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("subject", choices=SUBJECTS)
-    parser.add_argument("side", choices=("ours", "plain"))
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--checkpoint-dir", type=Path, required=True)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--batch-size", type=int, required=True)
-    parser.add_argument("--images", type=int)
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = pick_device(args.device)
-    place = Place(device, args.data_dir, args.checkpoint_dir, args.batch_size, args.images)
+def serve(requests: Connection, subject: str, side: str, threads: int | None, place: Place) -> None:
+    """The process of one side: for each request, do a piece of work and answer with images/s.
+
+    The answer to False is the peak memory in MB, which ends the process; so does a UserError.
+    """
+    if threads:
+        torch.set_num_threads(threads)
     torch.manual_seed(0)
-    piece = SUBJECTS[args.subject][args.side == "plain"](place)
-    for _ in sys.stdin:
-        started = time.perf_counter()
-        images = piece()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - started
-        print(json.dumps({"images": images, "seconds": seconds}), flush=True)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"peak_mb": round(peak)}), flush=True)
+    try:
+        piece = getattr(SUBJECTS[subject], side)(place)
+        while requests.recv():
+            started = time.perf_counter()
+            images = piece()
+            if place.device.type == "cuda":
+                torch.cuda.synchronize()
+            requests.send(images / (time.perf_counter() - started))
+        requests.send(round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+    except UserError as error:
+        requests.send(error)
 
 
-if __name__ == "__main__":
-    cli.run(main)
+class Side:
+    """A process of `serve`, and the requests to it."""
+
+    def __init__(self, *of: object) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.requests, its_end = context.Pipe()
+        self.process = context.Process(target=serve, args=(its_end, *of))
+        self.process.start()
+        its_end.close()
+
+    def ask(self, more: bool = True) -> float:
+        """Images/s of a piece of work or, to end the process, its peak memory in MB."""
+        try:
+            self.requests.send(more)
+            answer = self.requests.recv()
+        except (EOFError, OSError) as error:
+            raise UserError("a benchmark process failed: see its error above") from error
+        if isinstance(answer, UserError):
+            raise answer
+        return answer

@@ -1,8 +1,8 @@
 """The context study: routing between specialized students on images from several contexts.
 
-    python -m studies.contexts            writes contexts.json and three figures to results/
-    python -m studies.contexts --train    first trains the networks that are missing
-    python -m studies.contexts --train --epochs 1 --subset 500    quick test, in runs/quick/
+    python -m studies.contexts    writes contexts.json and three figures to results/
+    make reproduce-contexts       trains all networks first
+    make reproduce-contexts EPOCHS=1 SUBSET=500    quick test, in runs/quick/
 
 All networks start from the weights in checkpoints/, which are trained on clean images. Student 1 is
 trained further on degraded images, the others stay as they are, and the selector sends each image
@@ -12,46 +12,36 @@ the test images: clean, degraded in six ways, mixed (half of each), and degraded
 were not used for training (unseen). Thresholds and the best generalist are chosen on mixed
 validation images.
 
-The system is in checkpoints/contexts/, the generalists are in runs/contexts/. Networks that were
-trained from other weights, on other data or for another number of epochs are not used; --train
-trains them again, and keeps the earlier files as NAME.previous.pth. After Ctrl-C, --train
-continues. The study itself trains only selectors, in less than a minute each. The logits of each
-network are stored in results/contexts/, so a study that was stopped continues with the next
-network. For the teacher and the generalists, the stored logits are enough: their checkpoints may be
-missing, and --train does not train them again.
+The system is in checkpoints/contexts/, the generalists are in runs/contexts/. The study itself
+trains only selectors, in less than a minute each. The logits of each network are stored in
+results/contexts/; for the teacher and the generalists, these are enough: their checkpoints may be
+missing.
 """
 
 import argparse
 import json
-import shlex
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+import torch.nn.functional as F
 from tqdm import tqdm
 
-from evaluation import figures_into
-from evaluation.policies import Networks, Outcome, thresholds_of
+from evaluation.figures import use_font_for
+from evaluation.policies import Networks, Outcome, assemble
 from evaluation.significance import mcnemar_p
-from models import SELECTED, STUDENTS, TEACHER, MultiStudent, macs, offsets_of
-from studies.policies import confidences, doubts, measured, measured_policy
-from studies.selectors import STEP, fit, lesson
+from evaluation.testset import LABELS
+from models import NETWORKS, SELECTED, STUDENTS, TEACHER, macs
+from studies import aligned, figures, number, write
+from studies.policies import confidences, first_confidence, network_facts, policy_facts
+from studies.selectors import Images, fit, lesson, thresholds_of
 from utils import cli
-from utils.augment import Augmentation, Batches
-from utils.checkpoint import (
-    FILES,
-    QUICK,
-    check_data,
-    check_students,
-    fingerprint_of,
-    load_network,
-    read_checkpoint,
-)
+from utils.augment import Augmentation
+from utils.checkpoint import FILES, QUICK, check_data, fingerprint_of, load_network, load_parts
 from utils.contexts import (
     CONTEXTS,
     DEGRADED,
@@ -63,106 +53,67 @@ from utils.contexts import (
     in_context,
     kinds,
 )
-from utils.data import CIFAR10, Split, data_facts, described, fingerprint, load_splits
+from utils.data import Split, data_facts, described, fingerprint, load_splits
 from utils.device import for_inference, pick_device
-from utils.files import UserError, move, previous, replacing, shown, write_json
+from utils.files import UserError, replacing, shown, try_folder
 from utils.logits import predict, top1
-from utils.method import cascade_thresholds, selector_thresholds, share
-from utils.safe_load import brief, read_arrays, read_logits
-
-# ------------------------------------------------------------------ settings
+from utils.method import cascade_thresholds, share
+from utils.safe_load import read_arrays, read_logits
 
 BATCH_SIZE = 500  # images per step
 SEEDS = 5  # runs per selector trained here
 IMAGES = 10_000  # number of training images for these selectors, from the first on
 SELECTOR_EPOCHS = 12  # of these selectors
 AUGMENTATION = Augmentation(crop=0, flip=True)  # their labels are of the whole image
-OUT = Path("results")  # for contexts.json, the figures, and contexts/ with the answers
-EPOCHS = 12  # of student 1 and of the generalists that are trained once
-LEARNING_RATE = 2.5e-3  # of these trainings
-GENERALISTS = Path("runs/contexts")  # contains a folder for each number of epochs
-STAGES = {"once": 1, "twice": 2}  # epochs of a generalist, relative to student 1
-MADE = ("epochs", "data", "init")  # hyperparameters in contexts.json, besides the context
-TESTED = ("clean", "degraded", "unseen")  # mixed images are from the first two
+OUT = Path("results")  # for contexts.json, the figures, and contexts/ with the logits
+GENERALISTS = Path("runs/contexts")  # contains the folders once and twice
+STAGES = {"once": "", "twice": ", twice as long"}  # epochs of a generalist, in the table's words
+TRAINED_ON = dict.fromkeys(STUDENTS, "clean") | {STUDENTS[0]: "degraded"}  # of the system
+TESTED = {"clean": "clean", "degraded": "degraded", "unseen": "degraded"}  # and its true context
+REMEDY = "run make reproduce-contexts"
+MADE = ("context", "epochs", "data", "init")  # hyperparameters in contexts.json
+
+ROWS = {  # of the table: name in contexts.json, label
+    **{
+        name: f"{LABELS[name]}, trained on {context} images"
+        for name, context in {"teacher": "clean", **TRAINED_ON}.items()
+    },
+    **{
+        f"{arch}, {stage}": f"{NETWORKS[arch].title} trained on both{longer}"
+        for arch in STUDENTS
+        for stage, longer in STAGES.items()
+    },
+    "selector": "**routed by the shipped selector**",
+    "selector, published labels": "selector: published labels",
+    "selector, weighted labels": "selector: weighted labels",
+    "selector, taught the context": "selector: labels from the true context",
+    "true context": "routed by the true context",
+    "more confident": "both students, the more confident one answers",
+    "cascade": LABELS["cascade"],
+    "ensemble": LABELS["ensemble"],
+    "generalists, selector": "both trained on both, with a selector",
+    "generalists, cascade": "both trained on both, as a cascade",
+    "generalists, ensemble": "both trained on both, mean of their logits",
+    "oracle": LABELS["oracle"],
+}
+
+Rule = Callable[[Networks], tuple[Outcome, torch.Tensor | None]]  # scores (N, K), for the AUROC
+Policy = tuple[dict[str, Networks], Rule]  # with the logits for "val" and "test"
 
 
-@dataclass
-class Network:
-    """A checkpoint of the study: its path, expected content, and the script that trains it.
-
-    words: of the command, from the name of the script on; of a copy, the checkpoint to copy.
-    made: the hyperparameters that it must have, as far as they matter here.
-    paired: whether it is one of several students, whose logits for training images are needed.
-    """
+class Network(NamedTuple):
+    """A checkpoint: its path, its architecture, and hyperparameters that it must have."""
 
     path: Path
     arch: str
-    words: tuple[str, ...]
     made: dict[str, Any]
-    paired: bool = False
-
-    @property
-    def command(self) -> str:
-        """What to type to get the checkpoint."""
-        if self.words[0].endswith(".py"):
-            return shlex.join(["python", *self.words])
-        return shlex.join(["cp", *self.words, shown(self.path)])
-
-    def differs(self, made: Mapping[str, Any]) -> str | None:
-        """The first difference between `made` and `self.made`, in words; None if there is none."""
-        for name, wanted in self.made.items():
-            if (found := made.get(name, "clean" if name == "context" else None)) != wanted:
-                return f"its {name} was {brief(found)}, not {brief(wanted)}"
-        return None
-
-    def make(self) -> None:
-        """Run the command, unless the checkpoint is complete. Raises UserError if it fails.
-
-        The files of another training are kept as NAME.previous.pth and NAME.previous.state.pth.
-        """
-        script, *flags = self.words
-        if not script.endswith(".py"):
-            content = Path(script).read_bytes()
-            if self.path.exists() and self.path.read_bytes() != content:
-                self._set_aside()
-            with replacing(self.path) as file:
-                file.write(content)
-            return
-        facts = read_checkpoint(self.path) if self.path.exists() else {}
-        if facts.get("test_accuracy") is not None:
-            if not self.differs(facts["hyperparameters"]):
-                return
-            self._set_aside()
-        cli.run_script(script, flags)
-
-    def _set_aside(self) -> None:
-        for file in (self.path, self.path.with_suffix(".state.pth")):
-            if file.exists():
-                move(file, previous(file))
-
-    def read(self) -> tuple[nn.Module, dict[str, Any]]:
-        """As `load_network`. Raises UserError if missing or trained in another way."""
-        if not self.path.exists():
-            raise UserError(f"{shown(self.path)} is missing; make it with: {self.command}")
-        net, facts = load_network(self.path, self.arch)
-        if difference := self.differs(facts["hyperparameters"]):
-            raise UserError(
-                f"{shown(self.path)} was trained in another way, {difference}; make it with: "
-                f"{self.command}"
-            )
-        return net, facts
 
 
-@dataclass
-class StoredLogits:
+class Stored(NamedTuple):
     """Logits of a network, float32 (N, classes), by set of images; and facts about the network."""
 
     logits: dict[str, torch.Tensor]
     facts: dict[str, Any]
-
-
-Rule = Callable[[Networks], tuple[Outcome, torch.Tensor | None]]  # scores (N, K), for the AUROC
-Evaluated = tuple[dict[str, Networks], Rule]  # "val" and "test"
 
 
 # ------------------------------------------------------------------ main program
@@ -170,163 +121,110 @@ Evaluated = tuple[dict[str, Networks], Rule]  # "val" and "test"
 
 def main() -> None:
     parser = cli.common_parser(__doc__, globals(), quick=True)
-    parser.add_argument("--train", action="store_true", help="train the networks that are missing")
-    what = "number of epochs of student 1, and of the generalists that are trained once"
-    cli.add_flag(parser, "EPOCHS", EPOCHS, what)
     cli.add_flag(parser, "SEEDS", SEEDS, "number of runs per selector of the study")
     cli.add_out(parser, OUT, "contexts.json, the figures, and contexts/ with the logits")
     args = parser.parse_args()
     device = pick_device(args.device)
-    figures_into(args.out)
+    try_folder(args.out)
 
-    # This study normalizes all images like CIFAR-10's, and refuses networks for other ones.
-    train, val, test = load_splits(args.data, args.subset, device, asdict(CIFAR10))
-    networks = planned(args, data_facts(train.images, train.labels))
-    if args.train:
-        for arch in STUDENTS:
-            networks[arch].make()
-    system, thresholds = assembled(networks, device, args.train)
-    for path in [each.path for each in networks.values() if each.path.exists()]:
-        check_data(path, read_checkpoint(path), test.data)
+    folder = args.checkpoint_dir / "contexts"
+    parts = load_parts(lambda file: folder / file)
+    facts = parts[STUDENTS[0]][1]
+    train, val, test = load_splits(args.data, args.subset, device, facts)
+    check_data(folder / FILES[STUDENTS[0]], facts, test.data)
+    ready = {name: for_inference(net, device) for name, (net, _) in parts.items()}
+    system = assemble("selector", parts, ready)
+    selector, thresholds = ready["selector"], system.thresholds
     print(f"computing logits for {described(train, val, test)}", flush=True)
+    networks = planned(args, data_facts(train.images, train.labels))
     train = train.take(slice(IMAGES))
-    images, rows = image_sets(train, val, test), rows_by_context(test)
-    key = key_of(train, val, test)
-    folder, classes = args.out / "contexts", len(test.classes)
-    told = collect_logits(networks, images, key, classes, folder, args.batch_size, args.train)
-    labels = {
-        "train": train.labels.cpu(),
-        "val": val.labels.cpu(),
-        "test": test.labels.cpu().repeat(len(TESTED)),
-    }
-    work = macs(system.selector)
-    specialists, generalists = (
-        pair({arch: told[f"{arch}{stage}"] for arch in STUDENTS}, labels, work)
+    splits, key = in_contexts(train, val, test), key_of(train, val, test)
+    stored = {}
+    for name, network in networks.items():
+        path = args.out / "contexts" / f"{name.replace(', ', '-')}.npz"
+        stored[name] = stored_logits(name, network, path, splits, key, args.batch_size)
+    own, general = (
+        paired(splits, {arch: stored[f"{arch}{stage}"] for arch in STUDENTS}, macs(selector))
         for stage in ("", ", once")
     )
+    own["val"].nets.logits["context"] = F.one_hot(true_context(val, "mixed"), len(SELECTED))
+    own["test"].nets.logits["context"] = F.one_hot(
+        torch.cat([true_context(test, context) for context in TESTED]), len(SELECTED)
+    )
 
-    def selectors(both: dict[str, Networks], *lesson: torch.Tensor) -> list[Evaluated]:
+    def selectors(students: dict[str, Images], *labels: torch.Tensor) -> list[Policy]:
         """Train one selector per seed on the same labels and weights."""
-        return [
-            trained(both, *lesson, images, seed, args.batch_size)
-            for seed in tqdm(range(args.seeds), unit="selector", leave=False)
-        ]
+        seeds = tqdm(range(args.seeds), unit="selector", leave=False)
+        return [trained(students, *labels, seed) for seed in seeds]
 
-    degraded = {
-        "val": context_targets(val)[0] == 0,
-        "test": torch.arange(len(images["test"])) >= len(test),
-    }
-    special = scored(specialists, system.selector, images, args.batch_size, "selector")
-    special = {
-        split: with_scores(nets, context=torch.stack([degraded[split], ~degraded[split]], dim=1))
-        for split, nets in special.items()
-    }
+    def one(students: dict[str, Images], rule: Rule) -> list[Policy]:
+        return [({split: students[split].nets for split in ("val", "test")}, rule)]
+
+    shipped = {split: own[split].scored(selector, "selector") for split in ("val", "test")}
+    context = true_context(train, "mixed"), torch.ones(len(train))
     policies = {
-        "selector": [(special, routing(thresholds))],
-        "selector, published labels": selectors(specialists, *lesson(specialists["train"])),
-        "selector, weighted labels": selectors(specialists, *lesson(specialists["train"], True)),
-        "selector, taught the context": selectors(specialists, *context_targets(train)),
-        "more confident": [(special, lambda nets: (nets.run("more_confident"), confidences(nets)))],
-        "cascade": [(special, cascading(specialists["val"]))],
-        "ensemble": [(special, ensemble)],
-        "true context": [(special, true_context)],
-        "oracle": [(special, lambda nets: (nets.oracle(), None))],
-        "generalists, selector": selectors(generalists, *lesson(generalists["train"], True)),
-        "generalists, cascade": [(generalists, cascading(generalists["val"]))],
-        "generalists, ensemble": [(generalists, ensemble)],
+        "selector": [(shipped, routing(thresholds))],
+        "selector, published labels": selectors(own, *lesson(own["train"].nets)),
+        "selector, weighted labels": selectors(own, *lesson(own["train"].nets, True)),
+        "selector, taught the context": selectors(own, *context),
+        "more confident": one(own, lambda nets: (nets.run("more_confident"), confidences(nets))),
+        "cascade": one(own, cascading(own["val"].nets)),
+        "ensemble": one(own, lambda nets: (nets.run("ensemble"), None)),
+        "true context": one(own, lambda nets: (nets.routed(nets.logits["context"].float()), None)),
+        "oracle": one(own, lambda nets: (nets.oracle(), None)),
+        "generalists, selector": selectors(general, *lesson(general["train"].nets, True)),
+        "generalists, cascade": one(general, cascading(general["val"].nets)),
+        "generalists, ensemble": one(general, lambda nets: (nets.run("ensemble"), None)),
     }
-    study = report(told, labels, rows, policies)
-    print_report(study)
-    write_json(args.out / "contexts.json", study)
-    from studies import figures  # which needs Matplotlib
-
-    written = figures.draw_contexts(args.out, study, system, test)
-    print(f"wrote {', '.join(map(shown, [args.out / 'contexts.json', *written]))}")
+    results = report(stored, splits, rows_by_context(test), policies)
+    print(aligned(*table(results)))
+    use_font_for(test.classes)
+    write(
+        args.out,
+        "contexts",
+        results,
+        contexts_accuracy=figures.contexts_accuracy(results),
+        contexts_share=figures.contexts_shares(results),
+        contexts_pictures=figures.contexts_pictures(system.net, test),
+    )
 
 
 # ------------------------------------------------------------------ networks and their logits
 
 
 def planned(args: argparse.Namespace, data: str) -> dict[str, Network]:
-    """All networks of the study on this data, in the order in which they are trained."""
-    shipped = {arch: shown(cli.found(args, file)) for arch, file in FILES.items()}
-    system = args.checkpoint_dir / "contexts"
-    again = cli.retyped(args, "data", "device", "subset")
+    """All networks of the study; those that are trained in it, on images that `data` describes."""
+    shipped = {name: cli.found(args, file) for name, file in FILES.items()}
     generalists = GENERALISTS if args.subset is None else QUICK / "generalists"
-    init = {
-        arch: {"init": fingerprint_of(load_network(shipped[arch], arch)[0])}
+
+    def student(arch: str, context: str, folder: Path) -> Network:
+        made = {}
+        if context != "clean":
+            init = fingerprint_of(load_network(shipped[arch], arch)[0])
+            made = {"context": context, "data": data, "init": init}
+        return Network(folder / FILES[arch], arch, made)
+
+    specialists = {
+        arch: student(arch, context, args.checkpoint_dir / "contexts")
+        for arch, context in TRAINED_ON.items()
+    }
+    return {"teacher": Network(shipped["teacher"], TEACHER, {}), **specialists} | {
+        f"{arch}, {stage}": student(arch, "mixed", generalists / stage)
+        for stage in STAGES
         for arch in STUDENTS
-        if Path(shipped[arch]).exists()
     }
 
-    def student(arch: str, context: str, folder: Path, times: int) -> Network:
-        made = {"context": context, "epochs": times * args.epochs, "data": data}
-        made |= init.get(arch, {})
-        flags = {
-            "model": 1 + STUDENTS.index(arch),
-            "context": context,
-            "init": shipped[arch],
-            "teacher": shipped["teacher"],
-            "epochs": made["epochs"],
-            "lr": LEARNING_RATE,
-            "checkpoint-dir": shown(folder),
-        }
-        words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-        words = ("StudentTrain.py", *words, *again)
-        return Network(folder / FILES[arch], arch, words, made, paired=times == 1)
 
-    first, *others = STUDENTS
-    path, clean = Path(shipped["teacher"]), {"context": "clean"}
-    words = ("teacherTrain.py", "--checkpoint-dir", shown(path.parent), *again)
-    networks = {
-        "teacher": Network(path, TEACHER, words, clean),
-        first: student(first, "degraded", system, 1),
-        **{
-            arch: Network(system / FILES[arch], arch, (shipped[arch],), clean, paired=True)
-            for arch in others
-        },
-    }
-    words = ("trainSelector.py", "--context", "mixed", "--label-rule", "context")
-    networks["selector"] = Network(
-        system / FILES["selector"],
-        "selector",
-        (*words, "--checkpoint-dir", shown(system), *again),
-        {"context": "mixed", "label_rule": "context", "label_weight": None},
-    )
-    for stage, times in STAGES.items():
-        for arch in STUDENTS:
-            folder = generalists / f"{times * args.epochs}-epochs"
-            networks[f"{arch}, {stage}"] = student(arch, "mixed", folder, times)
-    return networks
-
-
-def assembled(
-    networks: dict[str, Network], device: torch.device, train: bool
-) -> tuple[MultiStudent, list[float]]:
-    """The specialists with their selector, which is removed from `networks`; and its thresholds.
-
-    With `train`, the selector is trained if it is missing or of other students. Raises UserError if
-    a network of the system is missing or does not belong to it.
-    """
-    router = networks.pop("selector")
-    students = {arch: networks[arch].read()[0] for arch in STUDENTS}
-    if train:
-        router.made["students"] = [fingerprint_of(student) for student in students.values()]
-        router.make()
-    net, facts = router.read()
-    check_students(router.path, facts, students)
-    chosen = [for_inference(students[arch], device) for arch in SELECTED]
-    thresholds = thresholds_of(facts)["selector"]
-    system = MultiStudent(chosen, for_inference(net, device), offsets_of(thresholds))
-    return system.eval(), thresholds
-
-
-def image_sets(train: Split, val: Split, test: Split) -> dict[str, torch.Tensor]:
+def in_contexts(train: Split, val: Split, test: Split) -> dict[str, Split]:
     """The images to compute logits for: mixed "train" and "val", and "test", all of TESTED."""
+    tested = [in_context(test, context) for context in TESTED]
+    images, labels = (
+        torch.cat([getattr(split, what) for split in tested]) for what in ("images", "labels")
+    )
     return {
-        "train": in_context(train, "mixed").images,
-        "val": in_context(val, "mixed").images,
-        "test": torch.cat([in_context(test, context).images for context in TESTED]),
+        "train": in_context(train, "mixed"),
+        "val": in_context(val, "mixed"),
+        "test": replace(test, images=images, labels=labels),
     }
 
 
@@ -354,134 +252,68 @@ def rows_by_context(test: Split) -> dict[str, torch.Tensor]:
     return rows | {"mixed": torch.where(degraded, rows["degraded"], rows["clean"])}
 
 
-def collect_logits(
-    networks: Mapping[str, Network],
-    images: dict[str, torch.Tensor],
+def true_context(split: Split, context: str) -> torch.Tensor:
+    """The index in SELECTED of the student that was trained on each image's context: int64 (N,)."""
+    trained_on = [TRAINED_ON[arch] for arch in SELECTED]
+    return context_labels(TESTED.get(context, context), image_seeds(split), trained_on)
+
+
+def stored_logits(
+    name: str,
+    network: Network,
+    saved: Path,
+    splits: Mapping[str, Split],
     key: str,
-    classes: int,
-    folder: Path,
     batch_size: int,
-    train: bool,
-) -> dict[str, StoredLogits]:
-    """The logits of each network for the images with this key, stored in half precision.
+) -> Stored:
+    """The logits of a network for the images with this key, stored in half precision at `saved`.
 
-    With `train`, networks are trained if both checkpoint and logits are missing, one by one: the
-    logits of each are stored before the next is trained. Otherwise raises UserError, before any
-    computation.
+    They are computed if they are missing or of other weights than the checkpoint. Without a
+    checkpoint, the stored logits are enough. Raises UserError if both are missing, or if the
+    network was trained from other weights or on other images.
     """
-    sets, told, nets = {}, {}, {}
-    paths = {name: folder / f"{name.replace(', ', '-')}.npz" for name in networks}
-    for name, network in networks.items():
-        sets[name] = {k: v for k, v in images.items() if k != "train" or network.paired}
-        told[name] = read_stored(paths[name], key, sets[name], classes)
-        if told[name] and (difference := network.differs(told[name].facts)):
-            print(f"{shown(paths[name])} is of another network, {difference}: not used")
-            told[name] = None
-        if told[name] is None and train:
-            continue  # trained and read below
-        if told[name] is None or network.path.exists():
-            nets[name] = network.read()
-    for name, network in networks.items():
-        if told[name] is None and train:
-            network.make()
-            nets[name] = network.read()
-        if name not in nets:
-            continue
-        net, facts = nets[name]
-        weights = fingerprint_of(net)
-        if told[name] is None or told[name].facts["weights"] != weights:
-            made = facts["hyperparameters"]
-            facts = {
-                "images": key,
-                "weights": weights,
-                "macs": macs(net),
-                "context": network.made["context"],
-                **{fact: made.get(fact) for fact in MADE},
-            }
-            told[name] = StoredLogits(
-                logits_of(name, net, network.path, sets[name], batch_size), facts
-            )
-            store(paths[name], told[name])
-    return told
-
-
-def logits_of(
-    name: str, net: nn.Module, path: Path, images: Mapping[str, torch.Tensor], batch_size: int
-) -> dict[str, torch.Tensor]:
-    """The logits of `net` by set of images, as stored: rounded to half precision.
-
-    Raises UserError, which names the checkpoint `path`, if they are not finite.
-    """
-    net = for_inference(net, images["test"].device)
+    path, arch, made = network
+    if name == "teacher" or name.endswith("twice"):  # selectors are not trained for these
+        splits = {split: splits[split] for split in ("val", "test")}
+    facts = {"images": key, **made}
+    if path.exists():
+        net, checkpoint = load_network(path, arch)
+        recipe = {"context": "clean"} | checkpoint["hyperparameters"]
+        facts = {"images": key, "weights": fingerprint_of(net)}
+        facts |= {fact: recipe.get(fact) for fact in MADE}
+        if not made.items() <= facts.items():
+            raise UserError(f"{shown(path)} is of other weights or images: {REMEDY}")
+    try:
+        found = json.loads(str(read_arrays(saved, ["facts"])["facts"]))
+        if not facts.items() <= found.items():
+            raise UserError(f"{shown(saved)} is of other weights or images")
+        shapes = {split: (len(each), len(each.classes)) for split, each in splits.items()}
+        return Stored(read_logits(saved, shapes), found)
+    except (UserError, LookupError, ValueError) as error:
+        if not path.exists():
+            raise UserError(f"{shown(path)} is missing ({error}): {REMEDY}") from error
+    facts["macs"] = macs(net, splits["test"].data.size)
+    net = for_inference(net, splits["test"].images.device)
     logits = {
         split: predict(net, each, f"{name}, {split}", batch_size).half().cpu()
-        for split, each in images.items()
+        for split, each in splits.items()
     }
-    if not all(each.isfinite().all() for each in logits.values()):
-        raise UserError(
-            f"{shown(path)}: its logits are not finite in half precision; train it again"
-        )
-    return {split: each.float() for split, each in logits.items()}
+    with replacing(saved) as file:
+        np.savez(file, facts=json.dumps(facts), **{k: each.numpy() for k, each in logits.items()})
+    return Stored({split: each.float() for split, each in logits.items()}, facts)
 
 
-def store(path: Path, told: StoredLogits) -> None:
-    """Store logits and facts at `path`, for `read_stored`."""
-    logits = {split: each.half().numpy() for split, each in told.logits.items()}
-    with replacing(path) as file:
-        np.savez(file, facts=json.dumps(told.facts), **logits)
-
-
-def read_stored(
-    path: Path, key: str, images: Mapping[str, torch.Tensor], classes: int
-) -> StoredLogits | None:
-    """The stored logits at `path`; None if there are none for these images."""
-    if not path.exists():
-        return None
-    try:
-        facts = dict(json.loads(str(read_arrays(path, ["facts"])["facts"])))
-        shapes = {split: (len(each), classes) for split, each in images.items()}
-        logits = read_logits(path, shapes)
-        if type(facts["macs"]) is not int or not {"weights", "context", *MADE} <= set(facts):
-            raise ValueError("it does not say which network was used")
-        if facts["images"] != key:
-            print(f"{shown(path)} is for other images: computing the logits again")
-            return None
-        return StoredLogits(logits, facts)
-    except (UserError, LookupError, TypeError, ValueError) as error:
-        print(f"{shown(path)} cannot be used ({error}): computing the logits again")
-        return None
-
-
-def pair(
-    both: Mapping[str, StoredLogits], labels: Mapping[str, torch.Tensor], selector_work: int
-) -> dict[str, Networks]:
-    """The students, by set of images, in the form that the policies use."""
-    work = {arch: each.facts["macs"] for arch, each in both.items()} | {"selector": selector_work}
-    return {
-        split: Networks({arch: each.logits[split] for arch, each in both.items()}, work, own)
-        for split, own in labels.items()
-    }
-
-
-def with_scores(nets: Networks, **scores: torch.Tensor) -> Networks:
-    """A copy of `nets` with more scores, each (N,)."""
-    return replace(nets, logits=nets.logits | scores)
-
-
-def scored(
-    both: Mapping[str, Networks],
-    router: nn.Module,
-    images: Mapping[str, torch.Tensor],
-    batch_size: int,
-    title: str | None = None,
-) -> dict[str, Networks]:
-    """`both` with the scores of a selector, for the sets of images "val" and "test"."""
-    return {
-        split: with_scores(
-            both[split], selector=predict(router, images[split], title, batch_size).cpu()
-        )
-        for split in ("val", "test")
-    }
+def paired(
+    splits: Mapping[str, Split], stored: Mapping[str, Stored], selector_macs: int
+) -> dict[str, Images]:
+    """The images of each set with the logits of the students in `stored`, and the MACs."""
+    work = {arch: each.facts["macs"] for arch, each in stored.items()}
+    work["selector"] = selector_macs
+    found = {}
+    for split, images in splits.items():
+        logits = {arch: each.logits[split] for arch, each in stored.items()}
+        found[split] = Images(images, Networks(logits, work, images.labels.cpu()))
+    return found
 
 
 # ------------------------------------------------------------------ policies
@@ -496,93 +328,66 @@ def cascading(val: Networks) -> Rule:
     """The cascade, with thresholds chosen on `val`."""
     logits, work = ([each[arch] for arch in STUDENTS] for each in (val.logits, val.work))
     thresholds = cascade_thresholds(logits, val.labels, work)
-    return lambda nets: (nets.run("cascade", thresholds), doubts(nets))
-
-
-def ensemble(nets: Networks) -> tuple[Outcome, None]:
-    """The mean of all students' logits."""
-    return nets.run("ensemble"), None
-
-
-def true_context(nets: Networks) -> tuple[Outcome, None]:
-    """Student 1 for degraded images, student 2 for clean images; uses the true context."""
-    return nets.routed(nets.logits["context"].float(), among=STUDENTS[:2]), None
-
-
-# ------------------------------------------------------------------ selectors
-
-
-def context_targets(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `lesson`, but the label is the student that was trained on the true context."""
-    trained_on = ["degraded" if arch == STUDENTS[0] else "clean" for arch in SELECTED]
-    labels = context_labels("mixed", image_seeds(split), trained_on)
-    return labels, torch.ones(len(labels))
+    return lambda nets: (nets.run("cascade", thresholds), first_confidence(nets))
 
 
 def trained(
-    both: dict[str, Networks],
-    labels: torch.Tensor,
-    weights: torch.Tensor,
-    images: dict[str, torch.Tensor],
-    seed: int,
-    batch_size: int,
-) -> Evaluated:
+    students: Mapping[str, Images], targets: torch.Tensor, weights: torch.Tensor, seed: int
+) -> Policy:
     """Train a selector on these labels, and choose its threshold on the validation images."""
-    batches = Batches(images["train"], STEP, seed, AUGMENTATION)
-    device = images["train"].device
-    net = fit(batches, labels.to(device), weights.to(device), SELECTOR_EPOCHS)
-    nets = scored(both, net, images, batch_size)
-    val = nets["val"]
-    thresholds = selector_thresholds(val.logits["selector"], val.students_right(SELECTED))
-    return nets, routing(thresholds)
+    train = students["train"]
+    selector = fit(train, targets, weights, seed, SELECTOR_EPOCHS, AUGMENTATION)
+    nets = {split: students[split].scored(selector) for split in ("val", "test")}
+    return nets, routing(thresholds_of(nets["val"]))
 
 
 # ------------------------------------------------------------------ results
 
 
 def report(
-    told: Mapping[str, StoredLogits],
-    labels: Mapping[str, torch.Tensor],
+    stored: Mapping[str, Stored],
+    splits: Mapping[str, Split],
     rows: Mapping[str, torch.Tensor],
-    policies: Mapping[str, list[Evaluated]],
+    policies: Mapping[str, list[Policy]],
 ) -> dict:
     """The content of contexts.json: accuracies, shares and intervals by context, in [0, 1].
 
     MACs (mean per image), AUROC and McNemar's p are for mixed images. val_accuracy is for mixed
     validation images; all else is for test images.
     """
+    labels = {split: each.labels.cpu() for split, each in splits.items()}
     right = {
-        name: each.logits["test"].argmax(dim=1) == labels["test"] for name, each in told.items()
+        name: logits["test"].argmax(dim=1) == labels["test"] for name, (logits, _) in stored.items()
     }
-    on_val = {name: top1(each.logits["val"], labels["val"]) for name, each in told.items()}
+    on_val = {name: top1(logits["val"], labels["val"]) for name, (logits, _) in stored.items()}
     stages = [f"{arch}, {stage}" for arch in STUDENTS for stage in STAGES]
     best, better = max(stages, key=on_val.get), max(STUDENTS, key=on_val.get)
     rivals = {name: right[name][rows["mixed"]] for name in (*STUDENTS, *stages)}
 
-    def alone(name: str) -> dict:
-        facts = told[name].facts
-        found = [measured(right[name][places], facts["macs"]) for places in rows.values()]
-        made = {key: facts[key] for key in ("context", *MADE)}
+    def network(name: str) -> dict:
+        facts = stored[name].facts
+        found = {
+            context: network_facts(right[name][places], facts["macs"])
+            for context, places in rows.items()
+        }
         return {
-            **by_context(found, rows, "accuracy", "interval"),
+            **by_context(found, "accuracy", "interval"),
             "val_accuracy": on_val[name],
             "macs": facts["macs"],
-            "trained": made,
+            "trained": {key: facts[key] for key in MADE},
         }
 
-    def run(nets: dict[str, Networks], policy: Rule) -> dict:
-        found = []
-        for places in rows.values():
+    def policy(nets: dict[str, Networks], rule: Rule) -> dict:
+        found = {}
+        for context, places in rows.items():
             own = nets["test"].take(places)
-            found.append(measured_policy(own, *policy(own)))
+            found[context] = policy_facts(own, *rule(own))
         names = ("accuracy", "interval", "macs", *(f"share_{arch}" for arch in STUDENTS[:-1]))
-        facts = by_context(found, rows, *names)
-        mixed = dict(zip(rows, found, strict=True))["mixed"]
-        facts["val_accuracy"] = share(policy(nets["val"])[0].right)
+        facts, mixed = by_context(found, *names), found["mixed"]
+        facts["val_accuracy"] = share(rule(nets["val"])[0].right)
         facts["macs_by_context"], facts["macs"] = facts["macs"], mixed["macs"]
-        if "auroc" in mixed:
-            facts |= {name: mixed[name] for name in ("auroc", "auroc_interval")}
-        outcome, _ = policy(nets["test"].take(rows["mixed"]))
+        facts |= {name: mixed[name] for name in ("auroc", "auroc_interval") if name in mixed}
+        outcome, _ = rule(nets["test"].take(rows["mixed"]))
         p = {name: mcnemar_p(outcome.right, rival) for name, rival in rivals.items()}
         return {**facts, "mcnemar_p": p[best], "mcnemar_p_against": p}
 
@@ -592,22 +397,18 @@ def report(
         "unseen": list(UNSEEN),
         "better_student": better,
         "best_generalist": best,
-        "teacher": alone("teacher"),
-        "students": {name: alone(name) for name in STUDENTS},
-        "generalists": {name: alone(name) for name in stages},
+        "teacher": network("teacher"),
+        "students": {name: network(name) for name in STUDENTS},
+        "generalists": {name: network(name) for name in stages},
         "policies": {
-            name: averaged([run(nets, policy) for nets, policy in runs])
-            for name, runs in policies.items()
+            name: averaged([policy(*run) for run in runs]) for name, runs in policies.items()
         },
     }
 
 
-def by_context(found: list[dict], rows: Mapping[str, torch.Tensor], *names: str) -> dict:
-    """The facts `names` of each context, by fact and context."""
-    return {
-        name: {context: facts[name] for context, facts in zip(rows, found, strict=True)}
-        for name in names
-    }
+def by_context(found: Mapping[str, dict], *names: str) -> dict:
+    """The facts `names`, by fact and context in place of context and fact."""
+    return {name: {context: facts[name] for context, facts in found.items()} for name in names}
 
 
 def averaged(runs: list[dict]) -> dict:
@@ -632,21 +433,28 @@ def averaged(runs: list[dict]) -> dict:
     return {**mean(runs), **middle, "deviation": deviation, "runs": runs}
 
 
-def print_report(study: dict) -> None:
-    """Print the accuracies of all networks and policies by group of contexts."""
-    print(f"\n{'top-1 %':<30}" + "".join(f"{group:>10}" for group in GROUPS), end="")
-    print(f"{'val':>10}{'MMACs':>8}{'AUROC':>8}{'p':>10}")
-    lines = {"teacher": study["teacher"], **study["students"], **study["generalists"]}
-    for name, facts in {**lines, **study["policies"]}.items():
-        area, p = facts.get("auroc"), facts.get("mcnemar_p")
-        print(
-            f"{name:<30}"
-            + "".join(f"{100 * facts['accuracy'][group]:>10.2f}" for group in GROUPS)
-            + f"{100 * facts['val_accuracy']:>10.2f}{facts['macs'] / 1e6:>8.1f}"
-            + f"{'' if area is None else f'{area:.3f}':>8}{'' if p is None else f'{p:.1g}':>10}"
+def table(results: dict, names: Sequence[str] = ()) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of a table.
+
+    `names` are the keys of ROWS to show, with accuracies and MACs only. Default: everything.
+    """
+    networks = {"teacher": results["teacher"], **results["students"], **results["generalists"]}
+    rows = []
+    for name in names or ROWS:
+        facts = networks.get(name) or results["policies"][name]
+        rows.append(
+            [
+                ROWS[name],
+                *(f"{100 * facts['accuracy'][group]:.1f}" for group in GROUPS),
+                f"{100 * facts['macs'] / results['teacher']['macs']:.0f} %",
+                f"{100 * facts['val_accuracy']:.1f}",
+                number(facts.get("auroc"), ".2f"),
+                number(facts.get("mcnemar_p"), ".1g"),
+            ]
         )
-    print("val: mixed validation images")
-    print(f"p: McNemar's test against {study['best_generalist']}, on mixed images\n")
+    heads = ["top-1, %", *GROUPS, "MACs of the teacher's", "mixed, validation", "AUROC", "p"]
+    kept = 2 + len(GROUPS) if names else len(heads)
+    return heads[:kept], [row[:kept] for row in rows]
 
 
 if __name__ == "__main__":

@@ -11,19 +11,17 @@ crops depend on it only without the teacher (StudentTrain.TEACHER_VIEWS).
 """
 
 import statistics
-from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation import figures_into
 from evaluation.significance import t_interval
 from models import NETWORKS, STUDENTS, TEACHER
+from studies import aligned, figures, write
 from utils import checkpoint, cli
 from utils.checkpoint import ALONE, FILES, ROOT, fingerprint_of, load_network, read_checkpoint
 from utils.data import data_facts, load_splits
-from utils.files import UserError, read_json, shown, write_json
-from utils.safe_load import brief
+from utils.files import UserError, read_json, try_folder, write_json
 
 BATCH_SIZE = 128  # images per step
 EPOCHS = 10
@@ -36,61 +34,38 @@ PAIRS = (  # student and distillation loss
     (STUDENTS[-1], "kl"),
 )
 LOSSES = {"none": "alone", "mse": "MSE between logits", "kl": "softened outputs, temperature 4"}
+KEY = ("student", "distill_loss", "seed")  # of a run
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A finished run, with top-1 accuracies in [0, 1].
-
-    teacher: the fingerprint of the teacher's weights.
-    data: the description of the training images.
-    """
-
-    student: str
-    distill_loss: str
-    seed: int
-    epochs: int
-    batch_size: int
-    teacher: str
-    data: str
-    val_accuracy: float
-    test_accuracy: float
-
-
-def runs_of(told: list[dict[str, Any]]) -> list[Trained]:
-    """The content of distillation.json as runs. Raises UserError if it is damaged or has one twice.
-
-    A run that counts twice would make the intervals too narrow.
-    """
-    try:
-        runs = [Trained(**run) for run in told]
-    except TypeError as error:
-        raise UserError(f"not a list of runs ({error})") from error
-    for run, count in Counter((run.student, run.distill_loss, run.seed) for run in runs).items():
-        if count > 1:
-            raise UserError("the run {}, {}, seed {} is there more than once".format(*run))
-    return runs
-
-
-def read(path: Path, of: dict[str, Any]) -> list[Trained]:
+def read(path: Path, same: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Read the finished runs. Without a file, the list is empty.
 
-    Raises UserError if the file is damaged or empty, has a run twice, or has runs with other facts
-    than `of`.
+    Raises UserError if the file is damaged or has runs with other facts than `same`.
     """
     if not path.exists():
         return []
+    runs = read_json(path, list)
     try:
-        runs = runs_of(read_json(path, list))
-    except UserError as error:
-        raise UserError(f"{error}; move {path} away or repair it") from error
-    for name, fact in of.items():
-        if others := [found for run in runs if (found := getattr(run, name)) != fact]:
-            raise UserError(
-                f"{path} has runs with {name} {brief(others[0])}, not {brief(fact)}: move it away, "
-                "or use another --out"
-            )
+        by_key(runs)
+        for name, fact in same.items():
+            if others := [run[name] for run in runs if run[name] != fact]:
+                raise UserError(f"it has runs with {name} {others[0]}, not {fact}")
+    except (UserError, LookupError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be used ({error}): move it away, or use another --out"
+        ) from error
     return runs
+
+
+def by_key(runs: Sequence[Mapping[str, Any]]) -> dict[tuple, Mapping[str, Any]]:
+    """The runs by student, loss and seed. Raises UserError if one is there twice.
+
+    A run that counts twice would make the intervals too narrow.
+    """
+    found = {tuple(run[name] for name in KEY): run for run in runs}
+    if len(found) < len(runs):
+        raise UserError("a run is there more than once")
+    return found
 
 
 def train(student: str, loss: str, seed: int, folder: Path, flags: list[str]) -> dict[str, Any]:
@@ -102,111 +77,93 @@ def train(student: str, loss: str, seed: int, folder: Path, flags: list[str]) ->
     return {name: made[name] for name in ("val_accuracy", "test_accuracy")}
 
 
-def summary(runs: list[Trained]) -> list[dict[str, Any]]:
+def summary(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """For each student and loss: mean and deviation of the accuracies over seeds, and the gain.
 
     The gain is the difference in test accuracy to the student trained without the teacher with the
     same seed. Its 95 % interval is from Student's t distribution over the seeds.
     """
-    rows = []
-    test = {(run.student, run.distill_loss, run.seed): run.test_accuracy for run in runs}
+    rows, found = [], by_key(runs)
     for student, loss in PAIRS:
-        mine = [run for run in runs if (run.student, run.distill_loss) == (student, loss)]
-        if len(mine) < 2:
+        seeds = sorted(seed for *pair, seed in found if pair == [student, loss])
+        if len(seeds) < 2:
             continue
-        row: dict[str, Any] = {"student": student, "distill_loss": loss, "seeds": len(mine)}
+        row: dict[str, Any] = {"student": student, "distill_loss": loss, "seeds": len(seeds)}
         for name in ("val_accuracy", "test_accuracy"):
-            values = [getattr(run, name) for run in mine]
+            values = [found[student, loss, seed][name] for seed in seeds]
             row[name] = {"mean": statistics.mean(values), "std": statistics.stdev(values)}
-        seeds = [run.seed for run in mine if (student, "none", run.seed) in test]
-        if loss != "none" and len(seeds) > 1:
-            gains = [
-                test[student, loss, seed] - test[student, "none", seed] for seed in sorted(seeds)
-            ]
+        gains = [
+            found[student, loss, seed]["test_accuracy"] - alone["test_accuracy"]
+            for seed in seeds
+            if (alone := found.get((student, "none", seed)))
+        ]
+        if loss != "none" and len(gains) > 1:
             row["gain"] = {"each": gains, "interval": t_interval(gains)}
         rows.append(row)
     return rows
 
 
-def name_of(row: dict[str, Any]) -> str:
+def name_of(row: Mapping[str, Any]) -> str:
     """Student and loss of a row of `summary`, for people."""
     return f"{NETWORKS[row['student']].title}, {LOSSES[row['distill_loss']]}"
 
 
-def cells(row: dict[str, Any], sign: str) -> list[str]:
-    """Validation accuracy, test accuracy and gain of a row of `summary`, for people, in %.
-
-    `sign` is put between a mean and its deviation. The gain is empty if the row has none.
-    """
-    told = [
-        f"{100 * row[name]['mean']:.2f} {sign} {100 * row[name]['std']:.2f}"
-        for name in ("val_accuracy", "test_accuracy")
-    ]
-    if "gain" not in row:
-        return [*told, ""]
-    low, high = row["gain"]["interval"]
-    mean = statistics.mean(row["gain"]["each"])
-    return [*told, f"{100 * mean:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"]
-
-
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """Print the summary as a table."""
-    print(f"\n{'':<50}{'validation %':>14}{'test %':>14}{'gain (95 %)':>24}")
-    for row in rows:
-        val, test, gain = cells(row, "+-")
-        print(f"{name_of(row):<50}{val:>14}{test:>14}{gain or '-':>24}")
+def table(runs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """The summary as a table: heads and rows."""
+    rows = []
+    for row in summary(runs):
+        cells = [name_of(row), str(row["seeds"])]
+        for name in ("val_accuracy", "test_accuracy"):
+            cells.append(f"{100 * row[name]['mean']:.2f} ± {100 * row[name]['std']:.2f}")
+        gain = ""
+        if "gain" in row:
+            low, high = row["gain"]["interval"]
+            mean = statistics.mean(row["gain"]["each"])
+            gain = f"{100 * mean:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
+        rows.append([*cells, gain])
+    return ["top-1, %", "seeds", "validation", "test", "gain on test (95 %)"], rows
 
 
 def main() -> None:
     parser = cli.common_parser(__doc__, globals())
     cli.add_flag(parser, "EPOCHS", EPOCHS, "number of epochs per run")
-    parser.add_argument(
-        "--seeds",
-        type=int,
-        choices=range(2, 11),
-        default=SEEDS,
-        metavar="N",
-        help="number of runs per student and loss, 2 to 10 (default: %(default)s)",
-    )
+    what = "number of runs per student and loss, 2 to 10 (default: %(default)s)"
+    seeds = {"type": int, "choices": range(2, 11), "metavar": "N", "help": what}
+    parser.add_argument("--seeds", default=SEEDS, **seeds)
     cli.add_out(parser, OUT, "distillation.json and distillation.png")
     args = parser.parse_args()
-    figures = figures_into(args.out)
+    try_folder(args.out)
     teacher = args.checkpoint_dir / FILES["teacher"]
     images = load_splits(args.data, args.subset)[0]
-    of = {
+    same = {
         "epochs": args.epochs,
         "batch_size": args.batch_size,
         "teacher": fingerprint_of(load_network(teacher, TEACHER)[0]),
         "data": data_facts(images.images, images.labels),
     }
     path = args.out / "distillation.json"
-    runs = read(path, of)
-    done = {(run.student, run.distill_loss, run.seed) for run in runs}
-    todo = [
-        (student, loss, seed)
-        for seed in range(args.seeds)
-        for student, loss in PAIRS
-        if (student, loss, seed) not in done
-    ]
-    print(f"{len(done)} runs are done, {len(todo)} remain", flush=True)
+    runs = read(path, same)
+    done = by_key(runs)
+    keys = [(*pair, seed) for seed in range(args.seeds) for pair in PAIRS]
+    keys = [key for key in keys if key not in done]
+    print(f"{len(done)} runs are done, {len(keys)} remain", flush=True)
     flags = ["--epochs", str(args.epochs), "--batch-size", str(args.batch_size)]
     flags += cli.retyped(args, "data", "device", "subset")
     folder = RUNS if args.subset is None else checkpoint.QUICK / RUNS.name
     # A run that was stopped is continued only by the same study.
-    folder /= "-".join(map(str, (args.epochs, args.batch_size, of["teacher"], of["data"][-12:])))
-    for student, loss, seed in todo:
+    folder /= "-".join(
+        map(str, (args.epochs, args.batch_size, same["teacher"], same["data"][-12:]))
+    )
+    for student, loss, seed in keys:
         taught = [] if loss == "none" else ["--teacher", str(teacher)]
         made = train(student, loss, seed, folder / f"{loss}-{seed}", [*flags, *taught])
-        runs.append(Trained(student, loss, seed, **of, **made))
-        write_json(path, [asdict(run) for run in runs])
-    rows = summary(runs)
-    print_table(rows)
-    picture = args.out / "distillation.png"
-    from studies.figures import distillation_gains  # which needs Matplotlib
-
-    gained = [row for row in rows if "gain" in row]
-    figures.save(distillation_gains(gained, [name_of(row) for row in gained]), picture)
-    print(f"\nwrote {shown(path)}, {shown(picture)}")
+        run = dict(zip(KEY, (student, loss, seed), strict=True))
+        runs.append({**run, **same, **made})
+        write_json(path, runs)
+    print(aligned(*table(runs)))
+    gained = [row for row in summary(runs) if "gain" in row]
+    drawn = figures.distillation_gains([name_of(row) for row in gained], gained)
+    write(args.out, "distillation", runs, distillation=drawn)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """The figures of the studies, one function per figure."""
 
+import itertools
 import statistics
-from collections.abc import Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,101 +12,141 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
-from evaluation.figures import COLORS, MARKERS, WRONG, save, use_font_for
+from evaluation.figures import COLORS, MARKERS, WRONG
 from evaluation.policies import BETTER, BOTH
-from evaluation.testset import LABELS
+from evaluation.significance import paired_interval
+from evaluation.testset import LABELS, ROUTED
 from models import NETWORKS, SELECTED, STUDENTS, MultiStudent
-from utils.contexts import DEGRADED, GROUPS, UNSEEN, degrade
+from utils.contexts import DEGRADED, UNSEEN, degrade
 from utils.data import Split
 from utils.logits import predict
 
 KINDS = ("clean", *DEGRADED, *UNSEEN)
 SEVERITY = 3  # of the example images, 1 to 5
+NEIGHBORS = 4  # thresholds on each side, for smoothing
+TICKS = [digit * 10**power for power in range(5) for digit in (1, 1.2, 1.5, 2, 3, 4, 5, 7)]
 
 # ------------------------------------------------------------------ policies
 
 
-def accuracy_against_work(routing: dict) -> Figure:
-    """Top-1 accuracy against MACs: curves over thresholds, points for networks and policies."""
-    figure, axes = plt.subplots(figsize=(9, 5.2), layout="constrained")
-    policies, curves = routing["policies"], routing["study"]["curves"]
-    for name, curve in (("routed", curves["selector"]), ("cascade", curves["cascade"])):
-        axes.plot(
-            *_point(curve["macs"], curve["accuracy"]),
-            color=COLORS[name],
-            lw=1.5,
-            ls="--" if name == "routed" else "-",
-        )
-    points = {  # facts, label, and offset of the label in points
-        **{
-            arch: (routing["students"][arch], NETWORKS[arch].title, (0, -16), "center")
-            for arch in STUDENTS
-        },
-        "ensemble": (policies["ensemble"], f"mean of {BOTH}", (8, -4), "left"),
-        "routed": (policies["selector"], "selector", (6, 6), "left"),
-        "cascade": (policies["cascade"], "cascade", (-6, 8), "right"),
-    }
-    if "teacher" in routing:
-        points["teacher"] = routing["teacher"], LABELS["teacher"], (0, -16), "center"
-        teacher = 100 * routing["teacher"]["accuracy"]
-        axes.axhline(teacher, color=COLORS["teacher"], lw=0.8, ls=":")
-    if "cascade_teacher" in policies:
-        target = policies["cascade_teacher"], "cascade at the teacher's accuracy"
-        points["cascade_teacher"] = *target, (-8, 6), "right"
-    for name, (facts, label, offset, side) in points.items():
-        style, place = name.removesuffix("_teacher"), _point(facts["macs"], facts["accuracy"])
-        color = COLORS.get(style, "#555555")
-        axes.plot(*place, MARKERS.get(style, "P"), ms=7, color=color)
-        told = axes.annotate(label, place, offset, textcoords="offset points", ha=side, color=color)
-        told.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5})
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("")
-    # Logarithmic in the errors, because the smallest student has several times those of the others.
-    axes.set_yscale("function", functions=(lambda y: -np.log(101 - y), lambda z: 101 - np.exp(-z)))
-    axes.margins(x=0.08, y=0.2)
-    oracle, better = policies["oracle"], routing["better_student"]
-    work, best = _point(oracle["macs"], oracle["accuracy"])
-    told = (
-        f"oracle: {best:.2f} %, {best - 100 * better['accuracy']:.1f} points above the {BETTER} "
-        "student"
+def accuracy_against_work(routing: dict, right: Mapping[str, torch.Tensor]) -> Figure:
+    """Top-1 accuracy against MACs: curves over thresholds, points for networks and policies.
+
+    Args:
+        routing: the content of routing.json.
+        right: for networks and policies, whether each prediction is correct, bool (N,).
+    """
+    figure, axes = plt.subplots(figsize=(9, 5.6), layout="constrained")
+    facts = {**routing["students"], **routing["policies"]}
+    base, cheapest = (
+        routing["better_student"]["name"],
+        min(STUDENTS, key=lambda arch: facts[arch]["macs"]),
     )
-    up = {"xycoords": axes.get_xaxis_transform(), "textcoords": axes.get_xaxis_transform()}
-    axes.annotate("", (work, 1), (work, 0.9), arrowprops={"arrowstyle": "->"}, **up)
-    up["textcoords"] = "offset points"
-    axes.annotate(told, (work, 0.95), (8, 0), va="center", **up)
-    axes.set_xlabel("mean multiply-accumulates per image, in millions")
-    axes.set_ylabel("top-1 accuracy, %")
+    if "teacher" in routing:
+        facts["teacher"], base = routing["teacher"], "teacher"
+    labels = {  # and their offsets in points
+        **{arch: (NETWORKS[arch].title, (-9, 8), "right") for arch in STUDENTS},
+        cheapest: (NETWORKS[cheapest].title, (9, -18), "left"),
+        "teacher": (LABELS["teacher"], (-9, -16), "right"),
+        "ensemble": (f"mean of {BOTH}", (-9, 10), "right"),
+        "random": (LABELS["random"], (9, -4), "left"),
+        "selector": ("selector", (9, 6), "left"),
+        "cascade": ("cascade", (-8, 8), "right"),
+        "cascade_teacher": ("cascade at the teacher's accuracy", (-8, 8), "right"),
+    }
+    points = {name: _point(facts[name]) for name in labels if name in facts}
+    curves = {name: _smooth(curve) for name, curve in routing["study"]["curves"].items()}
+    frontier = _frontier([*points.values(), *itertools.chain(*curves.values())])
+    axes.plot(*zip(*frontier, strict=True), color="#d9d9d9", lw=7, zorder=0)
+    axes.axhline(points[base][1], color="black", lw=0.8, ls=":")
+    for name, curve in curves.items():
+        style = "--" if name == "selector" else "-"
+        axes.plot(*zip(*curve, strict=True), style, lw=1.5, color=COLORS[ROUTED.get(name, name)])
+    for name, (work, accuracy) in points.items():
+        key, (label, offset, side) = name.removesuffix("_teacher"), labels[name]
+        key = ROUTED.get(key, key)
+        color = COLORS.get(key, "#555555")
+        if name in right and name != base:
+            low, high = paired_interval(right[name], right[base])
+            axes.vlines(work, *(points[base][1] + 100 * np.array([low, high])), color=color, lw=1)
+        axes.plot(work, accuracy, MARKERS.get(key, "P"), ms=8, color=color)
+        text = axes.annotate(label, (work, accuracy), offset, textcoords="offset points", ha=side)
+        text.set(color=color, bbox={"facecolor": "white", "lw": 0, "alpha": 0.8, "pad": 0.5})
+    _work_axis(axes)
+    oracle = routing["policies"]["oracle"]
+    gap = 100 * (oracle["accuracy"] - routing["better_student"]["accuracy"])
+    axes.text(
+        0.01,
+        0.98,
+        f"oracle, at {oracle['macs'] / 1e6:.0f} M: {100 * oracle['accuracy']:.2f} %, "
+        f"{gap:.1f} points above the {BETTER} student",
+        transform=axes.transAxes,
+        va="top",
+    )
     axes.set_title(
-        f"Policies for {len(STUDENTS)} students at all thresholds; markers show the thresholds "
-        "chosen on validation",
+        "Policies at all thresholds, smoothed; markers: the thresholds chosen on validation.\n"
+        f"Bars: 95 % intervals of the difference from the {base} (dotted). Gray: the frontier.",
         fontsize=10,
     )
     return figure
 
 
-def _point(macs, accuracy):
-    return np.asarray(macs) / 1e6, 100 * np.asarray(accuracy)
+def _point(facts: Mapping[str, float]) -> tuple[float, float]:
+    return facts["macs"] / 1e6, 100 * facts["accuracy"]
+
+
+def _smooth(curve: Mapping[str, Sequence[float]]) -> list[tuple[float, float]]:
+    """MACs and accuracies, each the mean over neighboring thresholds; fewer at the ends."""
+    values, points = np.array([np.log(curve["macs"]), curve["accuracy"]]), []
+    count = values.shape[1]
+    for k in range(count):
+        near = min(NEIGHBORS, k, count - 1 - k)
+        work, accuracy = values[:, k - near : k + near + 1].mean(axis=1)
+        points.append((np.exp(work) / 1e6, 100 * accuracy))
+    return points
+
+
+def _frontier(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that are more accurate than all points of equal or lower cost, by cost."""
+    kept: list[tuple[float, float]] = []
+    for work, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not kept or accuracy > kept[-1][1]:
+            kept.append((work, accuracy))
+    return kept
+
+
+def _work_axis(axes: Axes) -> None:
+    """MACs on a logarithmic axis, and accuracy."""
+    axes.set_xscale("log")
+    # Logarithmic in the errors, because the smallest student has several times those of the others.
+    errors = lambda y: -np.log(np.maximum(101 - y, 0.1)), lambda z: 101 - np.exp(-z)
+    axes.set_yscale("function", functions=errors)
+    axes.margins(x=0.08, y=0.14)
+    low, high = axes.get_xlim()
+    axes.set_xticks([tick for tick in TICKS if low <= tick <= high])
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.set_xlabel("mean multiply-accumulates per image, in millions")
+    axes.set_ylabel("top-1 accuracy, %")
 
 
 # ------------------------------------------------------------------ selectors and distillation
 
 
-def selector_aurocs(result: dict) -> Figure:
-    """The AUROC of every trained selector, one row per variant, with mean and 95 % interval."""
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    names = []
-    for place, row in enumerate(result["variants"]):
-        norm = "" if row["batch_norm"] else ", no batch norm"
-        weighted = ", weighted" if row["weighted"] else ""
-        names.append(f"{row['labels']}{weighted}, depth {row['depth']}{norm}")
-        area, runs = row["auroc"], row["runs"]
-        _dots(axes, place, [run["auroc"] for run in runs], area["mean"], area["interval"])
-    _rows(axes, names)
-    axes.axvline(0.5, color="black", lw=1, ls="--")
+def selector_aurocs(names: Sequence[str], variants: Sequence[Mapping[str, Any]]) -> Figure:
+    """The AUROC of every trained selector, one row per variant, with mean and 95 % interval.
+
+    Args:
+        names: of the variants.
+        variants: those in selectors.json.
+    """
+    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    rows = sorted(zip(variants, names, strict=True), key=lambda row: -row[0]["auroc"]["mean"])
+    for place, (row, _) in enumerate(rows):
+        area, values = row["auroc"], [run["auroc"] for run in row["runs"]]
+        _dots(axes, place, values, area["mean"], area["interval"])
+    _rows(axes, [name for _, name in rows], 0.5)
     axes.text(0.5, -0.8, "chance", ha="center", fontsize=9)
     axes.set_xlabel(
         "AUROC on the test images where exactly one student is correct:\n"
@@ -113,19 +155,18 @@ def selector_aurocs(result: dict) -> Figure:
     return figure
 
 
-def distillation_gains(rows: list[dict[str, Any]], names: list[str]) -> Figure:
+def distillation_gains(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Figure:
     """The gain in accuracy from distillation, one row per student and loss.
 
     Args:
-        rows: of `studies.distillation.summary`, with a gain.
         names: of the rows.
+        rows: of `studies.distillation.summary`, with a gain.
     """
     figure, axes = plt.subplots(figsize=(8, 1.4 + 0.5 * len(rows)), layout="constrained")
     for place, row in enumerate(rows):
         each, interval = (100 * np.array(row["gain"][key]) for key in ("each", "interval"))
         _dots(axes, place, each, statistics.mean(each), interval)
-    _rows(axes, names)
-    axes.axvline(0, color="black", lw=1, ls="--")
+    _rows(axes, names, 0)
     axes.set_xlabel("top-1 accuracy on test images, difference in points")
     figure.suptitle("Gain over training without the teacher: one dot per seed, mean, 95 % interval")
     return figure
@@ -140,67 +181,69 @@ def _dots(
     axes.plot(mean, place, "|", ms=16, mew=2, color="black")
 
 
-def _rows(axes: Axes, names: Sequence[str]) -> None:
+def _rows(axes: Axes, names: Sequence[str], nothing: float) -> None:
+    """Name the rows, and mark the value that means no effect."""
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.3)
+    axes.axvline(nothing, color="black", lw=1, ls="--")
 
 
 # ------------------------------------------------------------------ contexts
 
 
-def draw_contexts(out: Path, study: dict, system: MultiStudent, test: Split) -> list[Path]:
-    """Draw the figures of the context study into the folder `out`. Returns their paths."""
-    use_font_for(test.classes)
-    figures = {
-        "contexts_accuracy.png": contexts_accuracy(study),
-        "contexts_share.png": contexts_shares(study),
-        "contexts_pictures.png": contexts_pictures(system, test),
-    }
-    for name, figure in figures.items():
-        save(figure, out / name)
-    return [out / name for name in figures]
-
-
-def contexts_accuracy(study: dict) -> Figure:
-    """A grid of accuracies: one row per network or policy, one column per context."""
-    columns = [*GROUPS, *(kind for kind in KINDS if kind != "clean")]
-    rows = {
-        LABELS["teacher"]: study["teacher"],
-        **{
-            f"{NETWORKS[arch].title}, {facts['trained']['context']}": facts
-            for arch, facts in study["students"].items()
-        },
-        **{
-            f"{NETWORKS[name.partition(',')[0]].title}, mixed {name.partition(', ')[2]}": facts
-            for name, facts in study["generalists"].items()
-        },
-        **study["policies"],
-    }
-    grid = np.array(
-        [[100 * facts["accuracy"].get(name, np.nan) for name in columns] for facts in rows.values()]
+def contexts_accuracy(results: dict) -> Figure:
+    """Accuracy on mixed images against MACs: the system, its students, and the generalists."""
+    figure, axes = plt.subplots(figsize=(9, 4.6), layout="constrained")
+    rows = [("routed", "routed by the selector", results["policies"]["selector"])]
+    for arch, facts in results["students"].items():
+        rows.append((arch, f"{NETWORKS[arch].title}, {facts['trained']['context']} only", facts))
+    for name, facts in results["generalists"].items():
+        arch, _, times = name.partition(", ")
+        longer = ", twice as long" if times == "twice" else ""
+        rows.append((arch, f"{NETWORKS[arch].title}, both{longer}", facts))
+    bottom = (
+        100 * min(facts["interval"]["mixed"][0] for *_, facts in rows[-2 * len(STUDENTS) :]) - 1
     )
-    figure, axes = plt.subplots(figsize=(11, 0.36 * len(rows) + 1.2), layout="constrained")
-    axes.imshow(grid, cmap="cividis", vmin=20, vmax=100, aspect="auto")
-    for (row, column), value in np.ndenumerate(grid):
-        if np.isfinite(value):
-            color = "white" if value < 60 else "black"
-            axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=color, size=9)
-    axes.axvline(len(GROUPS) - 0.5, color="white", lw=4)
-    axes.axhline(2.5, color="white", lw=4)
-    axes.axhline(len(rows) - len(study["policies"]) - 0.5, color="white", lw=4)
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
-    axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
-    axes.set_title(f"Top-1 accuracy in %, {study['images']:,} test images", loc="left")
+    groups = Counter(arch for arch, *_ in rows)
+    drawn: Counter[str] = Counter()
+    for arch, label, facts in rows:
+        accuracy, interval = (
+            100 * np.array(facts[key]["mixed"]) for key in ("accuracy", "interval")
+        )
+        color, first = COLORS[arch], 100 * facts["macs"] / results["teacher"]["macs"]
+        if accuracy < bottom:  # would compress the rest
+            place, label = bottom + 0.35, f"{label}: {accuracy:.1f} %"
+            arrow = {"arrowstyle": "->", "color": color}
+            axes.annotate("", (first, bottom), (first, place), arrowprops=arrow)
+        else:
+            place, work = accuracy, first + 0.8 * drawn[arch]  # those with equal MACs, side by side
+            drawn[arch] += 1
+            axes.vlines(work, *interval, color=color, lw=1)
+            fill = "white" if label.endswith("only") else color
+            axes.plot(work, accuracy, MARKERS[arch], ms=8, mfc=fill, color=color)
+        axes.annotate(
+            label,
+            (first + 0.8 * (groups[arch] - 1), place),
+            (8, 0),
+            textcoords="offset points",
+            va="center",
+            color=color,
+        )
+    axes.set_ylim(bottom=bottom)
+    axes.set_xlim(30, 92)
+    axes.set_xlabel("MACs per image, % of the teacher's")
+    axes.set_ylabel("top-1 accuracy, %")
+    axes.set_title(
+        f"{results['images']:,} test images, about half of them degraded; 95 % intervals",
+        fontsize=10,
+    )
     return figure
 
 
-def contexts_shares(study: dict) -> Figure:
+def contexts_shares(results: dict) -> Figure:
     """For each context, the share of images that the selector sends to each student."""
-    facts = study["policies"]["selector"]
+    facts = results["policies"]["selector"]
     names = [kind for kind in KINDS if kind in facts[f"share_{STUDENTS[0]}"]]
     figure, axes = plt.subplots(figsize=(8, 3.8), layout="constrained")
     left = np.zeros(len(names))
@@ -208,7 +251,7 @@ def contexts_shares(study: dict) -> Figure:
         widths = 100 - left  # the last student has the rest
         if f"share_{arch}" in facts:
             widths = 100 * np.array([facts[f"share_{arch}"][kind] for kind in names])
-        context = study["students"][arch]["trained"]["context"]
+        context = results["students"][arch]["trained"]["context"]
         label = f"{NETWORKS[arch].title}, trained on {context} images"
         axes.barh(names, widths, left=left, color=COLORS[arch], label=label)
         left = left + widths
@@ -225,47 +268,28 @@ def contexts_shares(study: dict) -> Figure:
 
 def contexts_pictures(system: MultiStudent, test: Split, count: int = 3) -> Figure:
     """Images of `count` classes in every context, with predicted class and chosen student."""
-    firsts = dict.fromkeys(test.labels.tolist())
-    places = [test.labels.tolist().index(label) for label in list(firsts)[:count]]
-    images = test.images[places]
+    labels = test.labels.tolist()
+    places = [labels.index(label) for label in list(dict.fromkeys(labels))[:count]]
     seeds = (SEVERITY - 1 << 32) + torch.arange(len(places))
-    shown = torch.stack([degrade(images, kind, seeds) for kind in KINDS])
-    logits, choice = predict(system, shown.flatten(0, 1))
-    answers = logits.argmax(dim=1).view(len(KINDS), -1).T.tolist()
-    students = choice.view(len(KINDS), -1).T.tolist()
+    shown = torch.stack([degrade(test.images[places], kind, seeds) for kind in KINDS], dim=1)
+    logits, choice = predict(system, replace(test, images=shown.flatten(0, 1)))
+    size = 1.3 * len(KINDS), 1.75 * len(places)
     figure, grid = plt.subplots(
-        len(places),
-        len(KINDS),
-        figsize=(1.3 * len(KINDS), 1.75 * len(places)),
-        squeeze=False,
-        layout="constrained",
+        len(places), len(KINDS), figsize=size, squeeze=False, layout="constrained"
     )
     figure.get_layout_engine().set(h_pad=0.12)  # for the text below the last row
-    for row, place in enumerate(places):
-        for column, kind in enumerate(KINDS):
-            axes = grid[row, column]
-            axes.axis("off")
-            axes.imshow(shown[column, row].cpu().numpy())
-            answer, arch = answers[row][column], SELECTED[students[row][column]]
-            right = answer == test.labels[place].item()
-            axes.set_title(kind if row == 0 else "", fontsize=10)
-            for height, text, color in (
-                (
-                    -0.04,
-                    test.classes[answer] + ("" if right else " (wrong)"),
-                    "black" if right else WRONG,
-                ),
-                (-0.2, NETWORKS[arch].title, COLORS[arch]),
-            ):
-                axes.text(
-                    0.5,
-                    height,
-                    text,
-                    transform=axes.transAxes,
-                    ha="center",
-                    va="top",
-                    fontsize=9,
-                    color=color,
-                )
+    for kind, axes in zip(KINDS, grid[0], strict=True):
+        axes.set_title(kind, loc="center", fontsize=10)
+    style = {"ha": "center", "va": "top", "fontsize": 9}
+    for place, axes in enumerate(grid.flat):
+        axes.axis("off")
+        axes.imshow(shown.flatten(0, 1)[place].cpu().numpy())
+        predicted, arch = logits[place].argmax().item(), SELECTED[choice[place].item()]
+        right = predicted == labels[places[place // len(KINDS)]]
+        text = test.classes[predicted] + ("" if right else " (wrong)")
+        color = "black" if right else WRONG
+        axes.text(0.5, -0.04, text, transform=axes.transAxes, color=color, **style)
+        title, color = NETWORKS[arch].title, COLORS[arch]
+        axes.text(0.5, -0.2, title, transform=axes.transAxes, color=color, **style)
     figure.suptitle(f"Predicted class and chosen student in every context, severity {SEVERITY}")
     return figure

@@ -28,36 +28,38 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from evaluation import figures_into
-from evaluation.policies import BOTH, Networks, Outcome, thresholds_of
+from evaluation.policies import BOTH, THRESHOLDS, Networks, Outcome, thresholds_of
 from evaluation.significance import auroc_apart, mcnemar_p, wilson_interval
-from models import SELECTED, STUDENTS, confidence, macs
+from evaluation.testset import LABELS, ROUTED
+from models import NETWORKS, SELECTED, STUDENTS, confidence, macs
+from studies import aligned, figures, number, write
 from utils import cli
 from utils.checkpoint import FILES, check_data, fingerprint_of, load_parts
 from utils.contexts import in_context
 from utils.data import described, load_splits
 from utils.device import for_inference, pick_device
-from utils.files import UserError, replacing, shown, try_folder, write_json
+from utils.files import UserError, replacing, shown, try_folder
 from utils.logits import predict
 from utils.method import selector_thresholds, share
-from utils.safe_load import brief, read_array, read_arrays, read_logits
+from utils.safe_load import read_array, read_arrays, read_logits
 
 BATCH_SIZE = 500  # images per step
 CURVES = ("selector", "cascade")  # policies to draw with all thresholds
 OUT = Path("results")  # for logits.npz, routing.json and routing.png
+ROWS = ("better_student", *THRESHOLDS, "ensemble", "random", "oracle", "your router")
 
 
 # ------------------------------------------------------------------ results
 
 
-def measured(right: torch.Tensor, work: float) -> dict:
+def network_facts(right: torch.Tensor, work: float) -> dict:
     """Facts for routing.json about a network; `right`: whether it is correct, bool (N,)."""
     accuracy = share(right)
     interval = wilson_interval(accuracy, len(right))
     return {"accuracy": accuracy, "interval": interval, "macs": round(work)}
 
 
-def measured_policy(nets: Networks, outcome: Outcome, scores: torch.Tensor | None = None) -> dict:
+def policy_facts(nets: Networks, outcome: Outcome, scores: torch.Tensor | None = None) -> dict:
     """Facts for routing.json about a policy, with McNemar's p against better student and teacher.
 
     The shares are those of the images on which a student runs, for all students but the last.
@@ -65,7 +67,7 @@ def measured_policy(nets: Networks, outcome: Outcome, scores: torch.Tensor | Non
     none.
     """
     facts = {
-        **measured(outcome.right, outcome.macs),
+        **network_facts(outcome.right, outcome.macs),
         **{f"share_{arch}": share(outcome.ran[arch]) for arch in STUDENTS[:-1]},
         "mcnemar_p": mcnemar_p(outcome.right, nets.right(nets.better_student())),
     }
@@ -84,24 +86,25 @@ def confidences(nets: Networks) -> torch.Tensor:
     return torch.stack([confidence(nets.logits[arch]) for arch in STUDENTS], dim=1)
 
 
-def doubts(nets: Networks) -> torch.Tensor:
+def first_confidence(nets: Networks) -> torch.Tensor:
     """Scores (N, K) of the cascade: those of the cheapest student are its confidence, others 0."""
     cheapest = min(STUDENTS, key=nets.work.get)
-    first = torch.tensor([arch == cheapest for arch in STUDENTS])
-    return confidences(nets) * first
+    return confidences(nets) * torch.tensor([arch == cheapest for arch in STUDENTS])
 
 
 def report(nets: Networks, thresholds: Mapping[str, Sequence[float]]) -> dict:
     """The content of routing.json: accuracies and shares in [0, 1], mean MACs per image."""
     right, better = nets.students_right(), nets.better_student()
-    scores = dict.fromkeys(thresholds, doubts(nets)) | {"selector": nets.logits["selector"]}
+    scores = dict.fromkeys(thresholds, first_confidence(nets)) | {
+        "selector": nets.logits["selector"]
+    }
     policies = {
         **{
-            name: measured_policy(nets, nets.run(name, chosen), scores[name])
+            name: policy_facts(nets, nets.run(name, chosen), scores[name])
             for name, chosen in thresholds.items()
         },
-        "ensemble": measured_policy(nets, nets.run("ensemble")),
-        "oracle": measured_policy(nets, nets.oracle()),
+        "ensemble": policy_facts(nets, nets.run("ensemble")),
+        "oracle": policy_facts(nets, nets.oracle()),
         "random": {
             "accuracy": sum(map(share, right)) / len(STUDENTS),
             "macs": round(sum(nets.work[arch] for arch in STUDENTS) / len(STUDENTS)),
@@ -109,16 +112,20 @@ def report(nets: Networks, thresholds: Mapping[str, Sequence[float]]) -> dict:
         },
     }
     areas = {name: facts["auroc"] for name, facts in policies.items() if "auroc" in facts}
-    every, interval = auroc_apart(confidences(nets), right)
+    area, interval = auroc_apart(confidences(nets), right)
     if interval:
-        areas[f"{BOTH} confidences"] = every
+        areas[f"{BOTH} confidences"] = area
     alone = right & (right.sum(dim=0) == 1)
-    teachers = {"teacher"} & nets.logits.keys()
+    networks = {
+        name: network_facts(nets.right(name), nets.work[name])
+        for name in ("teacher", *STUDENTS)
+        if name in nets.logits
+    }
     return {
         "images": len(nets.labels),
-        **{name: measured(nets.right(name), nets.work[name]) for name in teachers},
-        "better_student": {"name": better, **measured(nets.right(better), nets.work[better])},
-        "students": {arch: measured(nets.right(arch), nets.work[arch]) for arch in STUDENTS},
+        **{name: networks[name] for name in networks if name == "teacher"},
+        "better_student": {"name": better, **networks[better]},
+        "students": {arch: networks[arch] for arch in STUDENTS},
         "policies": policies,
         "study": {
             "right": {
@@ -146,24 +153,28 @@ def curve(
     }
 
 
-def print_report(routing: dict) -> None:
-    """Print the policies as a table, and how often the students differ."""
-    print(f"{'':<16}{'top-1 %':>8}{'MMACs':>8}{'student 1':>11}{'AUROC':>8}{'p':>11}")
-    lines = {**routing["students"], **routing["policies"]}
-    if "teacher" in routing:
-        lines = {"teacher": routing["teacher"], **lines}
-    for name, facts in lines.items():
-        to_1, area, p = (facts.get(key) for key in (f"share_{STUDENTS[0]}", "auroc", "mcnemar_p"))
-        print(
-            f"{name:<16}{100 * facts['accuracy']:>8.2f}{facts['macs'] / 1e6:>8.1f}"
-            f"{'' if to_1 is None else f'{to_1:.1%}':>11}"
-            f"{'' if area is None else f'{area:.3f}':>8}{'' if p is None else f'{p:.2g}':>11}"
+def table(routing: dict) -> tuple[list[str], list[list[str]]]:
+    """The policies as a table: heads and rows."""
+    teacher, rows = routing.get("teacher"), []
+    found = {"better_student": routing["better_student"], **routing["policies"]}
+    for name in (name for name in ROWS if name in found):
+        facts = found[name]
+        rows.append(
+            [
+                LABELS.get(ROUTED.get(name, name), name),
+                f"{100 * facts['accuracy']:.2f}",
+                f"{100 * facts['macs'] / teacher['macs']:.0f} %"
+                if teacher
+                else f"{facts['macs'] / 1e6:.1f}",
+                number(facts.get(f"share_{STUDENTS[0]}"), ".1%").replace("%", " %"),
+                number(facts.get("auroc"), ".2f"),
+                number(facts.get("mcnemar_p"), ".2g"),
+                number(facts.get("mcnemar_p_teacher"), ".2g"),
+            ]
         )
-    shares = (f"{name} {each:.1%}" for name, each in routing["study"]["right"].items())
-    print(
-        f"correct: {', '.join(shares)}; p: McNemar's test against "
-        f"{routing['better_student']['name']}"
-    )
+    first = f"{NETWORKS[STUDENTS[0]].title} runs on"
+    work = "MACs of the teacher's" if teacher else "MMACs"
+    return ["", "top-1, %", work, first, "AUROC", "p", "p, teacher"], rows
 
 
 # ------------------------------------------------------------------ your own router
@@ -188,70 +199,33 @@ def best_cut(scores: torch.Tensor, first: torch.Tensor, second: torch.Tensor) ->
     return ordered[best].item() if gains[best] > 0 else math.inf
 
 
-def own_router(
-    path: Path, router_macs: float | None, val: Networks, test: Networks
-) -> tuple[dict, str]:
-    """Evaluate the scores at `path` on `test`, with the thresholds chosen on `val`.
+def own_router(path: Path, router_macs: float, val: Networks, test: Networks) -> dict:
+    """Facts about the router with the scores at `path`, on `test`; its thresholds are from `val`.
 
-    Returns the facts and a text. Raises UserError if the file does not have one number per image,
-    or one per image and student.
+    Raises UserError if the file does not have one number per image, or one per image and student.
     """
-    scores = _read_scores(path, len(val.labels), len(test.labels))
+    scores = _read_scores(path, len(val.labels) + len(test.labels))
     of_val, of_test = scores.split([len(val.labels), len(test.labels)])
     right = val.students_right(SELECTED)
     cuts = selector_thresholds(of_val, right, best_cut, lambda cut: -cut)
     lowered = of_test - torch.tensor([*cuts, 0.0])
     choice = F.one_hot(lowered.argmax(dim=1), len(SELECTED))
     outcome = test.routed(choice.float())
-    outcome.macs += 1e6 * (router_macs or 0)
-    facts = measured_policy(test, outcome, of_test)
-    low, high = (100 * end for end in facts["interval"])
-    area = "no AUROC"
-    if "auroc" in facts:
-        area = "AUROC {:.3f} (95 % interval {:.3f} to {:.3f})".format(
-            facts["auroc"], *facts["auroc_interval"]
-        )
-    answers = [
-        "never answers" if cut == math.inf else f"answers if the score is at least {cut:.6g}"
-        for cut in cuts
-    ]
-    right = test.students_right(SELECTED)
-    apart = (right.any(dim=0) & ~right.all(dim=0)).sum()
-    told = [
-        f"{shown(path)}: top-1 {100 * facts['accuracy']:.2f} % (95 % interval {low:.1f} to "
-        f"{high:.1f})",
-        *(
-            f"student {STUDENTS.index(arch) + 1} {answer}"
-            + ("" if len(SELECTED) == 2 else " above the highest of the others")
-            + f", chosen on the {len(of_val):,} validation images"
-            for arch, answer in zip(SELECTED, answers, strict=False)
-        ),
-        f"{area} on the {apart:,} test images where only some students are correct",
-    ]
-    if router_macs is None:
-        told.append("the MACs are without the router: add its MACs with --macs")
-    return facts, "\n  ".join(told)
+    outcome.macs += router_macs
+    return {**policy_facts(test, outcome, of_test), "thresholds": cuts}
 
 
-def _read_scores(path: Path, val: int, test: int) -> torch.Tensor:
-    """Read the .npy file of --scores, float64 (val + test, K); of two students also (N,)."""
-    columns = "" if len(SELECTED) == 2 else f" x {len(SELECTED)}"
-    wanted = (
-        f"{val + test:,}{columns} scores are needed, one for each of the {val:,} validation "
-        f"images, then one for each of the {test:,} test images"
-    )
-    try:
-        scores = read_array(path)
-    except UserError as error:
-        raise UserError(f"--scores {error}") from error
-    if scores.dtype.kind not in "fiub":
-        raise UserError(f"--scores {path} must contain numbers: {wanted}")
+def _read_scores(path: Path, images: int) -> torch.Tensor:
+    """Read the .npy file of --scores, float64 (images, K); of two students also (images,)."""
+    scores = read_array(path)
     if scores.ndim == 1 and len(SELECTED) == 2:
         scores = np.stack([scores, np.zeros_like(scores)], axis=1)
-    if scores.shape != (val + test, len(SELECTED)):
-        raise UserError(f"--scores {path} has shape {scores.shape}: {wanted}")
-    if wrong := (~np.isfinite(scores)).sum():
-        raise UserError(f"--scores {path}: {wrong} of its scores are NaN or infinite: {wanted}")
+    wanted = images, len(SELECTED)
+    if scores.shape != wanted or scores.dtype.kind not in "fiub" or not np.isfinite(scores).all():
+        raise UserError(
+            f"--scores {path} must have finite numbers of shape {wanted}, for the validation images"
+            f" and then the test images, but has {scores.dtype} {scores.shape}"
+        )
     return torch.from_numpy(scores.astype(np.float64))
 
 
@@ -265,23 +239,19 @@ def collect(args: argparse.Namespace) -> None:
     was trained for other students.
     """
     device = pick_device(args.device)
-    try_folder(args.out)
     paths = {name: args.checkpoint_dir / file for name, file in FILES.items()}
-    if not paths["teacher"].exists():
-        del paths["teacher"]
-    parts = load_parts(lambda file: args.checkpoint_dir / file, tuple(paths))
-    nets = {arch: net for arch, (net, _) in parts.items()}
-    facts = {arch: info for arch, (_, info) in parts.items()}
-    _, *splits = load_splits(args.data, args.subset, device, facts[STUDENTS[0]])
-    for arch, path in paths.items():
-        check_data(path, facts[arch], splits[0].data)
+    names = [name for name, path in paths.items() if name != "teacher" or path.exists()]
+    parts = load_parts(lambda file: args.checkpoint_dir / file, names)
+    first, facts = parts[STUDENTS[0]][1], parts["selector"][1]
+    _, *splits = load_splits(args.data, args.subset, device, first)
+    check_data(paths[STUDENTS[0]], first, splits[0].data)
     splits = [in_context(split, args.context) for split in splits]
     print(f"computing logits for {described(*splits)}, {args.context}", flush=True)
     about = {
-        "classes": facts[STUDENTS[0]]["classes"],
-        "weights": {arch: fingerprint_of(net) for arch, net in nets.items()},
-        "macs": {arch: macs(net, splits[0].data.size) for arch, net in nets.items()},
-        "thresholds": thresholds_of(facts["selector"]),
+        "classes": first["classes"],
+        "weights": {name: fingerprint_of(net) for name, (net, _) in parts.items()},
+        "macs": {name: macs(net, splits[0].data.size) for name, (net, _) in parts.items()},
+        "thresholds": thresholds_of(facts),
         "context": args.context,
     }
     arrays = {
@@ -291,13 +261,9 @@ def collect(args: argparse.Namespace) -> None:
         "about": json.dumps(about),
     }
     images = replace(splits[0], images=torch.cat([split.images for split in splits]))
-    for arch, net in nets.items():
-        logits = predict(for_inference(net, device), images, arch, args.batch_size)
-        arrays[arch] = logits.half().cpu().numpy()
-        if not np.isfinite(arrays[arch]).all():
-            raise UserError(
-                f"{FILES[arch]}: its logits are not finite in half precision; train it again"
-            )
+    for name, (net, _) in parts.items():
+        logits = predict(for_inference(net, device), images, name, args.batch_size)
+        arrays[name] = logits.half().cpu().numpy()
     with replacing(args.out / "logits.npz") as file:
         np.savez_compressed(file, **arrays)
     print(f"wrote {shown(args.out / 'logits.npz')}: {sum(map(len, splits)):,} images\n")
@@ -309,33 +275,25 @@ def collected(path: Path) -> tuple[Networks, Networks, dict[str, list[float]]]:
     Raises UserError if the file is missing, damaged, or was not written by `collect`.
     """
     try:
-        held = read_arrays(path, ["validation", "about"])
-        about, middle = json.loads(str(held["about"])), int(held["validation"])
-        names = [name for name in FILES if name != "teacher" or name in about["macs"]]
-        work = {name: int(about["macs"][name]) for name in names}
-        thresholds = {
-            name: [float(each) for each in np.atleast_1d(about["thresholds"][name])]
-            for name in {**dict.fromkeys(CURVES), **about["thresholds"]}
-        }
+        stored = read_arrays(path, ["validation", "about", "selector"])
+        about, middle = json.loads(str(stored["about"])), int(stored["validation"])
+        work, thresholds = about["macs"], dict.fromkeys(CURVES) | about["thresholds"]
+        thresholds = {name: np.atleast_1d(each).tolist() for name, each in thresholds.items()}
         classes = len(about["classes"])
+        names = [name for name in FILES if name != "teacher" or name in work]
         shapes = dict.fromkeys(names, ("N", classes)) | {"labels": ("N",)}
-        old = (
-            read_arrays(path, ["selector"])["selector"].ndim == 1
-        )  # the logits of student 1 of two
+        old = stored["selector"].ndim == 1  # the logits of student 1 of two
         shapes["selector"] = ("N",) if old else ("N", len(SELECTED))
         logits = read_logits(path, shapes, classes)
         if old:
             logits["selector"] = F.pad(logits["selector"][:, None], (0, 1))
         labels = logits.pop("labels")
-        if not 0 < middle < len(labels):
-            raise ValueError("it has no validation images or no test images")
-    except (UserError, LookupError, TypeError, ValueError, OverflowError) as error:
-        reason = str(error)
-        if not isinstance(error, UserError):
-            reason = f"{path} is not a file written by --collect: {brief(reason)}"
+        if not 0 < middle < len(labels) or not set(names) <= set(work):
+            raise ValueError("it has no validation images, no test images or no MACs")
+    except (UserError, LookupError, TypeError, ValueError) as error:
         raise UserError(
-            f"{reason}; make it with: python -m studies.policies --collect --out "
-            f"{shown(path.parent)}"
+            f"{path} cannot be used ({error}): make it with python -m studies.policies --collect "
+            f"--out {shown(path.parent)}"
         ) from error
     val, test = (
         Networks({arch: each[part] for arch, each in logits.items()}, work, labels[part])
@@ -347,47 +305,34 @@ def collected(path: Path) -> tuple[Networks, Networks, dict[str, list[float]]]:
 def main() -> None:
     parser = cli.common_parser(__doc__, globals())
     cli.add_flag(parser, "CONTEXT", "clean", "context of the images, see utils/contexts.py")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument(
-        "--collect",
-        action="store_true",
-        help="compute the logits of the networks in --checkpoint-dir first, and write logits.npz; "
-        "the flags above are for this",
-    )
-    what.add_argument(
-        "--scores",
-        type=Path,
-        metavar="PATH",
-        help="evaluate your own router with the scores in this .npy file; no file is written",
-    )
-    parser.add_argument(
-        "--macs",
-        type=cli.flag("MACS"),
-        metavar="M",
-        help="MACs per image of the router of --scores, in millions",
-    )
+    what = "compute the logits with the networks in --checkpoint-dir first; the flags above are "
+    parser.add_argument("--collect", action="store_true", help=f"{what}for this")
+    what = "evaluate your own router with the scores in this .npy file; no file is written"
+    parser.add_argument("--scores", type=Path, metavar="PATH", help=what)
+    what = "MACs per image of the router of --scores, in millions (default: %(default)s)"
+    parser.add_argument("--macs", type=cli.flag("MACS"), default=0, metavar="M", help=what)
     cli.add_out(parser, OUT, "logits.npz (read), routing.json and routing.png (written)")
     args = parser.parse_args()
-    if args.macs is not None and not args.scores:
-        parser.error("--macs needs --scores: it is the cost of your own router")
-    figures = None if args.scores else figures_into(args.out)
+    try_folder(args.out)
     if args.collect:
         collect(args)
     val, test, thresholds = collected(args.out / "logits.npz")
     routing = report(test, thresholds)
     if args.scores:
-        facts, told = own_router(args.scores, args.macs, val, test)
+        facts = own_router(args.scores, 1e6 * args.macs, val, test)
         routing["policies"]["your router"] = facts
-        print_report(routing)
-        print(f"\n{told}")
+        print(aligned(*table(routing)))
+        for name in ("interval", "auroc_interval", "thresholds"):
+            print(
+                f"your router, {name}: {', '.join(f'{each:.6g}' for each in facts.get(name, ()))}"
+            )
         return
-    print_report(routing)
-    written = [args.out / name for name in ("routing.json", "routing.png")]
-    write_json(written[0], routing)
-    from studies.figures import accuracy_against_work  # which needs Matplotlib
-
-    figures.save(accuracy_against_work(routing), written[1])
-    print(f"wrote {', '.join(map(shown, written))}")
+    print(aligned(*table(routing)))
+    right = {name: test.right(name) for name in test.logits if name != "selector"}
+    right |= {
+        name: test.run(name, thresholds.get(name)).right for name in (*thresholds, "ensemble")
+    }
+    write(args.out, "routing", routing, routing=figures.accuracy_against_work(routing, right))
 
 
 if __name__ == "__main__":

@@ -1,27 +1,25 @@
 """The selector study: can a selector predict from the image alone which student is correct?
 
-    python -m studies.selectors     writes selectors.json and selectors.png to results/
-    python -m studies.selectors --out-of-fold runs/half    recompute the out-of-fold logits first
+    python -m studies.selectors                  writes selectors.json and selectors.png to results/
+    python -m studies.selectors --out-of-fold    makes out_of_fold.npz again, first
 
 Trains many small selectors with several seeds, with different kinds of labels and depths; takes a
 quarter of an hour on two cores. Needs the students' checkpoints and CIFAR-10. Thresholds are chosen
 on images that are not used otherwise. All results are measured on the test images.
 
-Out-of-fold labels come from students trained on one half of the training images and evaluated on
-the other half. Their logits are stored in results/out_of_fold.npz. `--out-of-fold` computes them
-again with the students in a folder, which are trained by
-
-    python -m studies.specialize halves
-    python StudentTrain.py --model 1 --distill-loss none --epochs 6 \\
-        --indices runs/special/halves-2.npy --checkpoint-dir runs/half
-    also with --model 2
+Out-of-fold labels come from students trained on one half of the training images, without the
+teacher, which has seen all of them. These students classify the other half; their logits are stored
+in results/out_of_fold.npz. `--out-of-fold` trains them in runs/half/, which takes hours without a
+GPU; after Ctrl-C, it continues.
 """
 
+import argparse
 import itertools
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,18 +27,17 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from evaluation import figures_into
 from evaluation.policies import Networks
-from evaluation.significance import auroc_mean_interval, wilson_interval
-from models import SELECTED, STUDENTS, Selector
-from studies.policies import measured_policy
-from studies.specialize import halves
+from evaluation.significance import auroc_apart, auroc_mean_interval, wilson_interval
+from models import NETWORKS, SELECTED, STUDENTS, Selector
+from studies import aligned, ends, figures, write
+from studies.policies import policy_facts
 from utils import cli
 from utils.augment import Augmentation, Batches, crop_and_flip
-from utils.checkpoint import ALONE, FILES, check_data, load_network
-from utils.data import CIFAR10, Split, data_facts, described, fingerprint, load_splits
+from utils.checkpoint import ALONE, FILES, check_data, load_network, load_parts
+from utils.data import Split, described, fingerprint, load_splits
 from utils.device import autocast, for_inference, pick_device, to_device
-from utils.files import UserError, replacing, shown, write_json
+from utils.files import UserError, replacing, shown, try_folder
 from utils.logits import predict
 from utils.method import label_weights, selector_labels, selector_thresholds, share
 from utils.optim import one_cycle, optimizers
@@ -49,6 +46,8 @@ from utils.safe_load import read_arrays, read_logits
 BATCH_SIZE = 500  # images per step, for the students' logits
 SEEDS = 5  # runs per selector
 OUT = Path("results")  # for selectors.json and selectors.png
+HALF = Path("runs/half")  # for the students trained on half of the images
+HALF_EPOCHS = 6  # of these students
 STEPS = 240  # training steps per selector, rounded up to whole epochs
 STEP = 128  # images per training step of a selector
 IMAGES = 10_000  # number of training images, from the first on
@@ -57,11 +56,11 @@ AUGMENTATION = Augmentation(crop=4, flip=True)
 
 SHARE = f"share_{SELECTED[0]}"  # of the images that go to this student
 
-LABELS = {  # kinds of training images for a selector
-    "train": "training images, as published",
-    "augmented": "the same cropped and flipped, as the students were trained",
-    "held out": "images that neither student was trained on",
-    "out of fold": "training images, by students that were trained on the other half of them",
+LABELS = {  # kinds of training images for a selector, in the figure's words
+    "train": "training images",  # as published
+    "augmented": "cropped training images",  # and flipped, as the students were trained
+    "held out": "validation images",  # which neither student was trained on
+    "out of fold": "training images, out of fold",  # by students of the other half
 }
 
 
@@ -91,131 +90,63 @@ VARIANTS = tuple(
 )
 
 
-@dataclass
-class Answers:
-    """Images, uint8 (N, 32, 32, 3), and the students' logits for them.
+class Images(NamedTuple):
+    """Images of one kind, and the students' logits for them, on the CPU."""
 
-    images: the images.
-    nets: their labels and the logits.
-    """
-
-    images: torch.Tensor
+    split: Split
     nets: Networks
 
-    @property
-    def logits(self) -> list[torch.Tensor]:
-        """The logits of each student, (N, classes)."""
-        return [self.nets.logits[arch] for arch in SELECTED]
-
-    def right(self) -> torch.Tensor:
-        """Whether each student is correct: bool (K, N)."""
-        return self.nets.students_right(SELECTED)
-
-    def part(self, start: int, end: int | None = None) -> "Answers":
-        return Answers(self.images[start:end], self.nets.take(slice(start, end)))
+    def scored(self, selector: nn.Module, title: str | None = None) -> Networks:
+        """The logits of the students and of this selector."""
+        scores = predict(selector, self.split, title).cpu()
+        return replace(self.nets, logits=self.nets.logits | {"selector": scores})
 
 
-def answers_of(
-    images: torch.Tensor, labels: torch.Tensor, logits: Iterable[torch.Tensor]
-) -> Answers:
-    """The answers of all students, whose costs do not matter here."""
-    stored = dict(zip(STUDENTS, logits, strict=True))
-    return Answers(images, Networks(stored, dict.fromkeys((*STUDENTS, "selector"), 0), labels))
+def images_of(split: Split, logits: Sequence[torch.Tensor]) -> Images:
+    """The images with the logits of all students, whose costs do not matter here."""
+    stored = {arch: each.cpu() for arch, each in zip(STUDENTS, logits, strict=True)}
+    work = dict.fromkeys((*STUDENTS, "selector"), 0)
+    return Images(split, Networks(stored, work, split.labels.cpu()))
 
 
-def out_of_fold(folder: Path | None, saved: Path, train: Split) -> torch.Tensor | None:
-    """Logits of students that were not trained on the first IMAGES training images, or None.
-
-    Args:
-        folder: folder of such students, trained without the teacher on the second of `halves`.
-            Their logits are computed and saved. None: use the saved logits if they are for these
-            training images.
-        saved: the .npz file of the logits, (K, N, classes).
-
-    Raises:
-        UserError: a student in the folder is missing or was trained on other images.
-    """
-    of = fingerprint([train.images, train.labels])
-    if folder is None:
-        try:
-            if read_arrays(saved, ["of"])["of"] == of:
-                shape = (len(STUDENTS), "N", len(train.classes))
-                return read_logits(saved, {"logits": shape})["logits"].to(train.images.device)
-        except (UserError, LookupError):
-            pass  # as if the file were missing
-        print(f"no out-of-fold logits in {shown(saved)} for these images: see --out-of-fold")
-        return None
-    first, second = halves(train)
-    half = data_facts(second.images, second.labels)
-    logits = []
-    for arch in STUDENTS:
-        path = folder / ALONE[arch]
-        student, facts = load_network(path, arch)
-        if facts["hyperparameters"].get("data") != half:
-            raise UserError(
-                f"{path} was not trained on the second half of these images: run python -m "
-                "studies.specialize halves, then train it with --indices runs/special/halves-2.npy"
-            )
-        student = for_inference(student, train.images.device)
-        logits.append(predict(student, first.images[:IMAGES], arch))
-    logits = torch.stack(logits)
-    with replacing(saved) as file:
-        np.savez_compressed(file, of=of, logits=logits.half().cpu().numpy())
-    return logits
-
-
-def shifted(images: torch.Tensor) -> torch.Tensor:
-    """Crop and flip each image randomly, as in training: uint8 (N, 32, 32, 3)."""
-    generator = torch.Generator().manual_seed(0)
-    shift = torch.randint(
-        -AUGMENTATION.crop, AUGMENTATION.crop + 1, (len(images), 2), generator=generator
-    )
-    flip = torch.randint(0, 2, (len(images),), generator=generator).bool()
-    return crop_and_flip(images, shift.to(images.device), flip.to(images.device))
-
-
-def train_selector(variant: Variant, told: Answers, seed: int, steps: int) -> Selector:
-    """Train a selector of this variant on `told`."""
-    targets, weights = lesson(told.nets, variant.weighted)
-    # A label is valid for the image that the students saw, so these are not cropped again.
-    augmentation = Augmentation(0, False) if variant.labels == "augmented" else AUGMENTATION
-    batches = Batches(told.images, STEP, seed, augmentation)
-    epochs = -(-steps * STEP // len(told.images))
-    return fit(batches, targets, weights, epochs, variant.depth, variant.batch_norm)
+# ------------------------------------------------------------------ training
 
 
 def lesson(nets: Networks, weighted: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Selector labels, int64 (N,), and their weights, float32 (N,)."""
     logits = [nets.logits[arch] for arch in SELECTED]
     labels = selector_labels(logits, nets.labels)
-    if weighted:
-        return labels, label_weights(logits, nets.labels)
-    return labels, torch.ones(len(labels), device=labels.device)
+    return labels, label_weights(logits, nets.labels) if weighted else torch.ones(len(labels))
 
 
 def fit(
-    batches: Batches,
+    train: Images,
     targets: torch.Tensor,
     weights: torch.Tensor,
+    seed: int,
     epochs: int,
+    augmentation: Augmentation,
     depth: int = 3,
     batch_norm: bool = True,
 ) -> Selector:
     """Train a selector with the hyperparameters of trainSelector.py.
 
     Args:
-        batches: the images; their seed is also used for the initial weights.
+        train: the images.
         targets, weights: labels and weights of these images, see `lesson`.
+        seed: of the initial weights, the order and the augmentation.
         epochs: number of epochs.
+        augmentation: of the images.
         depth, batch_norm: of the `Selector`.
     """
-    device = batches.images.device
-    torch.manual_seed(batches.seed)
+    images, device = train.split.images, train.split.images.device
+    batches = Batches(images, STEP, seed, augmentation, data=train.split.data)
+    torch.manual_seed(seed)
     selector = to_device(Selector(depth, batch_norm, len(SELECTED)), device).train()
     (optimizer,) = optimizers(selector, "sgd", LEARNING_RATE, 0.9, 5e-4)
     schedule = one_cycle(optimizer, LEARNING_RATE, 0.25, epochs * batches.steps)
     for epoch in range(epochs):
-        for images, target, weight in batches.epoch(epoch, targets, weights):
+        for images, target, weight in batches.epoch(epoch, targets.to(device), weights.to(device)):
             with autocast(device):
                 outputs = selector(images).float()
                 loss = F.cross_entropy(outputs, target, reduction="none")
@@ -226,145 +157,174 @@ def fit(
     return selector
 
 
-def measure(selector: Selector, choosing: Answers, test: Answers) -> dict[str, float]:
-    """Evaluate routing by `selector` on `test`, with the thresholds chosen on `choosing`."""
-    thresholds = selector_thresholds(predict(selector, choosing.images), choosing.right())
-    scores = predict(selector, test.images)
-    nets = replace(test.nets, logits=test.nets.logits | {"selector": scores})
-    facts = measured_policy(nets, nets.run("selector", thresholds), scores)
-    return {name: facts[name] for name in ("accuracy", "auroc", SHARE, "mcnemar_p")}
+def train_selector(variant: Variant, train: Images, seed: int, steps: int) -> Selector:
+    """Train a selector of this variant."""
+    # A label is valid for the image that the students saw, so these are not cropped again.
+    augmentation = Augmentation(0, False) if variant.labels == "augmented" else AUGMENTATION
+    epochs = -(-steps * STEP // len(train.split))
+    shape = variant.depth, variant.batch_norm
+    return fit(train, *lesson(train.nets, variant.weighted), seed, epochs, augmentation, *shape)
+
+
+def thresholds_of(nets: Networks) -> list[float]:
+    """The thresholds with the highest accuracy on these images, which have selector scores."""
+    return selector_thresholds(nets.logits["selector"], nets.students_right(SELECTED))
+
+
+def shifted(split: Split) -> Split:
+    """Crop and flip each image randomly, as in training."""
+    generator, images = torch.Generator().manual_seed(0), split.images
+    crop, count = AUGMENTATION.crop, len(images)
+    shift = torch.randint(-crop, crop + 1, (count, 2), generator=generator)
+    flip = torch.randint(0, 2, (count,), generator=generator).bool()
+    moved = crop_and_flip(images, shift.to(images.device), flip.to(images.device))
+    return replace(split, images=moved)
+
+
+def out_of_fold(args: argparse.Namespace, train: Split) -> Images | None:
+    """The first IMAGES training images, with logits of students that were not trained on them.
+
+    With `args.out_of_fold`, the students are trained on the second half of `train`, which has a
+    random order, and their logits are stored. None if no logits are stored for these images.
+    """
+    middle, logits = len(train) // 2, []
+    first = train.take(slice(min(IMAGES, middle)))
+    of, saved = fingerprint([train.images, train.labels]), args.out / "out_of_fold.npz"
+    if args.out_of_fold:
+        with replacing(HALF / "indices.npy") as file:
+            np.save(file, train.indices[middle:])
+        for k, arch in enumerate(STUDENTS, 1):
+            words = ["--model", k, "--distill-loss", "none", "--epochs", HALF_EPOCHS]
+            words += ["--indices", HALF / "indices.npy", "--checkpoint-dir", HALF]
+            words += cli.retyped(args, "data", "device", "subset")
+            cli.run_script("StudentTrain.py", [*map(str, words)])
+            student, _ = load_network(HALF / ALONE[arch], arch)
+            logits.append(predict(for_inference(student, train.images.device), first, arch))
+        with replacing(saved) as file:
+            np.savez_compressed(file, of=of, logits=torch.stack(logits).half().cpu().numpy())
+        return images_of(first, logits)
+    try:
+        if read_arrays(saved, ["of"])["of"] == of:
+            shape = (len(STUDENTS), len(first), len(train.classes))
+            return images_of(first, read_logits(saved, {"logits": shape})["logits"])
+    except (UserError, LookupError):
+        pass  # as if the file were missing
+    print(f"no out-of-fold logits in {shown(saved)} for these images: see --out-of-fold")
+    return None
+
+
+# ------------------------------------------------------------------ results
 
 
 def study(
-    variants: tuple[Variant, ...],
-    told: dict[str, Answers],
-    choosing: Answers,
-    test: Answers,
+    variants: Sequence[Variant],
+    train: dict[str, Images],
+    val: Images,
+    test: Images,
     seeds: int,
     steps: int,
 ) -> Iterator[dict]:
-    """Train and evaluate each variant with each seed.
+    """Train each variant with each seed, choose thresholds on `val`, and evaluate on `test`.
 
     Yields the variant, its runs, and their means and standard deviations. The 95 % intervals of the
     means are for sampling of the test images.
     """
-    right = test.right()
-    for i, j in itertools.permutations(range(len(right)), 2):
-        if not (right[i] & ~right[j]).any():
-            raise UserError(
-                f"among the {len(test.images)} test images, student {i + 1} must be correct on at "
-                f"least one on which student {j + 1} is not: use more images"
-            )
-    with tqdm(total=len(variants) * seeds, unit="selector") as bar:
-        for variant in variants:
-            runs = []
-            for seed in range(seeds):
-                selector = train_selector(variant, told[variant.labels], seed, steps)
-                runs.append({"seed": seed, **measure(selector, choosing, test)})
-                bar.update()
-            summary = {}
-            for key in ("accuracy", "auroc", SHARE):
-                values = [run[key] for run in runs]
-                spread = statistics.stdev(values) if seeds > 1 else 0.0
-                summary[key] = {"mean": statistics.mean(values), "std": spread}
-            accuracy, area = summary["accuracy"], summary["auroc"]
-            accuracy["interval"] = wilson_interval(accuracy["mean"], len(test.images))
-            area["interval"] = auroc_mean_interval(area["mean"], right)
-            yield {**asdict(variant), **summary, "runs": runs}
+    right = test.nets.students_right(SELECTED)
+    if auroc_apart(torch.zeros(len(test.split), len(SELECTED)), right)[1] is None:
+        raise UserError("on these test images, no two students are each correct alone: use more")
+    for variant in variants:
+        runs = []
+        for seed in tqdm(range(seeds), f"{variant.labels}, depth {variant.depth}", leave=False):
+            selector = train_selector(variant, train[variant.labels], seed, steps)
+            nets = test.scored(selector)
+            outcome = nets.run("selector", thresholds_of(val.scored(selector)))
+            facts = policy_facts(nets, outcome, nets.logits["selector"])
+            kept = ("accuracy", "auroc", SHARE, "mcnemar_p")
+            runs.append({"seed": seed, **{name: facts[name] for name in kept}})
+        summary = {}
+        for key in ("accuracy", "auroc", SHARE):
+            values = [run[key] for run in runs]
+            spread = statistics.stdev(values) if seeds > 1 else 0.0
+            summary[key] = {"mean": statistics.mean(values), "std": spread}
+        accuracy, area = summary["accuracy"], summary["auroc"]
+        accuracy["interval"] = wilson_interval(accuracy["mean"], len(test.split))
+        area["interval"] = auroc_mean_interval(area["mean"], right)
+        yield {**asdict(variant), **summary, "runs": runs}
 
 
-def selectors(
-    students: list[nn.Module],
-    train: Split,
-    val: Split,
-    test: Split,
-    seeds: int,
-    folds: torch.Tensor | None,
-    batch_size: int = BATCH_SIZE,
-) -> dict:
-    """Evaluate all variants for these students on `test`.
-
-    Thresholds are chosen on half of the validation images. `folds` are the out-of-fold logits for
-    the first IMAGES training images; without them, the variants that need them are skipped. Raises
-    UserError if there are too few images.
-    """
-    if len(val) < 4:
-        raise UserError("too few validation images, at least 4 are needed: use more images")
-    train = train.take(slice(IMAGES))
-    tested, held_out, trained, augmented = (
-        answers_of(
-            images,
-            split.labels,
-            (predict(student, images, batch_size=batch_size) for student in students),
+def table(results: dict) -> tuple[list[str], list[list[str]]]:
+    """The variants as a table, heads and rows: means over seeds, range of p."""
+    rows = []
+    for row in results["variants"]:
+        accuracy, area = row["accuracy"], row["auroc"]
+        ps = [run["mcnemar_p"] for run in row["runs"]]
+        rows.append(
+            [
+                row["labels"] + (", weighted" if row["weighted"] else ""),
+                str(row["depth"]) + ("" if row["batch_norm"] else ", no batch norm"),
+                f"{100 * accuracy['mean']:.2f} ({ends(accuracy['interval'], '.1f', 100)})",
+                f"{area['mean']:.3f} ({ends(area['interval'], '.2f')})",
+                f"{area['std']:.3f}",
+                f"{100 * row[SHARE]['mean']:.0f} %",
+                f"{min(ps):.2g} to {max(ps):.2g}",
+            ]
         )
-        for images, split in (
-            (test.images, test),
-            (val.images, val),
-            (train.images, train),
-            (shifted(train.images), train),
-        )
-    )
-    half = len(val) // 2
-    told = {"train": trained, "augmented": augmented, "held out": held_out.part(0, half)}
-    if folds is not None:
-        count = folds.shape[1]
-        told["out of fold"] = answers_of(train.images[:count], train.labels[:count], folds)
-    variants = tuple(each for each in VARIANTS if each.labels in told)
-    return {
-        "told": {
-            name: {
-                "images": len(each.images),
-                "accuracy": [share(right) for right in each.right()],
-                "apart": share(each.right().any(dim=0) & ~each.right().all(dim=0)),
-            }
-            for name, each in told.items()
-        },
-        "variants": list(study(variants, told, held_out.part(half), tested, seeds, STEPS)),
-    }
-
-
-def print_table(told: dict) -> None:
-    """Print the results of the variants as a table."""
-    print(f"{'labels':<13}{'weighted':<10}{'depth':<7}{'norm':<7}{'top-1 %':>8}{'AUROC':>15}")
-    for row in told["variants"]:
-        print(
-            f"{row['labels']:<13}{row['weighted']!s:<10}{row['depth']:<7}{row['batch_norm']!s:<7}"
-            f"{100 * row['accuracy']['mean']:>8.2f}"
-            f"{row['auroc']['mean']:>8.3f} +- {row['auroc']['std']:.3f}"
-        )
+    heads = ["labels", "blocks", "top-1, % (95 % interval)", "AUROC (95 % interval)"]
+    return [*heads, "its deviation", f"to {NETWORKS[SELECTED[0]].title}", "p"], rows
 
 
 def main() -> None:
     parser = cli.common_parser(__doc__, globals())
     cli.add_flag(parser, "SEEDS", SEEDS, "number of runs per selector")
-    parser.add_argument(
-        "--out-of-fold",
-        type=Path,
-        metavar="PATH",
-        help="compute the out-of-fold logits with the students in this folder, which were trained "
-        "on the second half of the training images",
-    )
+    what = "train students on one half of the training images, and store their logits for the other"
+    parser.add_argument("--out-of-fold", action="store_true", help=what)
     cli.add_out(parser, OUT, "selectors.json and selectors.png")
     args = parser.parse_args()
     device = pick_device(args.device)
-    figures = figures_into(args.out)
-    paths = [args.checkpoint_dir / FILES[arch] for arch in STUDENTS]
-    loaded = [load_network(path, arch) for path, arch in zip(paths, STUDENTS, strict=True)]
-    # This study normalizes all images like CIFAR-10's, and refuses networks for other ones.
-    train, val, test = load_splits(args.data, args.subset, device, asdict(CIFAR10))
-    for path, (_, facts) in zip(paths, loaded, strict=True):
-        check_data(path, facts, train.data)
-    students = [for_inference(student, device) for student, _ in loaded]
-    folds = out_of_fold(args.out_of_fold, args.out / "out_of_fold.npz", train)
+    try_folder(args.out)
+    loaded = load_parts(lambda file: args.checkpoint_dir / file, STUDENTS)
+    facts = loaded[STUDENTS[0]][1]
+    train, val, test = load_splits(args.data, args.subset, device, facts)
+    check_data(args.checkpoint_dir / FILES[STUDENTS[0]], facts, train.data)
+    students = [for_inference(student, device) for student, _ in loaded.values()]
+    folds = out_of_fold(args, train)
     print(f"training selectors on {described(train, val, test)}", flush=True)
-    told = selectors(students, train, val, test, args.seeds, folds, args.batch_size)
-    print_table(told)
-    written = [args.out / name for name in ("selectors.json", "selectors.png")]
-    write_json(written[0], told)
-    from studies.figures import selector_aurocs  # which needs Matplotlib
+    train, half = train.take(slice(IMAGES)), len(val) // 2
+    if not half:
+        raise UserError("one half of the validation images is empty: use more images")
 
-    figures.save(selector_aurocs(told), written[1])
-    print(f"wrote {', '.join(map(shown, written))}")
+    def predicted(split: Split) -> Images:
+        return images_of(split, [predict(net, split, None, args.batch_size) for net in students])
+
+    sets = {
+        "train": predicted(train),
+        "augmented": predicted(shifted(train)),
+        "held out": predicted(val.take(slice(half))),
+        **({"out of fold": folds} if folds else {}),
+    }
+    variants = [each for each in VARIANTS if each.labels in sets]
+    choosing, tested = predicted(val.take(slice(half, None))), predicted(test)
+    right = {name: each.nets.students_right(SELECTED) for name, each in sets.items()}
+    results = {
+        "told": {
+            name: {
+                "images": each.shape[1],
+                "accuracy": [share(own) for own in each],
+                "apart": share(each.any(dim=0) & ~each.all(dim=0)),
+            }
+            for name, each in right.items()
+        },
+        "variants": list(study(variants, sets, choosing, tested, args.seeds, STEPS)),
+    }
+    print(aligned(*table(results)))
+    names = [
+        f"{LABELS[row['labels']]}{', weighted' if row['weighted'] else ''}, "
+        f"{row['depth']} block{'s' if row['depth'] > 1 else ''}"
+        f"{'' if row['batch_norm'] else ' without batch norm'}"
+        for row in results["variants"]
+    ]
+    drawn = figures.selector_aurocs(names, results["variants"])
+    write(args.out, "selectors", results, selectors=drawn)
 
 
 if __name__ == "__main__":

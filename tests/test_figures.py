@@ -17,7 +17,7 @@ from evaluation import figures
 from evaluation.policies import Networks
 from evaluation.testset import evaluate
 from models import STUDENTS
-from studies import policies, selectors, specialize
+from studies import policies, selectors
 from utils.checkpoint import FILES
 from utils.data import CIFAR10, Split
 from utils.files import UserError
@@ -172,13 +172,12 @@ def test_without_matplotlib_nothing_is_begun():
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("main", [inference.main, policies.main, selectors.main, specialize.main])
+@pytest.mark.parametrize("main", [inference.main, policies.main, selectors.main])
 def test_a_folder_that_cannot_be_written_is_told_before_anything_is_read(
     tmp_path, monkeypatch, main
 ):
     (tmp_path / "file").touch()
-    words = ["halves"] if main is specialize.main else []
-    words += ["--out", tmp_path / "file" / "out", "--checkpoint-dir", tmp_path / "none"]
+    words = ["--out", tmp_path / "file" / "out", "--checkpoint-dir", tmp_path / "none"]
     monkeypatch.setattr(sys, "argv", ["script.py", *map(str, words)])
     with pytest.raises(UserError, match="cannot write to .*file/out: Not a directory"):
         main()

@@ -21,7 +21,6 @@ from evaluation.classify import print_predictions
 from evaluation.photos import FORMATS, image_files, read_image
 from evaluation.policies import System
 from models import STUDENTS, Cascade, MultiStudent
-from studies import compression
 from utils import cli
 from utils.data import CIFAR10
 from utils.files import UserError
@@ -373,13 +372,3 @@ def test_an_empty_folder_among_others_is_told_beside_their_answers(tmp_path, sys
 def test_matplotlib_is_not_loaded_for_ones_own_images():
     code = "import sys, inference; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-
-
-def test_the_compression_tables_hold_the_published_figures_beside_ours(capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["compression"])
-    compression.main()
-    out = capsys.readouterr().out
-    rows = {line.split("  ")[0]: line for line in out.splitlines()}
-    assert "70.4 % (87.3)" in rows["densenet121"] and "31.4 % (21.0)" in rows["densenet121"]
-    assert "76.2 % (76.3)" in rows["googlenet"]
-    assert "(61.4)" in rows["both + selector"] and "(40.6)" in rows["both + selector"]
