@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from programs import call
 
 from models import SELECTED, STUDENTS, TEACHER, MultiStudent, Selector, network
 from studies import contexts, figures
 from studies.contexts import cascading
 from studies.policies import Networks
-from utils import cli
 from utils.checkpoint import fingerprint_of, load_network, save_checkpoint
 from utils.contexts import GROUPS, in_context
 from utils.data import data_facts, load_splits
@@ -84,7 +84,7 @@ def save(name, arch, **made):
 
 
 @pytest.fixture
-def study(toys, float32, tmp_path, small_npz, monkeypatch, capsys):
+def study(toys, float32, tmp_path, small_npz, monkeypatch):
     """Run the study with small networks on 40 images of each split."""
     monkeypatch.setattr(contexts, "SELECTOR_EPOCHS", 1)
     monkeypatch.setattr(contexts, "IMAGES", 30)
@@ -108,12 +108,7 @@ def study(toys, float32, tmp_path, small_npz, monkeypatch, capsys):
     def study(status=0):
         words = f"--checkpoint-dir checkpoints --data-dir {small_npz} --out results --subset 40"
         words += " --seeds 2 --device cpu"
-        monkeypatch.setattr(sys, "argv", ["contexts.py", *words.split()])
-        with pytest.raises(SystemExit) as stop:
-            cli.run(contexts.main)
-        out, err = capsys.readouterr()
-        assert (stop.value.code or 0) == status, out + err
-        return err
+        return call("studies.contexts", *words.split(), status=status)[1]
 
     return study
 

@@ -1,10 +1,10 @@
 """The distillation study: its numbers, checked by hand, and runs that are stopped and resumed."""
 
 import json
-import sys
 
 import pytest
 from loop import Pixels
+from programs import call
 
 from evaluation.significance import t_interval
 from studies import distillation
@@ -53,12 +53,12 @@ def test_the_gain_is_that_of_the_same_seed():
 
 @pytest.fixture
 def study(monkeypatch, tmp_path, small_npz):
-    """Run the study; students are made in place of being trained: exit status, commands, runs."""
+    """Run the study; students are made in place of being trained: commands, runs, output."""
     teacher = Pixels().eval()
     monkeypatch.setattr(distillation, "load_network", lambda *_: (teacher, {}))
     monkeypatch.setattr(distillation, "RUNS", tmp_path / "runs")
 
-    def study(*words, stop_after=99):
+    def study(*words, stop_after=99, status=0):
         commands = []
 
         def train(script, flags):
@@ -73,38 +73,32 @@ def study(monkeypatch, tmp_path, small_npz):
 
         monkeypatch.setattr(cli, "run_script", train)
         flags = f"--data-dir {small_npz} --device cpu --out {tmp_path} --seeds 2 --epochs 1"
-        monkeypatch.setattr(sys, "argv", ["distillation.py", *flags.split(), *words])
-        with pytest.raises(SystemExit) as end:
-            cli.run(distillation.main)
+        said = call("studies.distillation", *flags.split(), *words, status=status)
         path = tmp_path / "distillation.json"
-        return end.value.code, commands, json.loads(path.read_text()) if path.exists() else None
+        return commands, json.loads(path.read_text()) if path.exists() else None, "".join(said)
 
     return study
 
 
-def test_runs_that_are_done_are_not_done_again(study, tmp_path, capsys):
-    status, commands, runs = study(stop_after=3)
-    assert status == 2 and len(runs) == 3
-    status, commands, runs = study()
-    assert not status and len(commands) == 7
+def test_runs_that_are_done_are_not_done_again(study, tmp_path):
+    _, runs, _ = study(stop_after=3, status=2)
+    assert len(runs) == 3
+    commands, runs, out = study()
+    assert len(commands) == 7 and "GoogLeNet, alone" in out
     assert [(run["student"], run["distill_loss"], run["seed"]) for run in runs] == [
         (*pair, seed) for seed in (0, 1) for pair in PAIRS
     ]
     assert all((run["test_accuracy"], run["val_accuracy"]) == (0.5, 0.4) for run in runs)
     assert (tmp_path / "distillation.png").stat().st_size > 1000
-    assert "GoogLeNet, alone" in capsys.readouterr().out
-    assert study()[1] == []
-    status, commands, _ = study("--batch-size", "2")
-    assert status == 2 and not commands
-    assert (
-        "distillation.json" in (err := capsys.readouterr().err) and "batch_size 128, not 2" in err
-    )
+    assert study()[0] == []
+    commands, _, err = study("--batch-size", "2", status=2)
+    assert not commands and "distillation.json" in err and "batch_size 128, not 2" in err
 
 
 def test_a_run_that_was_stopped_is_not_continued_by_another_study(study):
     folders = set()
     for more in ([], ["--epochs", "2"], ["--batch-size", "60"], ["--subset", "60"]):
-        _, (command,), _ = study(*more, stop_after=0)
+        (command,), *_ = study(*more, stop_after=0, status=2)
         folders.add(command["--checkpoint-dir"])
         assert command.get("--subset") == ("60" if "--subset" in more else None)
     assert len(folders) == 4

@@ -3,12 +3,12 @@
 import json
 import math
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from programs import call
 
 from evaluation.policies import TARGETS, assemble
 from evaluation.significance import paired_interval
@@ -16,14 +16,14 @@ from models import STUDENTS, Selector, network
 from studies import policies
 from studies.figures import accuracy_against_work
 from studies.policies import Networks, best_cut, curve, own_router, report
-from utils import cli
 from utils.checkpoint import FILES, load_network
 from utils.contexts import in_context
 from utils.data import fingerprint, load_splits
-from utils.files import UserError
+from utils.files import UserError, read_json
 from utils.logits import predict
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results"
 CAT, DOG, BOTH = [4.0, 0.0], [0.0, 4.0], [0.5, 0.0]  # sure of 0, sure of 1, 0 by a little: 0.62
 THRESHOLDS = {"selector": [0.5], "cascade": [0.9]}
 WORK = {"teacher": 1000, "densenet121": 500, "googlenet": 200, "selector": 10}
@@ -187,33 +187,13 @@ def test_the_target_names_the_thresholds_of_the_cascade():
 # ------------------------------------------------------------------ the command
 
 
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run the program with these arguments: exit status and output."""
-
-    def command(*words):
-        monkeypatch.setattr(sys, "argv", ["policies.py", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            cli.run(policies.main)
-        return stop.value.code or 0, capsys.readouterr()
-
-    return command
-
-
-def test_the_shipped_logits_give_the_shipped_results(command, tmp_path):
+def test_the_shipped_logits_give_the_shipped_results(tmp_path):
     """Up to rounding: metrics.json may have been written on another processor."""
-    (tmp_path / "logits.npz").symlink_to(ROOT / "results" / "logits.npz")
-    status, said = command("--out", tmp_path, "--checkpoint-dir", "none", "--data-dir", "none")
-    assert status == 0 and said.err == ""
-    assert (tmp_path / "routing.png").stat().st_size > 10_000
-    made, shipped, metrics = (
-        json.loads((folder / file).read_text())
-        for folder, file in (
-            (tmp_path, "routing.json"),
-            (ROOT / "results", "routing.json"),
-            (ROOT / "results", "metrics.json"),
-        )
-    )
+    (tmp_path / "logits.npz").symlink_to(RESULTS / "logits.npz")
+    _, err = call("studies.policies", "--out", tmp_path, "--data-dir", "none")
+    assert err == "" and (tmp_path / "routing.png").stat().st_size > 10_000
+    made, shipped = (read_json(folder / "routing.json", dict) for folder in (tmp_path, RESULTS))
+    metrics = read_json(RESULTS / "metrics.json", dict)
     assert made["policies"].keys() == shipped["policies"].keys()
     for name, facts in made["policies"].items():
         there = {"selector": "routed"}.get(name, name)
@@ -244,10 +224,7 @@ def collected(tmp_path_factory, small_npz):
     system = ROOT / "checkpoints" / "contexts"
     assert not (system / "teacher.pth").exists()
     words = ["--collect", "--data-dir", small_npz, "--subset", "40", "--out", folder / "results"]
-    words += ["--context", "mixed", "--checkpoint-dir", system]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["policies.py", *map(str, words)])
-        policies.main()
+    call("studies.policies", *words, "--context", "mixed", "--checkpoint-dir", system)
     return folder
 
 
@@ -265,7 +242,7 @@ def test_the_logits_of_a_system_without_a_teacher_are_collected(collected, small
         expected = predict(net, images).numpy()
         assert saved[name].dtype == np.float16 and saved[name].shape == expected.shape
         assert abs(saved[name] - expected).max() < 0.03 * abs(expected).max()
-    routing = json.loads((collected / "results" / "routing.json").read_text())
+    routing = read_json(collected / "results" / "routing.json", dict)
     right = saved["googlenet"][40:].argmax(axis=1) == saved["labels"][40:]
     assert routing["students"]["googlenet"]["accuracy"] == right.mean()
     assert (collected / "results" / "routing.png").exists()
@@ -290,7 +267,7 @@ def test_the_best_cut_by_hand(scores, first, second, cut):
 
 
 def test_a_router_that_knows_is_the_oracle_and_the_selector_as_a_router_is_the_selector(tmp_path):
-    val, test, _ = policies.collected(ROOT / "results" / "logits.npz")
+    val, test, _ = policies.collected(RESULTS / "logits.npz")
     path = tmp_path / "mine.npy"
     knows = torch.cat([each.students_right() for each in (val, test)], dim=1).T.long()
     np.save(path, knows.numpy())  # one column per student
@@ -300,36 +277,35 @@ def test_a_router_that_knows_is_the_oracle_and_the_selector_as_a_router_is_the_s
     assert [router[name] for name in same] == [oracle[name] for name in same]
     assert router["auroc"] == 1 and router["macs"] == oracle["macs"] + 50_000_000
     np.save(path, torch.cat([each.logits["selector"][:, 0] for each in (val, test)]).numpy())
-    selector = json.loads((ROOT / "results" / "routing.json").read_text())["policies"]["selector"]
+    selector = read_json(RESULTS / "routing.json", dict)["policies"]["selector"]
     router = own_router(path, 0, val, test)
     for name in ("auroc", "auroc_interval"):
         assert router[name] == pytest.approx(selector[name])
 
 
-def test_the_page_on_routers_runs_as_printed(collected, command, monkeypatch):
+def test_the_page_on_routers_runs_as_printed(collected, monkeypatch):
     page = (ROOT / "docs" / "router.md").read_text()
     (script,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(script.splitlines()) <= 10
     monkeypatch.chdir(collected)
     exec(script, {})
     words = re.search(r"^python -m studies.policies (--scores .* --macs .*)$", page, re.MULTILINE)
-    status, said = command(*words[1].split())
-    assert status == 0 and "\nyour router" in said.out
+    out, _ = call("studies.policies", *words[1].split())
+    assert "\nyour router" in out
 
 
 @pytest.mark.parametrize(
-    "scores",
-    [np.zeros((80, 1)), np.zeros(79), np.array(["a"] * 80), np.full(80, np.nan)],
+    "scores", [np.zeros((80, 1)), np.zeros(79), np.array(["a"] * 80), np.full(80, np.nan)]
 )
-def test_scores_that_cannot_be_used_are_refused(collected, command, tmp_path, scores):
+def test_scores_that_cannot_be_used_are_refused(collected, tmp_path, scores):
     path = tmp_path / "mine.npy"
     np.save(path, scores)
-    status, said = command("--scores", path, "--out", collected / "results")
-    assert status == 2 and said.out == "" and len(said.err.splitlines()) == 1
-    assert f"--scores {path}" in said.err
+    words = "studies.policies", "--scores", path, "--out", collected / "results"
+    out, err = call(*words, status=2)
+    assert out == "" and len(err.splitlines()) == 1 and f"--scores {path}" in err
     path.write_bytes(b"PK")
-    status, said = command("--scores", path, "--out", collected / "results")
-    assert status == 2 and str(path) in said.err
+    assert str(path) in call(*words, status=2)[1]
+    assert "--macs" in call(*words, "--macs", "1e303", status=2)[1]
 
 
 @pytest.mark.parametrize(
@@ -343,17 +319,11 @@ def test_scores_that_cannot_be_used_are_refused(collected, command, tmp_path, sc
         ("about", lambda about: "{}"),
     ],
 )
-def test_logits_that_cannot_be_used_are_refused(collected, command, tmp_path, name, change):
+def test_logits_that_cannot_be_used_are_refused(collected, tmp_path, name, change):
     with np.load(collected / "results" / "logits.npz") as file:
         arrays = dict(file)
     array = arrays.pop(name)
     np.savez(tmp_path / "logits.npz", **arrays, **{name: change(array)} if change else {})
-    status, said = command("--out", tmp_path)
-    assert status == 2 and said.out == "" and len(said.err.splitlines()) == 1
-    assert "logits.npz" in said.err and "studies.policies --collect --out" in said.err
-
-
-@pytest.mark.parametrize("macs", ["1e303", "inf", "nan", "-1"])
-def test_a_cost_that_cannot_be_is_refused(command, macs):
-    status, said = command("--scores", "mine.npy", "--macs", macs)
-    assert status == 2 and "--macs" in said.err
+    out, err = call("studies.policies", "--out", tmp_path, status=2)
+    assert out == "" and len(err.splitlines()) == 1
+    assert "logits.npz" in err and "studies.policies --collect --out" in err

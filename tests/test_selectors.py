@@ -1,12 +1,12 @@
 """The selector study finds a signal in the images if there is one, and none otherwise."""
 
 import json
-import sys
 from argparse import Namespace
 from dataclasses import replace
 
 import pytest
 import torch
+from programs import call
 
 from models import STUDENTS, network
 from studies import selectors
@@ -107,7 +107,7 @@ def test_a_trained_selector_is_told_with_its_intervals():
 
 
 def test_the_command_learns_from_students_that_saw_the_other_half_only(
-    toys, small_npz, tmp_path, monkeypatch, capsys
+    toys, small_npz, tmp_path, monkeypatch
 ):
     """Out of fold, the students are trained on one half and their logits are of the other."""
     train, trained_on = load_splits(small_npz, 200)[0], []
@@ -126,11 +126,8 @@ def test_the_command_learns_from_students_that_saw_the_other_half_only(
     def command(*words):
         flags = f"--data-dir {small_npz} --device cpu --seeds 2 --subset 200"
         flags += f" --out {tmp_path} --checkpoint-dir {tmp_path}"
-        monkeypatch.setattr(sys, "argv", ["selectors.py", *flags.split(), *words])
-        with pytest.raises(SystemExit) as stop:
-            cli.run(selectors.main)
-        assert not stop.value.code
-        return json.loads((tmp_path / "selectors.json").read_text()), capsys.readouterr().out
+        out, _ = call("studies.selectors", *flags.split(), *words)
+        return json.loads((tmp_path / "selectors.json").read_text()), out
 
     monkeypatch.setattr(cli, "run_script", run_script)
     monkeypatch.setattr(selectors, "HALF", tmp_path / "half")
