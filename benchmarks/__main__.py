@@ -19,17 +19,19 @@ students on every image; and ONNX Runtime, if installed, against PyTorch.
 
 import argparse
 import itertools
+import multiprocessing
 import os
 import platform
 import statistics
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 import torchvision
 from torch.utils.benchmark import Timer
 
-from benchmarks.side import Side
+from benchmarks.side import peak, prepare, work
 from benchmarks.subjects import BATCH_SIZE, STEM, SUBJECTS, Place, left_out
 from models import macs, network
 from utils import cli
@@ -48,23 +50,25 @@ def compare(
 
     `gflops` is the matrix rate of the machine in the precision that ours uses.
     """
-    sides = [Side(subject, side, threads, place) for side in ("ours", "plain")]
-    try:
-        pairs = [[side.ask() for side in sides] for _ in range(1 + rounds)][1:]  # after a warm-up
-        peaks = [side.ask(more=False) for side in sides]
-    finally:
-        for side in sides:
-            side.process.kill()
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn) as ours, ProcessPoolExecutor(1, spawn) as plain:
+        sides = {"ours": ours, "plain": plain}
+        for name, side in sides.items():
+            side.submit(prepare, subject, name, threads, place).result()
+        pairs = [
+            [side.submit(work).result() for side in sides.values()] for _ in range(1 + rounds)
+        ][1:]  # the first is the warm-up
+        peaks = [side.submit(peak).result() for side in sides.values()]
     ratios = sorted(mine / theirs for mine, theirs in pairs)
-    ours, plain = map(statistics.median, zip(*pairs, strict=True))
+    medians = [statistics.median(column) for column in zip(*pairs, strict=True)]
     row = {
         "subject": subject,
         "device": str(place.device),
         "batch_size": place.batch_size,
         "threads": threads,
         "images": place.images,
-        "ours": ours,
-        "plain": plain,
+        "ours": medians[0],
+        "plain": medians[1],
         "unit": "images/s",
         "ratio": statistics.median(ratios),
         "ratio_min": ratios[0],
@@ -73,8 +77,8 @@ def compare(
         "plain_peak_mb": peaks[1],
     }
     if subject.startswith("step "):  # backward costs twice forward; a MAC is two operations
-        work = 3 * 2 * macs(network(subject.removeprefix("step "), STEM))
-        row["share_of_matrix_rate"] = round(1e-9 * work * ours / gflops, 3)
+        operations = 3 * 2 * macs(network(subject.removeprefix("step "), STEM))
+        row["share_of_matrix_rate"] = round(1e-9 * operations * row["ours"] / gflops, 3)
     return row
 
 
