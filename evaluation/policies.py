@@ -224,9 +224,9 @@ class Networks:
         """Whether the network's prediction is correct: bool (N,)."""
         return self.logits[name].argmax(dim=1) == self.labels
 
-    def students_right(self, archs: Sequence[str] = STUDENTS) -> torch.Tensor:
+    def students_right(self, archs: Sequence[str] | None = None) -> torch.Tensor:
         """Whether each student is correct: bool (K, N)."""
-        return torch.stack([self.right(arch) for arch in archs])
+        return torch.stack([self.right(arch) for arch in archs or STUDENTS])
 
     def better_student(self) -> str:
         """The student with the highest accuracy."""

@@ -278,7 +278,7 @@ function drawChart() {
   for (const result of [...points, ...now]) {
     const text = textOf(result);
     const place = bestPlace(x(result.macs), y(result.accuracy), 7 * text.length, taken, edge);
-    taken.push(place);
+    taken.push(...Array(20).fill(place)); // a label counts as much as twenty points of a curve
     const weight = result.network === state.policy ? "bold" : "normal";
     const style = { color: colorOf(result.network), "font-weight": weight };
     const label = { x: place.left, y: place.bottom - 3, class: "label", style };

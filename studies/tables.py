@@ -14,9 +14,8 @@ import torch
 from torch import nn
 
 from benchmarks.subjects import SUBJECTS
-from evaluation.policies import BOTH
 from evaluation.testset import LABELS
-from models import NETWORKS, STEMS, STUDENTS, TEACHER, Selector, macs, network, parameters
+from models import NETWORKS, SELECTED, STEMS, STUDENTS, TEACHER, Selector, macs, network, parameters
 from studies import contexts, distillation, ends, markdown, number, policies, selectors
 from studies.all_results import all_results
 from utils import cli
@@ -40,7 +39,7 @@ PUBLISHED = {
     "googlenet + selector": (74.15, 72.23, None),
     "both + selector": (61.4, 40.6, None),
 }
-if (TEACHER, STUDENTS) != ("resnet50", ("densenet121", "googlenet")):
+if (TEACHER, SELECTED) != ("resnet50", ("densenet121", "googlenet")):
     PUBLISHED = PUBLISHED_TOP1 = OTHERS_TOP1 = {}  # they are of other networks
 CHOSEN = {  # chosen on the validation images: name in the table, key in the checkpoint
     "threshold": "thresholds",
@@ -117,12 +116,13 @@ def compression(metrics: dict, stem: str) -> str:
 
     The MACs of the routed system, where only one student runs per image, are those in `metrics`.
     """
-    selector = Selector(outputs=len(STUDENTS))
+    selector = Selector(outputs=len(SELECTED))
     students = {arch: network(arch, stem) for arch in STUDENTS}
+    every = "both" if len(SELECTED) == 2 else "all"
     systems = {
         **{arch: (net,) for arch, net in students.items()},
-        **{f"{arch} + selector": (net, selector) for arch, net in students.items()},
-        f"{BOTH} + selector": (*students.values(), selector),
+        **{f"{arch} + selector": (students[arch], selector) for arch in SELECTED},
+        f"{every} + selector": (*map(students.get, SELECTED), selector),
     }
     whole, rows = costs(network(TEACHER, stem)), []
     for name, nets in systems.items():

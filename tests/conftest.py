@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from toys import TOYS
 
-from models import NETWORKS
+from models import NETWORKS, STUDENTS
 from utils.data import CLASSES, load_sample
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,6 +70,15 @@ def toys():
         for arch, row in TOYS.items():
             patch.setitem(NETWORKS, arch, row)
         yield
+
+
+@pytest.fixture
+def pair(monkeypatch):
+    """There are the first two students only, as in the examples that are checked by hand."""
+    students = STUDENTS
+    for module in list(sys.modules.values()):
+        if getattr(module, "STUDENTS", None) is students:
+            monkeypatch.setattr(module, "STUDENTS", students[:2])
 
 
 @pytest.fixture

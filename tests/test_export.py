@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import subjects
 from evaluation import export
-from models import STUDENTS, MultiStudent, network, offsets_of
+from models import SELECTED, STUDENTS, MultiStudent, network, offsets_of
 from utils import cli
 from utils.checkpoint import FILES, load_network, read_checkpoint, write_dict
 from utils.data import DataSet, fingerprint, normalize
@@ -64,9 +64,9 @@ def test_the_script_of_the_page_chooses_and_answers_as_the_project_does(
     exec(scripts[0], there)
     networks = {
         name: for_inference(shipped(name)[0], torch.device("cpu"))
-        for name in (*STUDENTS, "selector")
+        for name in (*SELECTED, "selector")
     }
-    system = MultiStudent([networks[arch] for arch in STUDENTS], networks["selector"]).eval()
+    system = MultiStudent([networks[arch] for arch in SELECTED], networks["selector"]).eval()
     chances = predict(networks["selector"], sample.images).softmax(dim=1)[:, 0].sort().values
     middle = chances[149:151].mean().item()  # each student gets half of the images
     for threshold in (*shipped("selector")[1]["thresholds"], middle):
@@ -95,7 +95,7 @@ def test_torch_export_of_the_page_gives_the_networks(clone, scripts, sample, mon
     monkeypatch.chdir(clone)
     exec(scripts[1], {})
     images = normalize(sample.images[:5])
-    for name in ("selector", *STUDENTS):
+    for name in ("selector", *SELECTED):
         program = torch.export.load(f"runs/onnx/{name}.pt2").module()
         torch.testing.assert_close(program(images), shipped(name)[0](images))
 
@@ -114,9 +114,9 @@ def test_images_have_the_size_and_the_colors_of_the_training():
 def test_the_facts_stand_beside_the_networks(clone):
     routing = json.loads((clone / "runs" / "onnx" / "routing.json").read_text())
     chosen = shipped("selector")[1]
-    assert routing["policy"] == "selector" and routing["students"] == list(STUDENTS)
+    assert routing["policy"] == "selector" and routing["students"] == list(SELECTED)
     assert routing["thresholds"] == chosen["thresholds"] and routing["classes"] == chosen["classes"]
-    assert routing["temperature"] == {arch: shipped(arch)[1]["temperature"] for arch in STUDENTS}
+    assert routing["temperature"] == {arch: shipped(arch)[1]["temperature"] for arch in SELECTED}
     for arch, weights in routing["weights"].items():
         assert weights == fingerprint(shipped(arch)[0].state_dict().values())
         content = (clone / "runs" / "onnx" / f"{arch}.onnx").read_bytes()
@@ -126,8 +126,8 @@ def test_the_facts_stand_beside_the_networks(clone):
 @pytest.mark.parametrize(
     "policy, students, threshold",
     [
-        ("cascade", ["googlenet", "densenet121"], "cascade_thresholds"),
-        ("ensemble", ["densenet121", "googlenet"], None),
+        ("cascade", [*STUDENTS[::-1]], "cascade_thresholds"),  # cheapest first
+        ("ensemble", [*STUDENTS], None),
         ("googlenet", ["googlenet"], None),
     ],
 )

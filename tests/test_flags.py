@@ -58,7 +58,7 @@ def test_a_nonsense_value_of_a_flag_is_refused(script, flag, tmp_path):
     "words, flag",
     [
         ("StudentTrain", "--model"),
-        ("StudentTrain --model=3", "--model"),
+        ("StudentTrain --model=9", "--model"),
         ("StudentTrain --model=x", "--model"),
         ("StudentTrain --modle=1", "--model"),
         ("teacherTrain --set CROP", "--set CROP"),
@@ -69,7 +69,7 @@ def test_a_nonsense_value_of_a_flag_is_refused(script, flag, tmp_path):
         *((f"teacherTrain --run={name}", "--run") for name in ("a/b", "..", "")),
         ("inference --policy=coin", "--policy"),
         ("inference --policy=googlenet --threshold=0.5", "--threshold"),
-        ("inference --policy=cascade --threshold=0.5,0.9", "--threshold"),
+        ("inference --policy=cascade --threshold=0.5,0.9,0.8", "--threshold"),
         ("inference --policy=ensemble --target=teacher", "--target"),
         ("inference --policy=cascade --target=best --threshold=0.5", "--threshold or --target"),
         *((f"inference --threshold={value}", "--threshold") for value in ("1.5", "nan", "-1", "x")),

@@ -19,7 +19,7 @@ from torch import nn
 import inference
 from evaluation.classify import print_predictions
 from evaluation.photos import FORMATS, image_files, read_image
-from evaluation.policies import System
+from evaluation.policies import BOTH, System
 from models import STUDENTS, Cascade, MultiStudent
 from utils import cli
 from utils.data import CIFAR10
@@ -236,7 +236,7 @@ def test_a_folder_stands_for_the_files_below_it(tmp_path):
     assert names == ["a.png", "b.png", "deep/er/c.png"]
 
 
-def running(net, answered=(STUDENTS[:1], STUDENTS[1:]), **more):
+def running(net, answered=(("densenet121",), ("googlenet",)), **more):
     return System(net.eval(), answered, answered, **more)
 
 
@@ -260,7 +260,7 @@ def test_good_pictures_are_answered_beside_bad_ones(tmp_path, capsys, system):
     "red, blue, threshold, expected",
     [
         (3, 3, 0.5, "googlenet"),  # sure of itself
-        (3, 8, 1.01, "both"),  # never sure enough
+        (3, 8, 1.01, BOTH),  # never sure enough
     ],
 )
 def test_who_answered_under_another_policy_is_named(

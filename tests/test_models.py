@@ -209,7 +209,7 @@ def test_three_students_answer_by_the_sum_of_logit_and_offset_from_stored_logits
 @torch.no_grad()
 def test_real_students_answer_as_they_do_alone(images):
     torch.manual_seed(0)
-    students = [network(arch) for arch in STUDENTS]
+    students = [network(arch) for arch in STUDENTS[:2]]
     for student in students:  # with batch-norm statistics of the images, so that outputs are not 0
         for module in student.modules():
             if isinstance(module, nn.BatchNorm2d):

@@ -30,7 +30,7 @@ WORK = {"teacher": 1000, "densenet121": 500, "googlenet": 200, "selector": 10}
 
 
 @pytest.fixture
-def nets():
+def nets(pair):
     """Eight images of class 0. Student 1 is correct on 1 to 5, student 2 on 1, 2, 6 and 7."""
     return Networks(
         {
@@ -123,7 +123,7 @@ def test_the_report_by_hand(nets):
     assert told["cascade"]["auroc"] == pytest.approx(2.5 / 6)
     right = routing["study"]["right"]
     assert right == {
-        "both": 2 / 8,
+        policies.BOTH: 2 / 8,
         "densenet121 alone": 3 / 8,
         "googlenet alone": 2 / 8,
         "neither": 1 / 8,
@@ -144,9 +144,9 @@ def test_the_figure_shows_the_chosen_thresholds_and_paired_intervals(nets):
     right = {"teacher": nets.right("teacher"), "cascade": cascade}
     axes = accuracy_against_work(routing, right).axes[0]
     texts = [text.get_text() for text in axes.texts]
-    assert {"teacher, ResNet-50", "DenseNet-121", "GoogLeNet", "mean of both"} <= set(texts)
+    assert {"teacher, ResNet-50", "DenseNet-121", "GoogLeNet", "selector"} <= set(texts)
     assert "95 % intervals of the difference from the teacher" in axes.get_title("left")
-    assert any("87.50 %, 25.0 points above the better student" in text for text in texts)
+    assert any("87.50 %, 25.0 points above the" in text for text in texts)
     dots = {line.get_marker(): line.get_xydata()[0].tolist() for line in axes.lines}
     assert dots["o"] == pytest.approx([322e-6, 62.5])  # the selector: five of eight
     assert dots["D"] == pytest.approx([388e-6, 50])  # the cascade
@@ -165,7 +165,7 @@ def test_the_figure_shows_the_chosen_thresholds_and_paired_intervals(nets):
         ("densenet121", [2.0]),
     ],
 )
-def test_a_system_has_the_temperatures_of_its_networks(policy, expected):
+def test_a_system_has_the_temperatures_of_its_networks(pair, policy, expected):
     facts = {"densenet121": {"temperature": 2.0}, "googlenet": {}, "selector": {}}
     parts = {arch: (network(arch), facts[arch]) for arch in ("densenet121", "googlenet")}
     parts["selector"] = Selector(), {"thresholds": [0.5], "cascade_thresholds": [1.0]}
@@ -175,10 +175,11 @@ def test_a_system_has_the_temperatures_of_its_networks(policy, expected):
 
 def test_the_target_names_the_thresholds_of_the_cascade():
     nets = {name: network("cnn").eval() for name in (*STUDENTS, "selector")}
-    facts = {"cascade_thresholds": [0.8], "cascade_teacher_thresholds": [0.3]}
-    for target, threshold in (("best", 0.8), ("teacher", 0.3)):
+    best, teacher = ([each] * (len(STUDENTS) - 1) for each in (0.8, 0.3))
+    facts = {"cascade_thresholds": best, "cascade_teacher_thresholds": teacher}
+    for target, thresholds in (("best", best), ("teacher", teacher)):
         parts = {name: (net, facts) for name, net in nets.items()}
-        assert assemble(TARGETS[target], parts, nets).net.thresholds == [threshold]
+        assert assemble(TARGETS[target], parts, nets).net.thresholds == thresholds
     del facts["cascade_teacher_thresholds"]
     with pytest.raises(UserError, match="--target teacher: run trainSelector.py"):
         assemble(TARGETS["teacher"], parts, nets)
@@ -266,7 +267,9 @@ def test_the_best_cut_by_hand(scores, first, second, cut):
     assert best_cut(torch.tensor(scores), *map(torch.tensor, right)) == cut
 
 
-def test_a_router_that_knows_is_the_oracle_and_the_selector_as_a_router_is_the_selector(tmp_path):
+def test_a_router_that_knows_is_the_oracle_and_the_selector_as_a_router_is_the_selector(
+    pair, tmp_path
+):
     val, test, _ = policies.collected(RESULTS / "logits.npz")
     path = tmp_path / "mine.npy"
     knows = torch.cat([each.students_right() for each in (val, test)], dim=1).T.long()

@@ -24,7 +24,8 @@ ORIGIN = {
     "versions": {"torch": "2"},
     "weights": {"teacher": "0123456789ab", "selector": "s"},
 }
-WORK = {"teacher": 300e6, "densenet121": 200e6, "googlenet": 100e6, "selector": 10e6}
+WORK = {"teacher": 300e6, "densenet121": 200e6, "googlenet": 100e6, "selector": 10e6, "cnn": 5e6}
+SECOND = sorted(STUDENTS, key=WORK.get)[1]  # of the cascade
 
 
 def logits_of(labels, right, generator):
@@ -60,6 +61,7 @@ def results_of(
         "teacher": logits_of(labels, turn > 0, generator),
         "densenet121": logits_of(labels, first, generator),
         "googlenet": logits_of(labels, second, generator),
+        **{arch: logits_of(labels, first & second, generator) for arch in STUDENTS[2:]},
     }
     better = first.float() - second.float()
     preferred = {"coin": 0, "knows": 2 * better, "worse": -2 * better, "context": 9 * (turn - 9.5)}[
@@ -73,7 +75,7 @@ def results_of(
     test = Split(sample.images.repeat(times, 1, 1, 1), labels, np.arange(len(labels)), data)
     results = evaluate(
         Networks(logits, WORK, labels),
-        {"selector": [threshold], "cascade": [doubt]},
+        {"selector": [threshold], "cascade": [*[0.92] * (len(STUDENTS) - 2), doubt]},
         dict.fromkeys(["teacher", *STUDENTS], 1.5),
         dict.fromkeys([*logits, "routed", "cascade"], 1.0),
         test,
@@ -156,7 +158,7 @@ def test_one_student_that_is_right_wherever_the_other_is_leaves_nothing_to_choos
 
 def test_the_pictures_are_of_every_kind_as_far_as_there_are(sample, monkeypatch):
     results = results_of(sample)
-    first, second = results.nets.students_right()
+    first, second = results.nets.students_right(STUDENTS[:2])
     assert shown_places(results).tolist() == list(range(1000))  # up to PICTURES: all
     monkeypatch.setattr("evaluation.report.PICTURES", 700)
     places = shown_places(results)
@@ -167,18 +169,20 @@ def test_the_pictures_are_of_every_kind_as_far_as_there_are(sample, monkeypatch)
 
 
 def test_the_page_is_one_file_with_its_images(sample, tmp_path):
-    write_report(tmp_path / "report.html", results_of(sample), "cpu, float32")
+    results = results_of(sample)
+    write_report(tmp_path / "report.html", results, "cpu, float32")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert len(page) < 4e6 and "{{" not in page.replace("${{", "")
     assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?!x&gt;)\w+:""", page)
     assert page.count("</script>") == 2  # none from a class name
     assert "&lt;i&gt;mine" in page and "<i>mine" not in page
+    thresholds = " ".join(map(str, results.thresholds["cascade"]))
     for fact in (
         r"--out o\udcff",
         "cpu, float32",
         "0123456789ab",
         "temperature 1.50",
-        "selector 0.5, cascade 0.6",
+        f"selector 0.5, cascade {thresholds}",
     ):
         assert html.escape(fact) in page
     table = re.search("<noscript>.*</noscript>", page, re.DOTALL)[0]
@@ -240,7 +244,8 @@ def shows(page, results, outcome, where=slice(None)):
     macs = sum(outcome.ran[arch][where].double().mean() * WORK[arch] for arch in STUDENTS)
     macs += WORK["selector"] if "selector" in text(page, "meaning") else 0
     assert text(page, "work") == f"{100 * macs / teacher:.0f} %"
-    share = outcome.ran["densenet121"][where].double().mean()
+    counted = "densenet121" if "selector" in text(page, "meaning") else SECOND
+    share = outcome.ran[counted][where].double().mean()
     assert text(page, "value") == f"{100 * share:.1f} % of images"
     return True
 
@@ -259,9 +264,10 @@ def choose(page, identifier, value):
 def test_the_page_shows_the_outcomes_at_the_saved_thresholds(sample, opened, teacher):
     results = results_of(sample, threshold=0.37, doubt=0.58, teacher=teacher)
     page = opened(results)
-    for policy, name, threshold in (("selector", "routed", "0.37"), ("cascade", "cascade", "0.58")):
+    for policy, name in (("selector", "routed"), ("cascade", "cascade")):
         page.click(f"[name=policy][value={policy}]")
-        assert text(page, "threshold") == f"threshold {threshold}"
+        thresholds = ", ".join(map(str, results.thresholds[policy]))
+        assert text(page, "threshold") == f"threshold {thresholds}"
         assert shows(page, results, results.outcomes[name])
 
 
@@ -332,7 +338,7 @@ def test_filters_let_through_what_they_say(sample, opened):
     results = results_of(sample)
     page, labels = opened(results), sample.labels
     page.click("[name=policy][value=selector]")
-    first, second = results.nets.students_right()
+    first, second = results.nets.students_right(STUDENTS[:2])
     outcome = results.outcomes["routed"]
     to_first = outcome.ran["densenet121"]
     for identifier, value, where in (
@@ -391,15 +397,16 @@ def test_an_image_opens_with_all_probabilities_and_the_route(sample, opened, pol
         for network in ("teacher", *STUDENTS):
             assert f"{100 * results.predictions[network].probabilities[at]:.1f} %" in told, network
         prediction, right = results.predictions[name].labels[at], results.outcomes[name].right[at]
-        first = results.outcomes[name].ran["densenet121"][at]
+        ran = [arch for arch in STUDENTS if results.outcomes[name].ran[arch][at]]
         route = {
-            ("selector", True): "threshold 0.5: DenseNet-121",
-            ("selector", False): "threshold 0.5: GoogLeNet",
-            ("cascade", True): "below the threshold of 0.6: mean of both",
-            ("cascade", False): "at least the threshold of 0.6: GoogLeNet",
-        }[policy, bool(first)]
+            ("selector", "densenet121"): "threshold 0.5: DenseNet-121",
+            ("selector", "googlenet"): "threshold 0.5: GoogLeNet",
+            ("cascade", "densenet121"): "below the threshold of 0.6: mean of",
+            ("cascade", "googlenet"): "at least the threshold of 0.6: GoogLeNet",
+            ("cascade", "cnn"): "at least the threshold of 0.92: small CNN",
+        }[policy, ran[0]]
         end = f"answers {NAMES[prediction]}, which is {'right' if right else 'wrong'}."
-        assert f"{route} {end}" in text(page, "route")
+        assert re.search(f"{route}.* {re.escape(end)}", text(page, "route"))
         assert text(page, "image-title") == NAMES[sample.labels[at]]
         page.press("right")
     page.press("escape")
