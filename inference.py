@@ -150,7 +150,7 @@ def measure_test_set(args: argparse.Namespace) -> int:
     seen, test = kinds(args.context, image_seeds(test)), in_context(test, args.context)
     dataset += "" if args.context == "clean" else f", {args.context}"
     thresholds = {
-        name: "threshold " + ", ".join(f"{each:.2f}" for each in system.thresholds)
+        name: "threshold " + ", ".join(map(str, system.thresholds))
         for name, system in systems.items()
     }
     cli.announce(

@@ -720,7 +720,7 @@ function routeOf(k) {
   const last = answered.indexOf(choiceFor(k));
   const told = scores.slice(0, last + 1).map((score, step) => {
     const side = step < last ? "below" : "at least";
-    const sure = `${name(answered[step])} is ${score[k].toFixed(3)}`;
+    const sure = `${name(answered[step])} is ${+score[k].toFixed(6)}`;
     return `${sure}, ${side} the threshold of ${thresholds[step]}`;
   });
   return `The confidence of ${told.join("; that of ")}`;

@@ -296,7 +296,7 @@ def _policy(results: Results, policy: str, logits: dict[str, torch.Tensor]) -> d
         if name not in logits:  # of a cascade that always goes on to this student
             steps = [torch.inf] * k + [0.0] * (len(saved[policy]) - k)
             logits[name] = nets.run(policy, steps).logits
-    steps = [", ".join(f"{each:.4g}" for each in thresholds) for thresholds in positions]
+    steps = [", ".join(f"{each:.6g}" for each in thresholds) for thresholds in positions]
     purpose = {"cascade_teacher": "the teacher's accuracy:"}
     if policy == "selector":
         scores = nets.logits["selector"].softmax(dim=1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models import Cascade, Recorded, offsets_of
+from models import Cascade, Recorded, confidence, offsets_of
 from utils import method
 from utils.method import (
     absolute_error,
@@ -116,54 +116,64 @@ def test_the_thresholds_of_three_students_are_chosen_one_after_the_other():
     assert selector_thresholds(sure[:, :2], torch.stack([right[0] & False, right[0]])) == [0.89]
 
 
-def test_the_thresholds_of_a_cascade_lead_to_the_students_that_are_right():
-    sure, torn, other = [9.0, 0.0], [0.6, 0.0], [0.0, 9.0]
-    cheap = torch.tensor([sure, torn, [0.0, 0.6], torn])  # all torn ones are sure to 0.646
-    middle = torch.tensor([other, sure, [0.0, 0.4], torn])  # the third is sure to 0.599
-    large = torch.tensor([other, [0.0, 20.0], sure, [1.0, 0.0]])
-    labels = torch.zeros(4, dtype=torch.long)
-    assert cascade_thresholds([large, cheap, middle], labels, [3, 1, 2]) == [0.65, 0.6]
-
-
 def of(rows):
     """Logits of two classes for rows of (number of images, probability of class 0)."""
     chances = torch.tensor([chance for count, chance in rows for _ in range(count)])
     return torch.stack([chances.log(), (1 - chances).log()], dim=1)
 
 
-def test_the_thresholds_of_a_cascade_are_the_cheapest_that_are_as_good_up_to_chance():
-    cheap = of([(60, 0.9), (3, 0.3), (2, 0.6), (35, 0.8)])  # sure to 0.7 where it is wrong
+def last_of(thresholds, *students):
+    """The last student that runs for each image, the cheapest first."""
+    return Cascade([*map(Recorded, students)], thresholds)(torch.arange(100))[1].tolist()
+
+
+def test_the_thresholds_of_a_cascade_lead_to_the_students_that_are_right():
+    cheap = of([(25, 0.99), (25, 0.6), (25, 0.4), (25, 0.6)])
+    middle = of([(25, 0.01), (25, 0.99), (25, 0.45), (25, 0.6)])
+    large = of([(25, 0.01), (25, 0.0001), (25, 0.99), (25, 0.7)])
     labels = torch.zeros(100, dtype=torch.long)
-    for large, threshold in (
-        (of([(60, 0.9), (3, 0.99), (2, 0.01), (35, 0.8)]), 0.0),  # 3 gained, 2 lost: by chance
-        (of([(60, 0.9), (3, 0.99), (2, 0.9), (35, 0.8)]), 0.71),  # 3 gained
-    ):
-        assert cascade_thresholds([cheap, large], labels, [1, 2]) == [threshold]
+    thresholds = cascade_thresholds([large, cheap, middle], labels, [3, 1, 2])
+    assert last_of(thresholds, cheap, middle, large) == [0] * 25 + [1] * 25 + [2] * 25 + [1] * 25
+
+
+def test_the_thresholds_of_a_cascade_are_the_cheapest_that_are_as_good_up_to_chance():
+    cheap = of([(60, 0.9), (3, 0.3), (2, 0.6), (35, 0.8)])
+    labels = torch.zeros(100, dtype=torch.long)
+    for chance, runs in ((0.01, 0), (0.9, 5)):  # large gains 3 and loses 2, by chance; gains 3
+        large = of([(60, 0.9), (3, 0.99), (2, chance), (35, 0.8)])
+        thresholds = cascade_thresholds([cheap, large], labels, [1, 2])
+        assert sum(last_of(thresholds, cheap, large)) == runs
 
 
 def test_for_the_teacher_the_thresholds_of_a_cascade_are_the_cheapest_that_surely_reach_it():
     cheap = of([(1, 0.4), (1, 0.3), (1, 0.2), (1, 0.1), (96, 0.99)])
     large, labels = of([(100, 0.999)]), torch.zeros(100, dtype=torch.long)
-    for wrong, threshold in ((4, 0.0), (3, 0.71), (2, 0.81), (0, 0.91)):
+    for wrong, runs in ((4, 0), (3, 3), (2, 4), (0, 4)):
         teacher_right = torch.arange(100) >= wrong
-        assert cascade_thresholds([cheap, large], labels, [1, 2], teacher_right) == [threshold]
-    worse = [cheap, cheap]
-    assert cascade_thresholds(worse, labels, [1, 2], labels == 0) == [0.0]  # out of reach
+        thresholds = cascade_thresholds([cheap, large], labels, [1, 2], teacher_right)
+        assert sum(last_of(thresholds, cheap, large)) == runs
+    thresholds = cascade_thresholds([cheap, cheap], labels, [1, 2], labels == 0)  # out of reach
+    assert sum(last_of(thresholds, cheap, cheap)) == 0
 
 
 def test_all_thresholds_of_a_cascade_are_compared(monkeypatch):
     """With four students: as if each combination was tried by itself."""
-    monkeypatch.setattr(method, "THRESHOLDS", [0.0, 0.4, 0.6, 1.01])
+    monkeypatch.setattr(method, "PERCENT", torch.tensor([0.3, 0.6]))
     logits, labels = torch.randn(4, 200, 3).mul(2), torch.randint(0, 3, (200,))
-    work = [4.0, 1.0, 2.0, 8.0]
+    work, places = [4.0, 1.0, 2.0, 8.0], torch.arange(200)
     ordered = [Recorded(logits[k]) for k in (1, 2, 0, 3)]
-    cost, tried = torch.tensor([1.0, 3, 7, 15]), []
-    for thresholds in itertools.product(method.THRESHOLDS, repeat=3):
-        predicted, last = Cascade(ordered, thresholds)(torch.arange(200))
-        tried.append((predicted.argmax(dim=1) == labels, cost[last].sum(), list(thresholds)))
-    best = max(tried, key=lambda each: (each[0].sum(), -each[1]))[0].double()
-    apart = [right.double() - best for right, *_ in tried]
-    enough = [gain.sum() >= -((gain.var(correction=0) * 200) ** 0.5) for gain in apart]
+    cost, grids, tried = torch.tensor([1.0, 3, 7, 15]), [], []
+    for k in range(3):
+        sure = confidence(Cascade(ordered, [math.inf] * k + [0] * (3 - k))(places)[0])
+        inner = sure.quantile(method.PERCENT).tolist()
+        grids.append([0.0, *(round(each, 6) for each in inner), 1.01])
+    for thresholds in itertools.product(*grids):
+        predicted, last = Cascade(ordered, thresholds)(places)
+        right = (predicted.argmax(dim=1) == labels).double()
+        tried.append((right, cost[last].sum(), list(thresholds)))
+    best = max(tried, key=lambda each: (each[0].sum(), -each[1]))[0]
+    apart = [right - best for right, *_ in tried]
+    enough = [gain.sum() >= -(gain.abs().sum() ** 0.5) for gain in apart]
     expected = min(itertools.compress(tried, enough), key=lambda each: each[1])[2]
     assert cascade_thresholds(logits, labels, work) == expected
 

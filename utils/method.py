@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from models import Cascade, Recorded, confidence, offsets_of
 
 LOSSES = ("mse", "kl", "none")
-THRESHOLDS = [k / 100 for k in range(102)]  # those to choose from
+THRESHOLDS = [k / 100 for k in range(102)]  # of the selector, those to choose from
+PERCENT = torch.arange(1, 100) / 100
 
 
 def distillation_loss(
@@ -164,11 +165,11 @@ def cascade_thresholds(
 ) -> list[float]:
     """Thresholds for a `models.Cascade`, one per step: the cheapest that are accurate enough.
 
-    All combinations of THRESHOLDS are compared. Without a teacher, "enough" is one standard error
-    of the difference below the most accurate combination (the rule of Breiman et al.,
-    "Classification and Regression Trees", 1984). With a teacher, it is half a standard error above
-    the teacher, because thresholds lose about that much on other images than those that they were
-    chosen on. If no combination reaches it, the teacher is ignored.
+    All combinations of percentiles of the confidence before each step are compared. Without a
+    teacher, "enough" is one standard error of the difference below the most accurate combination:
+    the rule of Breiman et al., "Classification and Regression Trees", 1984. With a teacher, it is
+    one standard error above the teacher, because thresholds are a little worse on other images than
+    those that they were chosen on. If no combination reaches it, the teacher is ignored.
 
     Args:
         logits: (N, classes) of each student.
@@ -184,9 +185,12 @@ def cascade_thresholds(
         return Cascade(students, thresholds)(places)[0]
 
     every = [logits_at([math.inf] * k + [0] * (steps - k)) for k in range(len(order))]
-    grid = torch.tensor(THRESHOLDS)
-    ends = [confidence(each) >= grid[:, None] for each in every[:-1]]  # (thresholds, N)
     right = torch.stack([each.argmax(dim=1) == labels for each in every]).double()
+    grids, ends = [], []  # thresholds; whether each image ends there, bool (thresholds, N)
+    for scores in map(confidence, every[:-1]):
+        percentiles = [round(each, 6) for each in scores.quantile(PERCENT).tolist()]
+        grids.append([0.0, *percentiles, 1.01])
+        ends.append(scores >= torch.tensor(grids[-1])[:, None])
 
     def total(values: torch.Tensor) -> torch.Tensor:
         """The sum of `values` (K, N), each at the step where its image ends: (combinations,)."""
@@ -201,16 +205,16 @@ def cascade_thresholds(
 
     def at_least(theirs: torch.Tensor, errors: float) -> torch.Tensor:
         """Which combinations are so many standard errors more accurate than `theirs`, bool (N,)."""
-        gain, agree = hits - theirs.sum(), total(right * theirs)
-        differ = hits + theirs.sum() - 2 * agree
-        return gain >= errors * (differ - gain**2 / len(labels)).sqrt()
+        differ = hits + theirs.sum() - 2 * total(right * theirs)
+        return hits - theirs.sum() >= errors * differ.sqrt()  # as in McNemar's test
 
     def cheapest(enough: torch.Tensor) -> list[float]:
         chosen = torch.where(enough, cost, math.inf).argmin()
-        return [THRESHOLDS[k] for k in torch.unravel_index(chosen, [len(grid)] * steps)]
+        picked = torch.unravel_index(chosen, [len(grid) for grid in grids])
+        return [grid[k] for grid, k in zip(grids, picked, strict=True)]
 
     if teacher_right is not None:
-        enough = at_least(teacher_right.cpu(), 0.5)
+        enough = at_least(teacher_right.cpu(), 1)
         if enough.any():
             return cheapest(enough)
     most_accurate = logits_at(cheapest(hits == hits.max())).argmax(dim=1) == labels
