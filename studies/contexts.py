@@ -438,10 +438,11 @@ def table(results: dict, names: Sequence[str] = ()) -> tuple[list[str], list[lis
 
     `names` are the keys of ROWS to show, with accuracies and MACs only. Default: everything.
     """
-    networks = {"teacher": results["teacher"], **results["students"], **results["generalists"]}
+    found = {"teacher": results["teacher"], **results["students"], **results["generalists"]}
+    found |= results["policies"]
     rows = []
-    for name in names or ROWS:
-        facts = networks.get(name) or results["policies"][name]
+    for name in [name for name in names or ROWS if name in found]:
+        facts = found[name]
         rows.append(
             [
                 ROWS[name],

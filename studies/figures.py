@@ -202,11 +202,9 @@ def contexts_accuracy(results: dict) -> Figure:
         arch, _, times = name.partition(", ")
         longer = ", twice as long" if times == "twice" else ""
         rows.append((arch, f"{NETWORKS[arch].title}, both{longer}", facts))
-    bottom = (
-        100 * min(facts["interval"]["mixed"][0] for *_, facts in rows[-2 * len(STUDENTS) :]) - 1
-    )
+    lowest = min(facts["interval"]["mixed"][0] for facts in results["generalists"].values())
+    bottom, drawn = 100 * lowest - 1, Counter()
     groups = Counter(arch for arch, *_ in rows)
-    drawn: Counter[str] = Counter()
     for arch, label, facts in rows:
         accuracy, interval = (
             100 * np.array(facts[key]["mixed"]) for key in ("accuracy", "interval")

@@ -136,7 +136,7 @@ def test_the_bf16_rate_is_measured_only_where_training_uses_bf16(bf16, monkeypat
     assert ("bf16_gflops" in about) == bf16 and about["fp32_gflops"] > 0
 
 
-def test_the_estimated_time_by_hand(monkeypatch):
+def test_the_estimated_time_by_hand(pair, monkeypatch):
     step = {"teacher": 4e-3, "densenet121": 2e-3, "googlenet": 1e-3}
     epochs = {"teacher": 10, "densenet121": 20, "googlenet": 20, "selector": 5}
     monkeypatch.setattr(reproduce, "ANSWER", 0.5)

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CAT, DOG, HARDLY = [4.0, 0.0], [0.0, 5.0], [0.5, 0.0]  # 0.98 for 0, 0.99 for 1, 0.62 for 0
 
 
-def test_policies_answer_and_run_as_worked_out_by_hand():
+def test_policies_answer_and_run_as_worked_out_by_hand(pair):
     """Six images of class 0: student 1 is correct on 1 to 3, student 2 on 1, 4 and 5."""
     logits = {
         "densenet121": torch.tensor([CAT, CAT, CAT, DOG, DOG, DOG]),
@@ -126,7 +126,7 @@ def test_the_study_runs_from_its_files_and_then_from_stored_logits(study, small_
     test, system = load_splits(small_npz, 40)[2], Path("checkpoints/contexts")
     nets = {arch: load_network(system / f"{arch}.pth")[0] for arch in STUDENTS}
     selector, _ = load_network(system / "selector.pth")
-    routed = MultiStudent(list(nets.values()), selector).eval()
+    routed = MultiStudent([nets[arch] for arch in SELECTED], selector).eval()
     for group in GROUPS:
         seen = in_context(test, group)
         for name, net in nets.items():

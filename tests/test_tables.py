@@ -74,10 +74,8 @@ def test_what_was_not_measured_is_left_blank():
 
 def test_reductions_by_hand():
     metrics = {"macs_per_image": {"routed": 325.8e6 / 4}}
-    rows = {
-        row[0]: row
-        for row in (cells(tables.compression(metrics, "cifar-pool"), k) for k in range(2, 7))
-    }
+    table = tables.compression(metrics, "cifar-pool")
+    rows = {row[0]: row for row in (cells(table, k) for k in range(2, len(table.splitlines())))}
     # 6.96 of 23.52 M parameters, 223.4 of 325.8 M MACs; published in brackets
     assert rows["DenseNet-121"][1] == "70.4 (87.3)" and rows["DenseNet-121"][3] == "31.4 (21.0)"
     assert rows["both + selector"][3] == "75.0"  # one student runs
