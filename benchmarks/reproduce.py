@@ -13,7 +13,7 @@ import StudentTrain
 import teacherTrain
 import trainSelector
 from benchmarks.subjects import OurLoop
-from models import STUDENTS, network
+from models import SELECTED, STUDENTS, network
 from utils import cli
 from utils.checkpoint import EXPECTED
 from utils.data import Split, load_splits, normalize
@@ -21,7 +21,7 @@ from utils.device import pick_device, precision
 
 STEPS = 4  # timed steps per network, after the same number of warm-up steps
 ANSWER = 0.25  # time of inference, relative to training on the same number of images
-SELECTOR = 0.02  # time of a selector's training step, relative to the faster student's
+SELECTOR = 0.02  # time of a selector's training step, relative to that of the faster of SELECTED
 
 
 def seconds_per_image(arch: str, stem: str, batch: Split) -> float:
@@ -52,8 +52,8 @@ def stages(
     # The first student has to compute the teacher's logits.
     views = min(StudentTrain.TEACHER_VIEWS, epochs[STUDENTS[0]])
     found[STUDENTS[0]] += ANSWER * step["teacher"] * train * views
-    labels = ANSWER * (train + val) * sum(step[arch] for arch in STUDENTS)
-    epoch = SELECTOR * min(step[arch] for arch in STUDENTS) * train
+    labels = ANSWER * (train + val) * sum(step[arch] for arch in SELECTED)
+    epoch = SELECTOR * min(step[arch] for arch in SELECTED) * train
     found["selector"] = labels + epochs["selector"] * epoch
     return {**found, "tables and figures": ANSWER * test * 3 * sum(step.values())}
 

@@ -227,7 +227,7 @@ SUBJECTS = {
     "routed, all": Subject(  # the published inference
         "routed beside selector and both students on every image",
         routed,
-        partial(running, "selector", *STUDENTS),
+        partial(running, "selector", *SELECTED),
     ),
     "one image": Subject(
         f"routed beside the teacher, {_single}",

@@ -224,13 +224,18 @@ class Networks:
         """Whether the network's prediction is correct: bool (N,)."""
         return self.logits[name].argmax(dim=1) == self.labels
 
-    def students_right(self, archs: Sequence[str] | None = None) -> torch.Tensor:
-        """Whether each student is correct: bool (K, N)."""
-        return torch.stack([self.right(arch) for arch in archs or STUDENTS])
+    @property
+    def students(self) -> list[str]:
+        """The students whose logits are here."""
+        return [arch for arch in STUDENTS if arch in self.logits]
+
+    def students_right(self, archs: Sequence[str] = ()) -> torch.Tensor:
+        """Whether each of these students, by default all, is correct: bool (K, N)."""
+        return torch.stack([self.right(arch) for arch in archs or self.students])
 
     def better_student(self) -> str:
         """The student with the highest accuracy."""
-        return max(STUDENTS, key=lambda arch: self.right(arch).sum().item())
+        return max(self.students, key=lambda arch: self.right(arch).sum().item())
 
     def take(self, places: slice | torch.Tensor) -> "Networks":
         """These images only."""
@@ -295,8 +300,9 @@ class Networks:
 
     def oracle(self) -> Outcome:
         """The cheapest student that is correct; the cheapest of all if none is."""
-        work = torch.tensor([self.work[arch] for arch in STUDENTS], device=self.labels.device)
-        return self.routed(self.students_right().T.float() - work / (2 * work.max()), STUDENTS)
+        work = torch.tensor([self.work[arch] for arch in self.students], device=self.labels.device)
+        right = self.students_right().T.float()
+        return self.routed(right - work / (2 * work.max()), self.students)
 
 
 def _threshold_at(scores: torch.Tensor, share: float) -> float:

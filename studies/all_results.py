@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evaluation.significance import wilson_interval
-from models import NETWORKS, STUDENTS, TEACHER, Selector, network, parameters
+from models import NETWORKS, SELECTED, STUDENTS, TEACHER, Selector, network, parameters
 from utils.checkpoint import FILES, ROOT, read_checkpoint
 from utils.contexts import GROUPS
 from utils.files import read_json
@@ -23,7 +23,7 @@ IMAGES = 10_000  # in the test set
 @functools.cache
 def size(part: str, stem: str) -> tuple[int, int]:
     """The number of parameters of a network, and of bytes of its weights in half precision."""
-    net = Selector(outputs=len(STUDENTS)) if part == "selector" else network(part, stem)
+    net = Selector(outputs=len(SELECTED)) if part == "selector" else network(part, stem)
     weights = net.state_dict().values()
     half = sum(2 * each.numel() if each.is_floating_point() else each.nbytes for each in weights)
     return round(1e6 * parameters(net)), half
@@ -43,7 +43,7 @@ def row(
     for suffix in filter(None, SUFFIXES.values()):
         arch = arch.removesuffix(suffix)
     routed = name == "routed" or "selector" in name
-    parts = [arch] if arch in NETWORKS else [*STUDENTS, "selector"] if routed else STUDENTS
+    parts = [arch] if arch in NETWORKS else [*SELECTED, "selector"] if routed else STUDENTS
     sizes = [size(part, made["stem"]) for part in parts]
     numbers, half = (sum(column) for column in zip(*sizes, strict=True))
     percent = [f"{100 * each:.2f}" for each in (top1, *(interval or wilson_interval(top1, IMAGES)))]

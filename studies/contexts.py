@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from evaluation.figures import use_font_for
-from evaluation.policies import Networks, Outcome, assemble
+from evaluation.policies import BOTH, Networks, Outcome, assemble
 from evaluation.significance import mcnemar_p
 from evaluation.testset import LABELS
 from models import NETWORKS, SELECTED, STUDENTS, TEACHER, macs
@@ -88,12 +88,12 @@ ROWS = {  # of the table: name in contexts.json, label
     "selector, weighted labels": "selector: weighted labels",
     "selector, taught the context": "selector: labels from the true context",
     "true context": "routed by the true context",
-    "more confident": "both students, the more confident one answers",
+    "more confident": f"{BOTH} students, the more confident one answers",
     "cascade": LABELS["cascade"],
     "ensemble": LABELS["ensemble"],
     "generalists, selector": "both trained on both, with a selector",
-    "generalists, cascade": "both trained on both, as a cascade",
-    "generalists, ensemble": "both trained on both, mean of their logits",
+    "generalists, cascade": f"{BOTH} trained on both, as a cascade",
+    "generalists, ensemble": f"{BOTH} trained on both, mean of their logits",
     "oracle": LABELS["oracle"],
 }
 

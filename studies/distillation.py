@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.significance import t_interval
-from models import NETWORKS, STUDENTS, TEACHER
+from models import NETWORKS, SELECTED, STUDENTS, TEACHER
 from studies import aligned, figures, write
 from utils import checkpoint, cli
 from utils.checkpoint import ALONE, FILES, ROOT, fingerprint_of, load_network, read_checkpoint
@@ -30,8 +30,8 @@ OUT = Path("results")  # for distillation.json and distillation.png
 RUNS = ROOT / "runs" / "distillation"  # for the students
 
 PAIRS = (  # student and distillation loss
-    *((arch, loss) for arch in STUDENTS for loss in ("none", "mse")),
-    (STUDENTS[-1], "kl"),
+    *((arch, loss) for arch in SELECTED for loss in ("none", "mse")),
+    (SELECTED[-1], "kl"),
 )
 LOSSES = {"none": "alone", "mse": "MSE between logits", "kl": "softened outputs, temperature 4"}
 KEY = ("student", "distill_loss", "seed")  # of a run

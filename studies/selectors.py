@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from evaluation.policies import Networks
 from evaluation.significance import auroc_apart, auroc_mean_interval, wilson_interval
-from models import NETWORKS, SELECTED, STUDENTS, Selector
+from models import NETWORKS, SELECTED, Selector
 from studies import aligned, ends, figures, write
 from studies.policies import policy_facts
 from utils import cli
@@ -104,8 +104,8 @@ class Images(NamedTuple):
 
 def images_of(split: Split, logits: Sequence[torch.Tensor]) -> Images:
     """The images with the logits of all students, whose costs do not matter here."""
-    stored = {arch: each.cpu() for arch, each in zip(STUDENTS, logits, strict=True)}
-    work = dict.fromkeys((*STUDENTS, "selector"), 0)
+    stored = {arch: each.cpu() for arch, each in zip(SELECTED, logits, strict=True)}
+    work = dict.fromkeys((*SELECTED, "selector"), 0)
     return Images(split, Networks(stored, work, split.labels.cpu()))
 
 
@@ -193,7 +193,7 @@ def out_of_fold(args: argparse.Namespace, train: Split) -> Images | None:
     if args.out_of_fold:
         with replacing(HALF / "indices.npy") as file:
             np.save(file, train.indices[middle:])
-        for k, arch in enumerate(STUDENTS, 1):
+        for k, arch in enumerate(SELECTED, 1):
             words = ["--model", k, "--distill-loss", "none", "--epochs", HALF_EPOCHS]
             words += ["--indices", HALF / "indices.npy", "--checkpoint-dir", HALF]
             words += cli.retyped(args, "data", "device", "subset")
@@ -205,7 +205,7 @@ def out_of_fold(args: argparse.Namespace, train: Split) -> Images | None:
         return images_of(first, logits)
     try:
         if read_arrays(saved, ["of"])["of"] == of:
-            shape = (len(STUDENTS), len(first), len(train.classes))
+            shape = (len(SELECTED), len(first), len(train.classes))
             return images_of(first, read_logits(saved, {"logits": shape})["logits"])
     except (UserError, LookupError):
         pass  # as if the file were missing
@@ -282,10 +282,10 @@ def main() -> None:
     args = parser.parse_args()
     device = pick_device(args.device)
     try_folder(args.out)
-    loaded = load_parts(lambda file: args.checkpoint_dir / file, STUDENTS)
-    facts = loaded[STUDENTS[0]][1]
+    loaded = load_parts(lambda file: args.checkpoint_dir / file, SELECTED)
+    facts = loaded[SELECTED[0]][1]
     train, val, test = load_splits(args.data, args.subset, device, facts)
-    check_data(args.checkpoint_dir / FILES[STUDENTS[0]], facts, train.data)
+    check_data(args.checkpoint_dir / FILES[SELECTED[0]], facts, train.data)
     students = [for_inference(student, device) for student, _ in loaded.values()]
     folds = out_of_fold(args, train)
     print(f"training selectors on {described(train, val, test)}", flush=True)

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 import inference
-from models import STUDENTS
+from models import SELECTED, STUDENTS
 from utils import checkpoint
 from utils.data import CLASSES, MEAN, STD, fingerprint
 from utils.files import UserError
@@ -49,7 +49,8 @@ def run(monkeypatch):
         nets = {arch: Student() for arch in STUDENTS} | {"selector": selector or Selector()}
         weights = [fingerprint(nets[arch].state_dict().values()) for arch in STUDENTS]
         facts = {"classes": CLASSES, "mean": MEAN, "std": STD}
-        facts |= {"hyperparameters": {"students": weights}, "threshold": 0.5}
+        made = {"students": weights, "selected": [*SELECTED]}
+        facts |= {"hyperparameters": made, "threshold": 0.5}
         monkeypatch.setattr(checkpoint, "load_network", lambda path, arch: (nets[arch], facts))
         # The copy made by for_inference would lose the side effects of the fake networks.
         monkeypatch.setattr(inference, "for_inference", lambda net, device: net.eval())

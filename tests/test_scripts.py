@@ -66,6 +66,10 @@ def pipeline(tmp_path_factory, toys, run):
             ("teacher", "teacherTrain.py", QUICK),
             ("student 1", "StudentTrain.py", ["--model", 1, *QUICK]),
             ("student 2", "StudentTrain.py", ["--model", 2, *QUICK]),
+            *(
+                (f"student {model}", "StudentTrain.py", ["--model", model, *QUICK])
+                for model in range(3, len(STUDENTS) + 1)
+            ),
             ("alone", "StudentTrain.py", ["--model", 2, "--distill-loss", "none", *QUICK]),
             ("selector", "trainSelector.py", QUICK),
             ("inference", "inference.py", ["--out", folder / "out", *SMALL]),
