@@ -8,7 +8,7 @@ import pytest
 import torch
 from programs import call
 
-from models import STUDENTS, network
+from models import SELECTED, network
 from studies import selectors
 from studies.selectors import Variant, images_of, out_of_fold, shifted, study, train_selector
 from utils import cli
@@ -61,7 +61,7 @@ def test_what_is_no_matter_of_the_image_is_a_coin_on_other_images(split):
 def test_an_image_on_which_both_err_alike_counts_nothing_where_weighted(split):
     images = answered(split, DARK)
     # The published labels give these ties to student 2, dark or not: they would drown the others.
-    for arch in STUDENTS:
+    for arch in SELECTED:
         images.nets.logits[arch][20:] = torch.zeros(2)
     plain, weighted = (
         predict(train_selector(Variant("train", each), images, seed=0, steps=30), split.take(DARK))
@@ -115,11 +115,11 @@ def test_the_command_learns_from_students_that_saw_the_other_half_only(
     def run_script(script, flags):
         flags = dict(zip(flags[::2], flags[1::2], strict=True))
         trained_on.append(set(named_images(train, flags["--indices"]).indices))
-        arch = STUDENTS[int(flags["--model"]) - 1]
+        arch = SELECTED[int(flags["--model"]) - 1]
         path = tmp_path / flags["--checkpoint-dir"] / ALONE[arch]
         save_checkpoint(path, network(arch), {"arch": arch, "stem": "cifar-pool"}, 1, 0.1)
 
-    for arch in STUDENTS:
+    for arch in SELECTED:
         made = {"arch": arch, "stem": "cifar-pool"}
         save_checkpoint(tmp_path / FILES[arch], network(arch), made, 1, 0.1)
 
@@ -147,7 +147,7 @@ def test_the_command_learns_from_students_that_saw_the_other_half_only(
     }
     args = Namespace(out=tmp_path, out_of_fold=False)
     of = out_of_fold(args, train).split.indices
-    assert len(trained_on) == len(STUDENTS) and all(not seen & set(of) for seen in trained_on)
+    assert len(trained_on) == len(SELECTED) and all(not seen & set(of) for seen in trained_on)
     assert set(of) | trained_on[0] == set(train.indices)
     assert "--out-of-fold" not in command()[1]  # the stored logits are enough
     train.labels[0] = (train.labels[0] + 1) % 10
