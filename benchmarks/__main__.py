@@ -12,9 +12,7 @@ medians, the smallest and largest ratio, the peak memory of each side and, for t
 fraction of the machine's matrix multiplication rate that ours reaches.
 
 Plain is the common practice (benchmarks/plain.py): torchvision's dataset, one transform per image,
-a DataLoader with two workers, float32. For inference, both sides are code of this project: the
-routed system against the teacher; against the published inference, which runs the selector and both
-students on every image; and ONNX Runtime, if installed, against PyTorch.
+a DataLoader with two workers, float32. benchmarks/deploy.py measures inference.
 """
 
 import argparse
@@ -32,7 +30,7 @@ import torchvision
 from torch.utils.benchmark import Timer
 
 from benchmarks.side import peak, prepare, work
-from benchmarks.subjects import BATCH_SIZE, STEM, SUBJECTS, Place, left_out
+from benchmarks.subjects import BATCH_SIZE, STEM, SUBJECTS, Place
 from models import macs, network
 from utils import cli
 from utils.device import has_bf16, pick_device, precision
@@ -127,7 +125,7 @@ def main() -> None:
     for flag, default, what in (
         ("--batch-size", BATCH_SIZE, "images per step (default: %(default)s)"),
         ("--threads", None, "number of PyTorch threads on the CPU"),
-        ("--images", None, "images per run, for data, epochs and inference"),
+        ("--images", None, "images per run, for data and epochs"),
     ):
         what += "; several values: each is measured"
         number = {"type": cli.flag("BATCH_SIZE"), "nargs": "+", "metavar": "N"}
@@ -153,9 +151,6 @@ def main() -> None:
     for subject, batch_size, threads, images in itertools.product(
         args.subjects or SUBJECTS, args.batch_size, args.threads, args.images
     ):
-        if reason := left_out(subject, device):
-            print(f"{subject:<60}left out: {reason}")
-            continue
         place = Place(device, args.data, args.checkpoint_dir, batch_size, images)
         row = compare(subject, place, threads, args.rounds, gflops)
         runs.append(row)

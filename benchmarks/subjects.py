@@ -8,18 +8,15 @@ import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from benchmarks import plain
-from evaluation.export import PACKAGES, onnx_bytes
-from models import NETWORKS, SELECTED, STUDENTS, TEACHER, MultiStudent, network, offsets_of
+from models import NETWORKS, STUDENTS, TEACHER, network
 from utils.augment import Augmentation, Batches
-from utils.checkpoint import EXPECTED, FILES, load_network, load_parts
+from utils.checkpoint import FILES, load_network
 from utils.data import Split, load_splits
 from utils.device import autocast, for_inference, to_device
 from utils.logits import predict
@@ -29,7 +26,6 @@ from utils.training_step import TrainingStep
 
 STEM = "cifar-pool"
 BATCH_SIZE = 128
-SINGLE = 40  # number of images for batches of one image
 Piece = Callable[[], int]
 
 
@@ -51,16 +47,8 @@ class Place:
         """The first training images: `self.images` or, by default, `count`."""
         return self.splits[0].take(slice(self.images or count))
 
-    def test(self, count: int | None) -> list[torch.Tensor]:
-        """Test images in batches of `count`. For single images several, as students may differ."""
-        count = count or self.images or 2000
-        images = self.splits[2].images[: SINGLE if count == 1 else count]
-        return list(images.split(count))
-
-    def load(self, name: str) -> torch.nn.Module:
-        """Load a network of `checkpoint_dir` for inference; `name` is a key of FILES."""
-        net = load_network(self.checkpoint_dir / FILES[name], EXPECTED[name])[0]
-        return for_inference(net, self.device)
+    def teacher(self) -> torch.nn.Module:
+        return load_network(self.checkpoint_dir / FILES["teacher"], TEACHER)[0]
 
     def new(self, arch: str) -> torch.nn.Module:
         """Create an untrained network for the classes of the data set."""
@@ -120,15 +108,15 @@ def our_epoch(place: Place, arch: str, distilled: bool = False) -> Piece:
     """With `distilled`, the teacher's logits are stored already, as from epoch 17 of a run."""
     split, rows = place.train(4 * place.batch_size), []
     if distilled:
-        rows = [predict(place.load("teacher"), split).half()]  # values do not matter
+        teacher = for_inference(place.teacher(), place.device)
+        rows = [predict(teacher, split).half()]  # values do not matter
     batches = our_batches(split, place.batch_size, 0, *rows)
     return piece(batches, OurLoop(place.new(arch), place.device).step)
 
 
 def plain_epoch(place: Place, arch: str, distilled: bool = False) -> Piece:
     loader = plain.loader(place.train(4 * place.batch_size), place.batch_size)
-    teacher = place.checkpoint_dir / FILES["teacher"]
-    teacher = load_network(teacher, TEACHER)[0] if distilled else None
+    teacher = place.teacher() if distilled else None
     return piece(lambda: loader, plain.Loop(place.new(arch), place.device, teacher).step)
 
 
@@ -140,57 +128,6 @@ def our_step(place: Place, arch: str) -> Piece:
 def plain_step(place: Place, arch: str) -> Piece:
     batch = next(iter(plain.loader(place.splits[0], place.batch_size)))
     return piece(lambda: [batch] * 4, plain.Loop(place.new(arch), place.device).step)
-
-
-# ------------------------------------------------------------------ inference
-
-
-def predicting(nets: Iterable[torch.nn.Module], place: Place, count: int | None) -> Piece:
-    """All `nets` run on every image."""
-    batches = [[images] for images in place.test(count)]
-    return piece(lambda: batches, lambda images: [predict(net, images) for net in nets])
-
-
-def running(*names_and_place: str | Place, count: int | None = None) -> Piece:
-    """The networks with these names run on every image."""
-    *names, place = names_and_place
-    return predicting([place.load(name) for name in names], place, count)
-
-
-def routed(place: Place, count: int | None = None) -> Piece:
-    networks, offsets = parts(place)
-    *students, selector = (for_inference(net, place.device) for net, _ in networks)
-    return predicting([MultiStudent(students, selector, offsets).eval()], place, count)
-
-
-def parts(place: Place) -> tuple[list, torch.Tensor]:
-    """The students and the selector, each with its checkpoint dictionary, and the offsets."""
-    found = load_parts(lambda file: place.checkpoint_dir / file, (*SELECTED, "selector"))
-    return list(found.values()), offsets_of(found["selector"][1]["thresholds"])
-
-
-def onnx_routed(place: Place, count: int) -> Piece:
-    """`routed` with ONNX Runtime, as in docs/export.md, with the same number of threads."""
-    import onnxruntime
-
-    networks, offsets = parts(place)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    *students, selector = (
-        onnxruntime.InferenceSession(onnx_bytes(*network), options) for network in networks
-    )
-    classes = len(networks[0][1]["classes"])
-
-    def route(images: np.ndarray) -> None:
-        (scores,) = selector.run(None, {"images": images})
-        choice = (scores + offsets.numpy()).argmax(axis=1)
-        logits = np.empty((len(images), classes), np.float32)
-        for k, student in enumerate(students):
-            if (chosen := choice == k).any():
-                logits[chosen] = student.run(None, {"images": images[chosen]})[0]
-
-    batches = [[images.numpy()] for images in place.test(count)]
-    return piece(lambda: batches, route)
 
 
 # ------------------------------------------------------------------ all of them
@@ -216,43 +153,11 @@ def _training(name: str, label: str, *sides: Callable) -> dict[str, Subject]:
 
 
 _distilled, _plain = (partial(side, distilled=True) for side in (our_epoch, plain_epoch))
-_alone, _single = "distillation beside training alone", "one image at a time"
+_alone = "distillation beside training alone"
 SUBJECTS = {
     "data": Subject("data: crop, flip, cutout, normalize", our_data, plain_data),
     **_training("step", "training step", our_step, plain_step),
     **_training("epoch", "epoch with its data", our_epoch, plain_epoch),
     **_training("distillation, training", _alone, _distilled, our_epoch),
     **_training("distillation", "distillation", _distilled, _plain),
-    "routed, teacher": Subject("routed beside the teacher", routed, partial(running, "teacher")),
-    "routed, all": Subject(  # the published inference
-        "routed beside selector and both students on every image",
-        routed,
-        partial(running, "selector", *SELECTED),
-    ),
-    "one image": Subject(
-        f"routed beside the teacher, {_single}",
-        partial(routed, count=1),
-        partial(running, "teacher", count=1),
-    ),
-    "ONNX Runtime, one image": Subject(
-        f"routed by ONNX Runtime beside PyTorch, {_single}",
-        partial(onnx_routed, count=1),
-        partial(routed, count=1),
-    ),
-    "ONNX Runtime, 128 images": Subject(
-        "routed by ONNX Runtime beside PyTorch, 128 images at a time",
-        partial(onnx_routed, count=128),
-        partial(routed, count=128),
-    ),
 }
-
-
-def left_out(subject: str, device: torch.device) -> str | None:
-    """The reason why a subject cannot be measured here; None if it can."""
-    if not subject.startswith("ONNX"):
-        return None
-    if device.type != "cpu":
-        return "it is measured on the CPU"
-    if not all(map(find_spec, PACKAGES.split())):
-        return f"it needs more packages: pip install {PACKAGES}"
-    return None

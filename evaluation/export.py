@@ -2,33 +2,51 @@
 
     python -m evaluation.export --out runs/onnx
     python -m evaluation.export --out runs/onnx --policy cascade
+    python -m evaluation.export --out runs/int8 --policy cascade --int8    a quarter of the size
+    python -m evaluation.export --out runs/one --policy cascade --one-file
 
 Writes NAME.onnx for each network of the policy, and routing.json with what is needed to choose
 between them. The exported networks take uint8 images (N, S, S, 3), of the size S that they were
 trained on; normalization is included.
-docs/export.md shows how to route a batch with ONNX Runtime.
+docs/export.md shows how to choose between them with ONNX Runtime. With --one-file, there is only
+POLICY.onnx, which takes one image at a time and chooses by itself.
 
-Needs onnx and onnxscript, and the checkpoints of the networks.
+Needs onnx and onnxscript, and the checkpoints of the networks; --int8 also needs onnxruntime and
+the training images.
 """
 
+import contextlib
 import importlib
 import json
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from evaluation.policies import add_policy, assemble, parts_of, policy_of, temperature_of
-from models import offsets_of
+from evaluation.policies import (
+    THRESHOLDS,
+    System,
+    add_policy,
+    assemble,
+    parts_of,
+    policy_of,
+    temperature_of,
+)
+from models import MultiStudent
 from utils import cli
-from utils.checkpoint import CHECKPOINTS, data_of, fingerprint_of, load_parts
-from utils.data import DataSet
+from utils.checkpoint import CHECKPOINTS, FILES, check_data, data_of, fingerprint_of, load_parts
+from utils.data import DataSet, load_splits
 from utils.files import UserError, replacing, shown, try_folder
 from utils.safe_load import brief
 
 OUT = Path("runs/onnx")  # for the .onnx files and routing.json
-PACKAGES = "onnx onnxscript onnxruntime"  # onnxruntime is only needed to run the files
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # the last to run the files, and for --int8
+CALIBRATION = 1024  # training images for --int8
 
 
 class FromPixels(nn.Module):
@@ -68,15 +86,137 @@ def onnx_bytes(net: nn.Module, facts: dict[str, Any]) -> bytes:
     return program.model_proto.SerializeToString()
 
 
-def check_packages() -> None:
+def eight_bit(content: bytes, images: np.ndarray) -> bytes:
+    """Quantize an ONNX file from `onnx_bytes` with ONNX Runtime.
+
+    Convolutions and linear layers get int8 weights, with a scale for each output channel, and uint8
+    inputs, whose ranges hold 99.999 % of the values on some images. All else stays float32.
+
+    Args:
+        images: uint8 (N, S, S, 3), of the training.
+    """
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(quantization.CalibrationDataReader):
+        def __len__(self) -> int:
+            return len(images)
+
+        def set_range(self, start_index: int, end_index: int) -> None:
+            self.batches = iter([{"images": images[start_index:end_index]}])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.batches, None)
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
+        path = Path(folder) / "network.onnx"
+        path.write_bytes(content)
+        quant_pre_process(path, path, skip_symbolic_shape=True)
+        quantization.quantize_static(
+            path,
+            path,
+            Reader(),
+            op_types_to_quantize=["Conv", "Gemm"],
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            calibrate_method=quantization.CalibrationMethod.Percentile,
+            extra_options={"CalibStridedMinMax": math.gcd(len(images), 64)},  # images per step
+        )
+        return path.read_bytes()
+
+
+def one_file(system: System, contents: Mapping[str, bytes], about: str) -> bytes:
+    """Join the networks of a selector or cascade in one ONNX file, for one image at a time.
+
+    The input is `images`, uint8 (1, S, S, 3). The outputs are those of `system.net`: `logits`,
+    float32 (1, classes), and `choice`, int64 (1,). Only the networks that the image needs run.
+
+    Args:
+        system: from `assemble`.
+        contents: the files of its networks, from `onnx_bytes` or `eight_bit`, by name.
+        about: text that is stored in the file, as its metadata "routing".
+    """
+    from onnx import helper, load_from_string, parser
+
+    models = {name: load_from_string(content) for name, content in contents.items()}
+    students = [archs[-1] for archs in system.answered]
+    ends = models[students[0]].graph.input[0], models[students[0]].graph.output[0]
+    size, classes = (end.type.tensor_type.shape.dim[1].dim_value for end in ends)
+    chosen = isinstance(system.net, MultiStudent)
+
+    def answer(name: object, k: int) -> str:
+        """The nodes that take the logits of step k."""
+        return f"""
+            logits{name} = Identity(mean{k})
+            choice{name} = Constant<value = int64[1] {{{k}}}>()"""
+
+    def graph(name: object, nodes: str) -> str:
+        outputs = f"float[1, {classes}] logits{name}, int64[1] choice{name}"
+        return f"g{name}() => ({outputs}) {{{nodes}}}"
+
+    def step(k: int) -> str:
+        """The nodes that run student k or those behind it; they give logits{k} and choice{k}."""
+        run = f"""
+            {students[k]} = networks.{students[k]}(images)
+            mean{k} = Mean({", ".join(system.answered[k])})"""
+        if k + 1 == len(students):
+            return run + answer(k, k)
+        if chosen:
+            question = f"""
+            this{k} = Constant<value = int64 {{{k}}}>()
+            more{k} = Greater(best, this{k})"""
+        else:
+            question = f"""{run}
+            chances{k} = Softmax(mean{k})
+            confidence{k} = ReduceMax<keepdims = 0>(chances{k})
+            threshold{k} = Constant<value = float {{{system.thresholds[k]}}}>()
+            more{k} = Less(confidence{k}, threshold{k})"""
+        alone = f"_alone{k}"
+        return f"""{question}
+            logits{k}, choice{k} = If(more{k})<
+                then_branch = {graph(k + 1, step(k + 1))},
+                else_branch = {graph(alone, (run if chosen else "") + answer(alone, k))}>"""
+
+    offsets = ", ".join(map(str, _offsets(system))) if chosen else ""
+    select = f"""
+            selector = networks.selector(images)
+            offsets = Constant<value = float[{len(students)}] {{{offsets}}}>()
+            sums = Add(selector, offsets)
+            best = ArgMax<axis = 1>(sums)"""
+    version = next(each.version for each in models[students[0]].opset_import if not each.domain)
+    model = parser.parse_model(f"""
+        <ir_version: {models[students[0]].ir_version}, opset_import: ["": {version}, "networks": 1]>
+        system(uint8[1, {size}, {size}, 3] images)
+            => (float[1, {classes}] logits, int64[1] choice) {{{select if chosen else ""}{step(0)}
+            logits = Identity(logits0)
+            choice = Identity(choice0) }}""")
+    for name, each in models.items():
+        weights = [
+            helper.make_node("Constant", [], [weight.name], value=weight)
+            for weight in each.graph.initializer
+        ]
+        nodes, opsets = [*weights, *each.graph.node], [helper.make_opsetid("", version)]
+        model.functions.append(
+            helper.make_function("networks", name, ["images"], ["logits"], nodes, opsets)
+        )
+    helper.set_model_props(model, {"routing": about})
+    return model.SerializeToString()
+
+
+def _offsets(system: System) -> list[float]:
+    """What is added to the selector's logits; JSON and ONNX's text have no infinity."""
+    return system.net.offsets.clamp(-1e9, 1e9).tolist()
+
+
+def check_packages(packages: Sequence[str]) -> None:
     """Raise UserError if a package for the export is missing or broken."""
-    for package in ("onnx", "onnxscript"):
+    for package in packages:
         try:
             importlib.import_module(package)
         except Exception as error:  # one built for another protobuf or NumPy raises any type
             said = brief(f"{type(error).__name__}: {error}")
             raise UserError(
-                f"{package} cannot be imported ({said}): pip install --upgrade {PACKAGES}"
+                f"{package} cannot be imported ({said}): pip install --upgrade {' '.join(PACKAGES)}"
             ) from error
 
 
@@ -84,16 +224,22 @@ def main() -> None:
     parser = cli.Parser(description=__doc__)
     add_policy(parser, "which networks to export")
     parser.add_argument(
-        "--checkpoint-dir",
-        type=Path,
-        default=CHECKPOINTS,
-        metavar="PATH",
-        help="folder of the .pth files (default: checkpoints)",
+        "--int8", action="store_true", help="quantize with ONNX Runtime; see docs/deployment.md"
     )
+    parser.add_argument(
+        "--one-file",
+        action="store_true",
+        help="--policy selector or cascade: one file for one image at a time",
+    )
+    cli.add_data(parser)
+    cli.add_path(parser, "--checkpoint-dir", "folder of the .pth files (default: checkpoints)")
+    parser.set_defaults(checkpoint_dir=CHECKPOINTS)
     cli.add_out(parser, OUT, "the .onnx files and routing.json")
     args = parser.parse_args()
     policy = policy_of(parser, args)
-    check_packages()
+    if args.one_file and args.policy not in THRESHOLDS:
+        parser.error(f"--one-file: --policy {args.policy} does not choose, leave it out")
+    check_packages(PACKAGES if args.int8 else PACKAGES[:2])
     try_folder(args.out)
 
     parts = load_parts(lambda file: args.checkpoint_dir / file, parts_of(policy))
@@ -101,7 +247,16 @@ def main() -> None:
     last = tuple(parts) if policy == "selector" else system.ran[-1]
     networks = {name: parts[name] for name in last}
     students = [name for name in networks if name != "selector"]
-    cli.announce(f"Exporting {', '.join(networks)}", policy=args.policy, writes=shown(args.out))
+    if args.int8:
+        first = networks[students[0]][1]
+        train = load_splits(args.data, CALIBRATION, seen_by=first)[0]
+        check_data(args.checkpoint_dir / FILES[students[0]], first, train.data)
+    precision = "int8" if args.int8 else "float32"
+    cli.announce(
+        f"Exporting {', '.join(networks)}, {precision}",
+        policy=args.policy,
+        writes=shown(args.out),
+    )
     routing = {
         "policy": args.policy,
         "students": students,
@@ -110,12 +265,20 @@ def main() -> None:
         "temperature": {arch: temperature_of(networks[arch][1]) for arch in students},
         "weights": {name: fingerprint_of(net) for name, (net, _) in networks.items()},
     }
-    if args.policy == "selector":  # JSON has no infinity
-        routing["offsets"] = offsets_of(system.thresholds).clamp(-1e9, 1e9).tolist()
+    if args.policy == "selector":
+        routing["offsets"] = _offsets(system)
     if args.policy == "cascade":
         routing["alone"] = system.net.alone
-    files = {f"{arch}.onnx": onnx_bytes(*network) for arch, network in networks.items()}
-    files["routing.json"] = json.dumps(routing, indent=1).encode()
+    contents = {name: onnx_bytes(*network) for name, network in networks.items()}
+    if args.int8:
+        images = train.images.numpy()
+        contents = {name: eight_bit(content, images) for name, content in contents.items()}
+    about = json.dumps(routing, indent=1)
+    if args.one_file:
+        files = {f"{args.policy}.onnx": one_file(system, contents, about)}
+    else:
+        files = {f"{name}.onnx": content for name, content in contents.items()}
+        files["routing.json"] = about.encode()
     for name, content in files.items():
         with replacing(args.out / name) as file:
             file.write(content)

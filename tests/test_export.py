@@ -5,15 +5,17 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import subjects
 from evaluation import export
-from models import SELECTED, STUDENTS, MultiStudent, network, offsets_of
+from evaluation.policies import System, assemble
+from models import SELECTED, STUDENTS, Cascade, MultiStudent, Selector, network
+from models.selector import SmallCNN
 from utils import cli
-from utils.checkpoint import FILES, load_network, read_checkpoint, write_dict
-from utils.data import DataSet, fingerprint, normalize
+from utils.checkpoint import FILES, load_network, load_parts, read_checkpoint, write_dict
+from utils.data import CIFAR10, DataSet, fingerprint, normalize
 from utils.device import for_inference
 from utils.logits import predict
 
@@ -44,56 +46,130 @@ def clone(small_clone):
     return small_clone
 
 
+@pytest.fixture
+def exported(clone, monkeypatch):
+    """In the clone, no network is exported twice."""
+    new = export.onnx_bytes
+
+    def onnx_bytes(net, facts):
+        path = clone / "runs" / "onnx" / f"{facts['arch']}.onnx"
+        if not path.exists():
+            path.write_bytes(new(net, facts))
+        return path.read_bytes()
+
+    monkeypatch.setattr(export, "onnx_bytes", onnx_bytes)
+    monkeypatch.chdir(clone)
+
+
 @pytest.fixture(scope="module")
 def scripts():
-    """The Python of docs/export.md: for ONNX Runtime, and for torch.export."""
+    """The Python of docs/export.md: for separate files, for one file, and for torch.export."""
     return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL)
+
+
+@pytest.fixture(scope="module", params=["selector", "cascade"])
+def small(request):
+    """A policy for three small students, all of which answer, and its files."""
+    torch.manual_seed(0)
+    nets = {f"student{k}": SmallCNN(10, depth=k) for k in (1, 2, 3)}
+    if request.param == "selector":
+        nets["selector"] = Selector(outputs=3)
+    for net in nets.values():
+        net.eval().head.weight.data *= 30  # sure, and each of another opinion
+    first, second, third = list(nets.values())[:3]
+    answered = [("student1",), ("student2",), ("student3",)]
+    if request.param == "selector":
+        offsets = torch.tensor([-3.5, -0.9, 1.7])
+        net, thresholds = MultiStudent([first, second, third], nets["selector"], offsets), []
+    else:
+        thresholds = [0.8, 0.5]
+        net, answered[2] = Cascade([first, second, third], thresholds), ("student2", "student3")
+    system = System(net, [], answered, thresholds)
+    facts = vars(CIFAR10) | {"classes": list(CIFAR10.classes)}
+    return system, {name: export.onnx_bytes(net, facts) for name, net in nets.items()}
 
 
 def shipped(arch):
     return load_network(ROOT / "checkpoints" / FILES[arch])
 
 
-def test_the_script_of_the_page_chooses_and_answers_as_the_project_does(
-    clone, scripts, sample, monkeypatch
+@torch.no_grad()
+@pytest.mark.parametrize("int8", [False, True])
+def test_the_script_and_the_one_file_give_the_results_of_the_system(
+    small, clone, scripts, sample, monkeypatch, int8
+):
+    system, contents = small
+    images = sample.images[:200]
+    if int8:
+        contents = {name: export.eight_bit(it, images.numpy()) for name, it in contents.items()}
+    monkeypatch.chdir(clone)
+    there = {}
+    exec(scripts[0], there)
+    there["networks"] = {name: onnxruntime.InferenceSession(it) for name, it in contents.items()}
+    policy = "selector" if "selector" in contents else "cascade"
+    there["routing"] |= {"students": ["student1", "student2", "student3"], "alone": 1}
+    there["routing"]["thresholds"] = system.thresholds
+    if policy == "selector":
+        there["routing"]["offsets"] = system.net.offsets.tolist()
+    logits, choice = there[policy](images.numpy())
+    assert min(np.bincount(choice, minlength=3)) > 10
+    for count in (0, 1, 3):
+        some = there[policy](images[:count].numpy())
+        assert some[0] == pytest.approx(logits[:count], abs=1e-4)
+        assert (some[1] == choice[:count]).all()
+    if not int8:
+        expected = system.net(normalize(images))
+        assert logits == pytest.approx(expected[0].numpy(), abs=1e-3)
+        assert (choice == expected[1].numpy()).all()
+    session = onnxruntime.InferenceSession(export.one_file(system, contents, "its metadata"))
+    assert session.get_modelmeta().custom_metadata_map["routing"] == "its metadata"
+    for k in range(50):
+        found = session.run(["logits", "choice"], {"images": images[k : k + 1].numpy()})
+        assert found[0][0] == pytest.approx(logits[k], abs=1e-3) and found[1] == choice[k]
+    with pytest.raises(Exception, match="images"):  # one at a time
+        session.run(None, {"images": images[:2].numpy()})
+
+
+@pytest.mark.parametrize("policy", ["selector", "cascade"])
+def test_the_scripts_of_the_page_answer_as_the_project_does(
+    exported, command, scripts, sample, float32, policy
 ):
     sample = sample.take(slice(300))  # those in the clone
-    monkeypatch.chdir(clone)
-    monkeypatch.setattr("utils.device.has_bf16", lambda device: False)
+    assert command("--policy", policy, "--out", "runs/again")[0] == 0
     there = {}
-    exec(scripts[0], there)
-    networks = {
-        name: for_inference(shipped(name)[0], torch.device("cpu"))
-        for name in (*SELECTED, "selector")
-    }
-    system = MultiStudent([networks[arch] for arch in SELECTED], networks["selector"]).eval()
-    chances = predict(networks["selector"], sample.images).softmax(dim=1)[:, 0].sort().values
-    middle = chances[149:151].mean().item()  # each student gets half of the images
-    for threshold in (*shipped("selector")[1]["thresholds"], middle):
-        system.offsets = offsets_of([threshold])
-        there["routing"]["offsets"] = system.offsets.tolist()
-        logits, choice = predict(system, sample.images)
-        if threshold == middle:
-            there["logits"], there["choice"] = there["route"](sample.images.numpy())
-        assert (there["choice"] == choice.numpy()).mean() >= 0.999
-        assert (there["logits"].argmax(axis=1) == logits.argmax(dim=1).numpy()).mean() >= 0.999
-    assert there["choice"].mean() == pytest.approx(0.5, abs=0.004)
+    exec(scripts[0].replace("runs/onnx", "runs/again"), there)
+    parts = load_parts(lambda file: ROOT / "checkpoints" / file)
+    ready = {name: for_inference(net, torch.device("cpu")) for name, (net, _) in parts.items()}
+    logits, choice = predict(assemble(policy, parts, ready).net, sample)
+    assert (there["choice"] == choice.numpy()).mean() >= 0.999
+    assert (there["logits"].argmax(axis=1) == logits.argmax(dim=1).numpy()).mean() >= 0.999
+    assert command("--policy", policy, "--one-file", "--out", "runs/one")[0] == 0
+    exec(scripts[1].replace("cascade.onnx", f"{policy}.onnx"), there)
+    assert there["logits"][0] == pytest.approx(logits[0].numpy(), abs=1e-3)
+    assert there["choice"][0] == choice[0]
 
 
-def test_any_number_of_images_is_answered(clone, scripts, sample, monkeypatch):
-    monkeypatch.chdir(clone)
-    there = {}
-    exec(scripts[0], there)
-    for count in (0, 1, 3):
-        logits, choice = there["route"](sample.images[:count].numpy())
-        assert logits.shape == (count, 10) and choice.shape == (count,)
-        assert logits == pytest.approx(there["logits"][:count], abs=1e-4)
+def test_in_eight_bits_the_classes_stay_the_same(exported, command, sample, small_npz, monkeypatch):
+    monkeypatch.setattr(export, "CALIBRATION", 64)
+    flags = "--policy", "cascade", "--data", small_npz, "--int8", "--out", "runs/int8"
+    status, said = command(*flags)
+    assert status == 0 and "int8" in said.out
+    assert sum(path.stat().st_size for path in Path("runs/int8").iterdir()) <= 15e6
+    for arch in STUDENTS:
+        classes = []
+        for folder in ("onnx", "int8"):
+            session = onnxruntime.InferenceSession(f"runs/{folder}/{arch}.onnx")
+            (logits,) = session.run(None, {"images": sample.images.numpy()})
+            classes.append(logits.argmax(axis=1))
+        assert (classes[0] == classes[1]).mean() >= 0.98
+        wrong = [(each != sample.labels.numpy()).sum() for each in classes]
+        assert wrong[1] <= wrong[0] + 5
 
 
 @torch.no_grad()
 def test_torch_export_of_the_page_gives_the_networks(clone, scripts, sample, monkeypatch):
     monkeypatch.chdir(clone)
-    exec(scripts[1], {})
+    exec(scripts[2], {})
     images = normalize(sample.images[:5])
     for name in ("selector", *SELECTED):
         program = torch.export.load(f"runs/onnx/{name}.pt2").module()
@@ -151,7 +227,7 @@ def test_a_temperature_of_a_checkpoint_is_told(command, tmp_path, monkeypatch):
     assert routing["temperature"] == {"googlenet": 1.5}
 
 
-@pytest.mark.parametrize("package", ["onnx", "onnxscript"])
+@pytest.mark.parametrize("package", export.PACKAGES)
 @pytest.mark.parametrize("broken", [False, True])
 def test_a_package_that_is_missing_or_broken_is_named(
     command, tmp_path, monkeypatch, package, broken
@@ -162,7 +238,7 @@ def test_a_package_that_is_missing_or_broken_is_named(
         monkeypatch.delitem(sys.modules, package, raising=False)
     else:
         monkeypatch.setitem(sys.modules, package, None)  # importing it fails
-    status, said = command("--out", tmp_path / "out", "--checkpoint-dir", tmp_path)
+    status, said = command("--out", tmp_path / "out", "--checkpoint-dir", tmp_path, "--int8")
     assert status == 2 and said.out == "" and len(said.err.splitlines()) == 1
     for word in (f"{package} ", "pip install", "protobuf" if broken else "ImportError"):
         assert word in said.err.replace("ModuleNotFoundError", "ImportError")
@@ -179,22 +255,15 @@ def test_a_missing_network_is_told_with_its_command(command, tmp_path, part):
     assert f"{part}.pth is missing; run " in said.err
 
 
-def test_both_sides_of_the_benchmark_answer_the_same_images(clone, small_npz, monkeypatch):
-    def exported(net, facts):
-        return (clone / "runs" / "onnx" / f"{facts['arch']}.onnx").read_bytes()
-
-    monkeypatch.setattr(subjects, "onnx_bytes", exported)
-    place = subjects.Place(torch.device("cpu"), small_npz, ROOT / "checkpoints")
-    images = {"ONNX Runtime, one image": 40, "ONNX Runtime, 128 images": 128}
-    for subject, count in images.items():
-        ours, theirs = (side(place) for side in subjects.SUBJECTS[subject][1:])
-        assert ours() == theirs() == count
-
-
-def test_the_benchmark_is_left_out_where_it_cannot_run(monkeypatch):
-    subject, cpu = "ONNX Runtime, one image", torch.device("cpu")
-    assert subjects.left_out(subject, cpu) is None
-    assert "on the CPU" in subjects.left_out(subject, torch.device("cuda"))
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # importing it fails
-    assert "pip install onnx onnxscript onnxruntime" in subjects.left_out(subject, cpu)
-    assert subjects.left_out("routed, all", cpu) is None
+@pytest.mark.parametrize(
+    "flags, word",
+    [
+        (["--policy", "ensemble", "--one-file"], "--one-file"),
+        (["--policy", "googlenet", "--int8", "--data", "missing.npz"], "missing.npz"),
+        (["--policy", "googlenet", "--target", "best"], "--target"),
+    ],
+)
+def test_bad_flags_are_refused_before_any_work(command, tmp_path, monkeypatch, flags, word):
+    monkeypatch.setattr(export, "onnx_bytes", None)
+    status, said = command(*flags, "--out", tmp_path)
+    assert status == 2 and word in said.err and said.out == "" and not list(tmp_path.iterdir())

@@ -118,11 +118,11 @@ def test_the_speed_is_shown_as_measured():
         "ours_peak_mb": 1250,
         "plain_peak_mb": 900,
     }
-    last = run | {"subject": "one image"}
+    last = run | {"subject": "distillation googlenet"}
     table = tables.speed({"runs": [last, run]})
     assert cells(table)[1:] == ["1,234", "100", "**12.3**", "9.88 to 14.00", "1,250 / 900"]
     assert [cells(table, k)[0] for k in (2, 3)] == [
-        SUBJECTS[name].label for name in ("data", "one image")
+        SUBJECTS[name].label for name in ("data", "distillation googlenet")
     ]
     sweep = tables.speed({"runs": [run]}, ("batch_size", "threads", "images"))
     assert cells(sweep)[1:] == ["1,024", "", "45,000", "1,234", "100", "12.3", "1,250 / 900"]

@@ -145,6 +145,19 @@ def add_out(parser: argparse.ArgumentParser, default: Path, files: str) -> None:
     parser.set_defaults(out=default)
 
 
+def add_data(parser: argparse.ArgumentParser, default: str = "cifar10") -> None:
+    """Add --data, for the programs that read images."""
+    parser.add_argument(
+        "--data",
+        "--data-dir",
+        type=os.path.expanduser,
+        default=default,
+        metavar="NAME",
+        help="cifar10 or cifar100, which are downloaded to data/, a folder with CIFAR-10, or an "
+        ".npz file with your own data set (default: %(default)s)",
+    )
+
+
 def add_init(parser: argparse.ArgumentParser) -> None:
     """Add --init, for the scripts that train a classifier."""
     add_path(
@@ -246,15 +259,7 @@ def common_parser(doc: str, block: Mapping[str, Any], quick: bool = False) -> Pa
         metavar="NAME",
         help="cpu, cuda or cuda:1; auto uses a GPU if available (default: %(default)s)",
     )
-    parser.add_argument(
-        "--data",
-        "--data-dir",
-        type=os.path.expanduser,
-        default=block.get("DATA", "cifar10"),
-        metavar="NAME",
-        help="cifar10 or cifar100, which are downloaded to data/, a folder with CIFAR-10, or an "
-        ".npz file with your own data set (default: %(default)s)",
-    )
+    add_data(parser, block.get("DATA", "cifar10"))
     what = "folder where .pth files are read and written (default: checkpoints)"
     add_path(parser, "--checkpoint-dir", what)
     parser.set_defaults(checkpoint_dir=checkpoint.CHECKPOINTS)

@@ -1,0 +1,88 @@
+"""Accuracy, size and speed of networks and policies in each runtime."""
+
+import json
+from itertools import product
+
+import pytest
+import torch
+from programs import call
+
+from benchmarks import deploy
+from models import SELECTED, STUDENTS, TEACHER, Selector, network
+from utils.checkpoint import FILES, fingerprint_of, load_network, save_checkpoint
+from utils.logits import predict, top1
+
+pytest.importorskip("onnxruntime", reason="see requirements-dev.txt")
+RUNTIMES = ("PyTorch", "ONNX float32", "ONNX int8")
+
+
+@pytest.fixture
+def folder(toys, tmp_path):
+    """Checkpoints of small networks."""
+    torch.manual_seed(0)
+
+    def save(name, net, **made):
+        save_checkpoint(tmp_path / FILES[name], net, made, 1, 0.1)
+        return fingerprint_of(load_network(tmp_path / FILES[name])[0])
+
+    save("teacher", network(TEACHER), arch=TEACHER, stem="cifar-pool")
+    made = {"arch": "selector", "stem": None, "depth": 3, "batch_norm": True}
+    made["students"] = [
+        save(arch, network(arch), arch=arch, stem="cifar-pool") for arch in STUDENTS
+    ]
+    save("selector", Selector(outputs=len(SELECTED)), selected=[*SELECTED], **made)
+    return tmp_path
+
+
+def test_each_runtime_is_measured_with_every_network_and_policy(
+    folder, float32, small_npz, sample, monkeypatch
+):
+    monkeypatch.setattr(deploy, "IMAGES", {1: 4, 128: 20})
+    flags = "--checkpoint-dir", folder, "--out", folder
+    call("benchmarks.deploy", "--data", small_npz, *flags)
+    rows = json.loads((folder / "deploy.json").read_text())
+    systems = ["teacher", *STUDENTS, "selector", "cascade"]
+    systems += ["cascade_selected"] if len(STUDENTS) > len(SELECTED) else []
+    keys = ("system", "runtime", "threads", "batch")
+    assert {tuple(row[key] for key in keys) for row in rows} == {
+        *product(systems, RUNTIMES, (1, 2), (1, 128))
+    }
+    found = {(row["system"], row["runtime"]): row for row in rows}
+    test = sample.take(slice(600, None))
+    for name in ("teacher", *STUDENTS):
+        accuracy = top1(predict(load_network(folder / FILES[name])[0], test), test.labels)
+        assert found[name, "PyTorch"]["top1"] == pytest.approx(accuracy, abs=0.003)
+        assert found[name, "PyTorch"]["bytes"] == (folder / FILES[name]).stat().st_size
+    for system in systems:
+        pytorch, exported, int8 = (found[system, runtime] for runtime in RUNTIMES)
+        assert exported["top1"] == pytest.approx(pytorch["top1"], abs=0.003)
+        assert int8["bytes"] < exported["bytes"]
+    for row in rows:
+        assert row["images_per_s"] == pytest.approx(1000 * row["batch"] / row["ms"], rel=0.01)
+    heads, lines = deploy.table(rows)
+    assert len(lines) == len(found) and len(heads) == len(lines[0]) == 8
+
+
+def test_systems_take_turns_on_the_same_images():
+    taken = []
+    nets = {name: lambda images, name=name: taken.append((name, images.tolist())) for name in "ab"}
+    systems = {name: deploy.System(net, [], []) for name, net in nets.items()}
+    times = deploy.milliseconds(systems, torch.arange(30), 1)
+    assert all(0 < each < 1000 for each in times.values())
+    one, two = ([[k] for k in range(*ends)] for ends in ((0, 20), (20, 30)))
+    turns = [(name, each) for images in (one, two) for name in "ababab" for each in images]
+    assert taken == turns
+
+
+def test_the_table_by_hand():
+    row = {"system": "teacher", "runtime": "PyTorch", "top1": 0.93214, "bytes": 47_243_903}
+    single = row | {"threads": 1, "batch": 1, "ms": 12.345, "images_per_s": 81.0}
+    many = row | {"threads": 2, "batch": 128, "ms": 100.0, "images_per_s": 1280.4}
+    heads, lines = deploy.table([many, single])
+    assert heads[2:] == [
+        "top-1, %",
+        "MB",
+        "one image, ms; 1 thread",
+        "128 images, images/s; 2 threads",
+    ]
+    assert lines == [[deploy.LABELS["teacher"], "PyTorch", "93.21", "47.2", "12.3", "1,280"]]
