@@ -52,6 +52,7 @@ CONTEXT = "clean"  # of the student's images, see utils/contexts.py; the teacher
 ALPHA = 0.0  # weight of the cross-entropy; 0.1 was as good on validation, 1 was worse
 TEMPERATURE = 4.0  # of the softened targets, for "kl" only
 LAYERS = ()  # pairs of modules, (student's, teacher's), for a loss on features: docs/features.md
+TEACHERS = ("teacher",)  # the mean of their logits teaches; or students that are already trained
 TEACHER_VIEWS = 16  # augmented views per image with stored logits; 0: compute them every epoch
 OPTIMIZER = "muon"  # or "adamw" with half the learning rate, or "sgd" with 0.1
 MOMENTUM = 0.9  # Nesterov momentum of Muon and SGD, beta1 of AdamW
@@ -60,6 +61,16 @@ WARMUP = 0.2  # fraction of all steps; then cosine decay to 0
 CROP = 4  # reflection padding before the random crop, in pixels
 FLIP = True  # random horizontal flip
 CUTOUT = 8  # side of the cutout square, in pixels
+
+SMALL = {  # other values for a student with far fewer weights
+    "cnn": {
+        "EPOCHS": 60,
+        "LEARNING_RATE": 2e-2,
+        "TEACHERS": ("googlenet",),
+        "TEACHER_VIEWS": 10,
+        "CUTOUT": 0,
+    },
+}
 
 # ------------------------------------------------------------------ training
 
@@ -73,8 +84,9 @@ def main() -> None:
     claim(path)
     teacher, taught_by = None, None
     if not alone:
-        paths = args.teacher or [cli.found(args, FILES["teacher"])]
-        stem = args.stem if args.teacher else None  # lets in weights of other projects
+        paths = args.teacher or [cli.found(args, FILES[name]) for name in TEACHERS]
+        usual = not args.teacher and TEACHERS == ("teacher",)
+        stem = None if usual else args.stem  # lets in other networks, and weights of other projects
         teacher, facts = load_teacher(paths, stem)
         taught_by = fingerprint_of(teacher)
     train, val, test = load_splits(args.data, args.subset, device, facts if teacher else None)
@@ -148,7 +160,7 @@ def read_flags() -> argparse.Namespace:
         help="checkpoint of the teacher: one of this project, of any architecture, or weights with "
         f"torchvision's parameter names for a {models.NETWORKS[models.TEACHER].title} with a 3x3 "
         "first convolution; of several of this project, the mean of their logits teaches "
-        "(default: teacher.pth in --checkpoint-dir)",
+        "(default: TEACHERS in --checkpoint-dir)",
     )
     what = "context of the student's images, see utils/contexts.py (the teacher's are clean)"
     cli.add_flag(parser, "CONTEXT", CONTEXT, what)
@@ -161,6 +173,7 @@ def read_flags() -> argparse.Namespace:
         "counts twice",
     )
     args = parser.parse_args()
+    parser.prefer(args, SMALL.get(models.STUDENTS[args.model - 1], {}))
     if args.distill_loss == "none" and args.teacher:
         raise UserError("--teacher has no effect with --distill-loss none: leave one of them out")
     return args

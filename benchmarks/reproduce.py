@@ -74,7 +74,7 @@ def main() -> None:
     scripts = {"teacher": teacherTrain, **dict.fromkeys(STUDENTS, StudentTrain)}
     step = {name: seconds_per_image(EXPECTED[name], args.stem, batch) for name in scripts}
     epochs = {
-        name: args.epochs or script.EPOCHS
+        name: args.epochs or StudentTrain.SMALL.get(name, {}).get("EPOCHS", script.EPOCHS)
         for name, script in {**scripts, "selector": trainSelector}.items()
     }
     found = stages(step, epochs, *map(len, splits))

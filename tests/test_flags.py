@@ -14,6 +14,7 @@ import inference
 import StudentTrain
 import teacherTrain
 import trainSelector
+from models import STUDENTS
 from utils import cli
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,6 +53,26 @@ def test_a_nonsense_value_of_a_flag_is_refused(script, flag, tmp_path):
     model = ["--model", "1"] if script == "StudentTrain" else []
     for value in FLAGS[flag]:
         assert flag in refusal(script, tmp_path, *model, f"{flag}={value}")
+
+
+@pytest.mark.parametrize(
+    "words, epochs, cutout",
+    [
+        ("--model 1", 3, 0),
+        ("--model 1 --epochs 5 --set CUTOUT=4", 5, 4),
+        ("--model 1 --set EPOCHS=2", 2, 0),
+        ("--model 2", 48, 8),
+    ],
+)
+def test_a_small_student_has_other_hyperparameters_unless_the_user_gives_some(
+    words, epochs, cutout, monkeypatch
+):
+    monkeypatch.setattr(StudentTrain, "SMALL", {STUDENTS[0]: {"EPOCHS": 3, "CUTOUT": 0}})
+    for name in ("EPOCHS", "CUTOUT"):  # these are changed
+        monkeypatch.setattr(StudentTrain, name, getattr(StudentTrain, name))
+    monkeypatch.setattr(sys, "argv", ["StudentTrain.py", *words.split()])
+    args = StudentTrain.read_flags()
+    assert (args.epochs, StudentTrain.CUTOUT) == (epochs, cutout)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +184,7 @@ def test_the_settings_of_a_run_are_the_constants_of_its_script_with_the_flags_ap
     assert (settings["epochs"], settings["learning_rate"], settings["crop"]) == (7, 0.5, 4)
     for script in (teacherTrain, StudentTrain):
         names = {name.upper() for name in cli.settings(vars(script), args)}
-        assert names - {"DATA", "LAYERS"} <= {*cli.NUMBERS, *cli.CHOICES} & {*CONSTANTS}
+        assert names - {"DATA", "LAYERS", "TEACHERS"} <= {*cli.NUMBERS, *cli.CHOICES} & {*CONSTANTS}
 
 
 # ------------------------------------------------------------------ Ctrl-C

@@ -291,7 +291,8 @@ def load_teacher(
     """
     if stem is None:
         return load_network(paths[0], TEACHER)
-    foreign = len(paths) == 1 and not set(KEYS) <= set(read_dict(paths[0]))
+    single = len(paths) == 1 and os.path.exists(paths[0])
+    foreign = single and not set(KEYS) <= set(read_dict(paths[0]))
     loaded = [load_network(path, *((TEACHER, stem) if foreign else ())) for path in paths]
     _, facts = loaded[0]
     for path, (_, others) in zip(paths, loaded, strict=True):

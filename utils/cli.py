@@ -227,6 +227,15 @@ class Parser(argparse.ArgumentParser):
         if hasattr(parsed, name.lower()):
             setattr(parsed, name.lower(), self.block[name])
 
+    def prefer(self, parsed: argparse.Namespace, values: Mapping[str, Any]) -> None:
+        """Give constants of the script, and their flags, these values if the user gave none."""
+        changed = [change.partition("=")[0] for change in parsed.typed.get("set", ())]
+        for name, value in values.items():
+            if name not in changed and name.lower() not in parsed.typed:
+                self.block[name] = value
+                if hasattr(parsed, name.lower()):
+                    setattr(parsed, name.lower(), value)
+
 
 def _path(text: str) -> Path:
     """A path of a flag. The shell leaves the ~ in --out=~/results as it is."""
