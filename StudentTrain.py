@@ -52,7 +52,7 @@ CONTEXT = "clean"  # of the student's images, see utils/contexts.py; the teacher
 ALPHA = 0.0  # weight of the cross-entropy; 0.1 was as good on validation, 1 was worse
 TEMPERATURE = 4.0  # of the softened targets, for "kl" only
 LAYERS = ()  # pairs of modules, (student's, teacher's), for a loss on features: docs/features.md
-TEACHERS = ("teacher",)  # the mean of their logits teaches; or students that are already trained
+TEACHERS = ("teacher",)  # the mean of their logits teaches; "previous": the network trained before
 TEACHER_VIEWS = 16  # augmented views per image with stored logits; 0: compute them every epoch
 OPTIMIZER = "muon"  # or "adamw" with half the learning rate, or "sgd" with 0.1
 MOMENTUM = 0.9  # Nesterov momentum of Muon and SGD, beta1 of AdamW
@@ -66,7 +66,7 @@ SMALL = {  # other values for a student with far fewer weights
     "cnn": {
         "EPOCHS": 60,
         "LEARNING_RATE": 2e-2,
-        "TEACHERS": ("googlenet",),
+        "TEACHERS": ("previous",),
         "TEACHER_VIEWS": 10,
         "CUTOUT": 0,
     },
@@ -84,8 +84,10 @@ def main() -> None:
     claim(path)
     teacher, taught_by = None, None
     if not alone:
-        paths = args.teacher or [cli.found(args, FILES[name]) for name in TEACHERS]
-        usual = not args.teacher and TEACHERS == ("teacher",)
+        previous = ("teacher", *models.STUDENTS)[args.model - 1]
+        names = [previous if name == "previous" else name for name in TEACHERS]
+        paths = args.teacher or [cli.found(args, FILES[name]) for name in names]
+        usual = not args.teacher and names == ["teacher"]
         stem = None if usual else args.stem  # lets in other networks, and weights of other projects
         teacher, facts = load_teacher(paths, stem)
         taught_by = fingerprint_of(teacher)

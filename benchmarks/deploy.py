@@ -5,8 +5,7 @@
 
 Measured on the CPU: one image at a time and BATCH images at a time, with one thread and two. All
 runtimes, networks and policies take turns on the same images, so that they share the noise of the
-machine; the median of several rounds counts. Then, `python -m studies.tables` puts the results into
-docs/deployment.md.
+machine; the median of several rounds counts.
 
 Needs onnx, onnxscript, onnxruntime, the data set, and the checkpoints of all networks.
 """
@@ -125,7 +124,7 @@ def milliseconds(
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """The heads and rows of the table in docs/deployment.md, from deploy.json."""
+    """The heads and rows of a table of the results in deploy.json."""
     settings = sorted({(row["batch"], row["threads"]) for row in rows})
     found: dict[tuple[str, str], dict] = {}
     for row in rows:

@@ -224,7 +224,7 @@ def main() -> None:
     parser = cli.Parser(description=__doc__)
     add_policy(parser, "which networks to export")
     parser.add_argument(
-        "--int8", action="store_true", help="quantize with ONNX Runtime; see docs/deployment.md"
+        "--int8", action="store_true", help="quantize with ONNX Runtime; see docs/export.md"
     )
     parser.add_argument(
         "--one-file",

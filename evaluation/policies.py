@@ -66,7 +66,8 @@ class System:
     def probabilities(self, logits: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
         """Calibrated probabilities (N, classes) from the outputs of `net`."""
         temperatures = self.temperatures or [1.0] * len(self.answered)
-        return (logits / logits.new_tensor(temperatures)[choice, None]).softmax(dim=1)
+        divisors = torch.tensor(temperatures, device=logits.device)
+        return (logits / divisors[choice, None]).softmax(dim=1)
 
 
 def add_policy(parser: argparse.ArgumentParser, what: str) -> None:

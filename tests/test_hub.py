@@ -10,7 +10,6 @@ import torch
 
 import hubconf
 import inference
-from benchmarks import subjects
 from models import STUDENTS, TEACHER, offsets_of
 from studies import policies
 from utils.checkpoint import FILES, load_network, read_checkpoint, write_dict
@@ -221,10 +220,6 @@ def study(folder, monkeypatch, data):
     return policies.main()
 
 
-def benchmark(folder, monkeypatch, data):
-    return subjects.routed(subjects.Place(torch.device("cpu"), data, folder), 1)
-
-
 def from_the_hub(folder, monkeypatch, data):
     monkeypatch.setattr(hubconf, "_CHECKPOINTS", folder)
     return hubconf.multistudent()
@@ -241,7 +236,6 @@ PHOTO = str(ROOT / "results" / "samples.png")
         inference_of(PHOTO, "--policy", "cascade"),
         inference_of(PHOTO, "--threshold", "0.4"),
         study,
-        benchmark,
         from_the_hub,
     ],
 )
