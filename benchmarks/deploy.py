@@ -31,7 +31,6 @@ from evaluation.export import (
 )
 from evaluation.policies import System, system_of, thresholds_of
 from models import NETWORKS, SELECTED, STUDENTS, Cascade, Recorded, macs
-from studies import aligned
 from utils import cli
 from utils.checkpoint import CHECKPOINTS, FILES, check_data, load_parts
 from utils.data import load_splits
@@ -216,7 +215,7 @@ def main() -> None:
                     }
                 )
     write_json(args.out / "deploy.json", rows)
-    print(f"{aligned(*table(rows))}\n\nwrote {shown(args.out / 'deploy.json')}")
+    print(f"{cli.aligned(*table(rows))}\n\nwrote {shown(args.out / 'deploy.json')}")
 
 
 if __name__ == "__main__":

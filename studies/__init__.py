@@ -19,17 +19,6 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def aligned(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same table for the terminal."""
-    first, *others = ([*column] for column in zip(heads, *rows, strict=True))
-    wide = max(map(len, first))
-    columns = [[cell.ljust(wide) for cell in first]]
-    for column in others:
-        wide = max(map(len, column))
-        columns.append([cell.rjust(wide) for cell in column])
-    return "\n".join("  ".join(line) for line in zip(*columns, strict=True))
-
-
 def number(value: float | None, form: str) -> str:
     """A cell of a table: `value` in this format; empty if it is None."""
     return "" if value is None else format(value, form)

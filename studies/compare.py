@@ -172,17 +172,6 @@ def for_people(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def text_of(table: list[list[str]]) -> str:
-    """The table with aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = []
-    for label, run, *numbers in table:
-        cells = [label.ljust(widths[0]), run.ljust(widths[1])]
-        cells += [cell.rjust(width) for cell, width in zip(numbers, widths[2:], strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
 def latex_of(table: list[list[str]]) -> str:
     """The table as a LaTeX tabular."""
     special = str.maketrans({each: f"\\{each}" for each in "%_&#$"})
@@ -232,15 +221,15 @@ def main() -> None:
     evaluations = [read(folder) for folder in args.folders]
     rows = compare(evaluations)
     figures = figures_into(args.out)
-    table = [HEADS, *map(for_people, rows)]
-    print(text_of(table))
+    cells = [for_people(row) for row in rows]
+    print(cli.aligned(HEADS, cells, left=2))
     paths = [args.out / f"compare.{kind}" for kind in ("csv", "tex", "png")]
     with replacing(paths[0], binary=False) as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     with replacing(paths[1], binary=False) as file:
-        file.write(latex_of(table))
+        file.write(latex_of([HEADS, *cells]))
     figures.save(draw(figures, evaluations, rows), paths[2])
     print(f"\nwrote {', '.join(map(shown, paths))}")
 

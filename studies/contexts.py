@@ -36,7 +36,7 @@ from evaluation.policies import BOTH, Networks, Outcome, assemble
 from evaluation.significance import mcnemar_p
 from evaluation.testset import LABELS
 from models import NETWORKS, SELECTED, STUDENTS, TEACHER, macs
-from studies import aligned, figures, number, write
+from studies import figures, number, write
 from studies.policies import confidences, first_confidence, network_facts, policy_facts
 from studies.selectors import Images, fit, lesson, thresholds_of
 from utils import cli
@@ -177,7 +177,7 @@ def main() -> None:
         "generalists, ensemble": one(general, lambda nets: (nets.run("ensemble"), None)),
     }
     results = report(stored, splits, rows_by_context(test), policies)
-    print(aligned(*table(results)))
+    print(cli.aligned(*table(results)))
     use_font_for(test.classes)
     write(
         args.out,

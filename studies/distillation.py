@@ -17,7 +17,7 @@ from typing import Any
 
 from evaluation.significance import t_interval
 from models import NETWORKS, SELECTED, STUDENTS, TEACHER
-from studies import aligned, figures, write
+from studies import figures, write
 from utils import checkpoint, cli
 from utils.checkpoint import ALONE, FILES, ROOT, fingerprint_of, load_network, read_checkpoint
 from utils.data import data_facts, load_splits
@@ -160,7 +160,7 @@ def main() -> None:
         run = dict(zip(KEY, (student, loss, seed), strict=True))
         runs.append({**run, **same, **made})
         write_json(path, runs)
-    print(aligned(*table(runs)))
+    print(cli.aligned(*table(runs)))
     gained = [row for row in summary(runs) if "gain" in row]
     drawn = figures.distillation_gains([name_of(row) for row in gained], gained)
     write(args.out, "distillation", runs, distillation=drawn)

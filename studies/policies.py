@@ -32,7 +32,7 @@ from evaluation.policies import BOTH, THRESHOLDS, Networks, Outcome, thresholds_
 from evaluation.significance import auroc_apart, mcnemar_p, wilson_interval
 from evaluation.testset import LABELS, ROUTED
 from models import NETWORKS, SELECTED, STUDENTS, confidence, macs
-from studies import aligned, figures, number, write
+from studies import figures, number, write
 from utils import cli
 from utils.checkpoint import FILES, check_data, fingerprint_of, load_parts
 from utils.contexts import in_context
@@ -321,13 +321,13 @@ def main() -> None:
     if args.scores:
         facts = own_router(args.scores, 1e6 * args.macs, val, test)
         routing["policies"]["your router"] = facts
-        print(aligned(*table(routing)))
+        print(cli.aligned(*table(routing)))
         for name in ("interval", "auroc_interval", "thresholds"):
             print(
                 f"your router, {name}: {', '.join(f'{each:.6g}' for each in facts.get(name, ()))}"
             )
         return
-    print(aligned(*table(routing)))
+    print(cli.aligned(*table(routing)))
     right = {name: test.right(name) for name in test.logits if name != "selector"}
     right |= {
         name: test.run(name, thresholds.get(name)).right for name in (*thresholds, "ensemble")

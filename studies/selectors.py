@@ -30,7 +30,7 @@ from tqdm import tqdm
 from evaluation.policies import Networks
 from evaluation.significance import auroc_apart, auroc_mean_interval, wilson_interval
 from models import NETWORKS, SELECTED, Selector
-from studies import aligned, ends, figures, write
+from studies import ends, figures, write
 from studies.policies import policy_facts
 from utils import cli
 from utils.augment import Augmentation, Batches, crop_and_flip
@@ -316,7 +316,7 @@ def main() -> None:
         },
         "variants": list(study(variants, sets, choosing, tested, args.seeds, STEPS)),
     }
-    print(aligned(*table(results)))
+    print(cli.aligned(*table(results)))
     names = [
         f"{LABELS[row['labels']]}{', weighted' if row['weighted'] else ''}, "
         f"{row['depth']} block{'s' if row['depth'] > 1 else ''}"

@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks.subjects import SUBJECTS
 from models import Selector
-from studies import aligned, tables
+from studies import tables
+from utils import cli
 from utils.checkpoint import save_checkpoint
 from utils.files import UserError
 
@@ -139,7 +140,7 @@ def test_the_command_of_a_checkpoint_tells_what_it_started_from():
 
 
 def test_in_the_terminal_the_columns_are_aligned():
-    table = aligned(["", "top-1"], [["teacher", "9"], ["both", "12345.6"]])
+    table = cli.aligned(["", "top-1"], [["teacher", "9"], ["both", "12345.6"]])
     assert table.splitlines() == ["           top-1", "teacher        9", "both     12345.6"]
 
 

@@ -381,6 +381,15 @@ def run_script(script: str, flags: Sequence[str]) -> None:
 # ------------------------------------------------------------------ messages
 
 
+def aligned(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A table of cells for the terminal; the first `left` columns are left-aligned."""
+    columns = [[*column] for column in zip(heads, *rows, strict=True)]
+    widths = [max(map(len, column)) for column in columns]
+    for k, (column, width) in enumerate(zip(columns, widths, strict=True)):
+        columns[k] = [cell.ljust(width) if k < left else cell.rjust(width) for cell in column]
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
+
+
 def announce(title: str, **facts: object) -> None:
     """Print what the program is about to do: a title, then one line per fact."""
     print(title)
