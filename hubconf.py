@@ -60,7 +60,7 @@ def _system(policy: str, pretrained: bool, *asked) -> nn.Module:
 
 
 def _checked(net: nn.Module, parts) -> nn.Module:
-    sizes = [facts.get("size", 32) for _, facts in parts.values() if facts] or data.SIZES
+    sizes = [checkpoint.data_of(facts).size for _, facts in parts.values() if facts] or data.SIZES
     net.register_forward_pre_hook(_partial(models.check_images, sizes=sizes))
     return net
 

@@ -83,8 +83,8 @@ def add_policy(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument(
         "--target",
         choices=TARGETS,
-        help="--policy cascade: the thresholds with the best accuracy on the validation images, or "
-        "the cheapest that reach the teacher's (default: best)",
+        help="--policy cascade: the cheapest thresholds that are as accurate on the validation "
+        "images as the best ones, or as the teacher (default: best)",
     )
 
 

@@ -770,7 +770,4 @@ find("image").addEventListener("close", () =>
 window.addEventListener("hashchange", readState);
 find("app").hidden = false;
 readState();
-new ResizeObserver(() => {
-  drawChart();
-  moveMarkers();
-}).observe(find("plot"));
+new ResizeObserver(drawChart).observe(find("plot"));

@@ -112,7 +112,9 @@ def write_dict(path: Path, content: dict[str, Any]) -> None:
         file.write(buffer.getbuffer())
 
 
-def read_checkpoint(path: Path, arch: str | None = None, stem: str | None = None) -> dict[str, Any]:
+def read_checkpoint(
+    path: Path, arch: str | None = None, stem: str | None = None, strict: bool = True
+) -> dict[str, Any]:
     """Read the dictionary in `path`, with tensors on the CPU.
 
     Args:
@@ -121,6 +123,7 @@ def read_checkpoint(path: Path, arch: str | None = None, stem: str | None = None
         stem: if given, files of other projects are accepted too: a state dict, or a dictionary
             that has it under one of WRAPPERS, for `arch` with this stem. Classes are then named
             "class 0" and so on, and val_accuracy is None.
+        strict: refuse files of this project for another architecture than `arch`.
 
     Raises:
         UserError: the file is missing, truncated, not a checkpoint, for another architecture, or
@@ -142,7 +145,7 @@ def read_checkpoint(path: Path, arch: str | None = None, stem: str | None = None
             f"{path} is not a checkpoint of this project: it has no {', '.join(missing)}"
         )
     _check_facts(path, checkpoint)
-    if arch is not None and checkpoint["arch"] != arch:
+    if strict and arch is not None and checkpoint["arch"] != arch:
         raise UserError(
             f"{path} holds {checkpoint['arch']!r}, expected {arch!r}: "
             + (f"run {command}" if EXPECTED.get(name) == arch else "name another file")
@@ -242,16 +245,15 @@ def _check_facts(path: Path, checkpoint: dict[str, Any]) -> None:
 
 @by_first
 def load_network(
-    path: str | Path, arch: str | None = None, stem: str | None = None
+    path: str | Path, arch: str | None = None, stem: str | None = None, strict: bool = True
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Load a network and its checkpoint dictionary. The network is float32, in eval mode, on CPU.
 
-    With `stem`, also loads weights of other
-    projects, see `read_checkpoint`. Raises UserError as `read_checkpoint` does, or if the weights
-    do not fit the architecture or are not finite.
+    The arguments are those of `read_checkpoint`. Raises UserError as it does, or if the weights do
+    not fit the architecture or are not finite.
     """
     path = Path(path)
-    checkpoint = read_checkpoint(path, arch, stem)
+    checkpoint = read_checkpoint(path, arch, stem, strict)
     found, stem, hyperparameters = (checkpoint[key] for key in ("arch", "stem", "hyperparameters"))
     with torch.device("cpu"):  # PyTorch's default device may be another
         if found == "selector":
@@ -291,9 +293,8 @@ def load_teacher(
     """
     if stem is None:
         return load_network(paths[0], TEACHER)
-    single = len(paths) == 1 and os.path.exists(paths[0])
-    foreign = single and not set(KEYS) <= set(read_dict(paths[0]))
-    loaded = [load_network(path, *((TEACHER, stem) if foreign else ())) for path in paths]
+    foreign = stem if len(paths) == 1 else None
+    loaded = [load_network(path, TEACHER, foreign, strict=False) for path in paths]
     _, facts = loaded[0]
     for path, (_, others) in zip(paths, loaded, strict=True):
         if others["arch"] not in NETWORKS:

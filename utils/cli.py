@@ -221,20 +221,21 @@ class Parser(argparse.ArgumentParser):
         if name not in names:
             self.error(f"--set {change}: choose from {', '.join(names)}")
         try:
-            self.block[name] = flag(name)(text)
+            self._put(parsed, name, flag(name)(text))
         except argparse.ArgumentTypeError as error:
             self.error(f"--set {name}: {error}")
+
+    def _put(self, parsed: argparse.Namespace, name: str, value: Any) -> None:
+        self.block[name] = value
         if hasattr(parsed, name.lower()):
-            setattr(parsed, name.lower(), self.block[name])
+            setattr(parsed, name.lower(), value)
 
     def prefer(self, parsed: argparse.Namespace, values: Mapping[str, Any]) -> None:
         """Give constants of the script, and their flags, these values if the user gave none."""
         changed = [change.partition("=")[0] for change in parsed.typed.get("set", ())]
         for name, value in values.items():
             if name not in changed and name.lower() not in parsed.typed:
-                self.block[name] = value
-                if hasattr(parsed, name.lower()):
-                    setattr(parsed, name.lower(), value)
+                self._put(parsed, name, value)
 
 
 def _path(text: str) -> Path:
