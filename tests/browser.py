@@ -28,7 +28,8 @@ class Browser:
     """A browser session. Commands raise HTTPError if the driver reports a failure."""
 
     def __init__(self, port: int, folder: Path) -> None:
-        self.session = f"http://127.0.0.1:{port}/session"
+        # The driver may have this port on one of the addresses of localhost only.
+        self.session = f"http://localhost:{port}/session"
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1100,900"]
         options = {"binary": CHROMIUM, "args": [*flags, f"--user-data-dir={folder}"]}
         wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
