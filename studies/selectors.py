@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from evaluation.policies import Networks
 from evaluation.significance import auroc_apart, auroc_mean_interval, wilson_interval
-from models import NETWORKS, SELECTED, Selector
+from models import SELECTED, Selector
 from studies import ends, figures, write
 from studies.policies import policy_facts
 from utils import cli
@@ -256,21 +256,18 @@ def table(results: dict) -> tuple[list[str], list[list[str]]]:
     """The variants as a table, heads and rows: means over seeds, range of p."""
     rows = []
     for row in results["variants"]:
-        accuracy, area = row["accuracy"], row["auroc"]
+        area = row["auroc"]
         ps = [run["mcnemar_p"] for run in row["runs"]]
         rows.append(
             [
                 row["labels"] + (", weighted" if row["weighted"] else ""),
                 str(row["depth"]) + ("" if row["batch_norm"] else ", no batch norm"),
-                f"{100 * accuracy['mean']:.2f} ({ends(accuracy['interval'], '.1f', 100)})",
+                f"{100 * row['accuracy']['mean']:.2f}",
                 f"{area['mean']:.3f} ({ends(area['interval'], '.2f')})",
-                f"{area['std']:.3f}",
-                f"{100 * row[SHARE]['mean']:.0f} %",
                 f"{min(ps):.2g} to {max(ps):.2g}",
             ]
         )
-    heads = ["labels", "blocks", "top-1, % (95 % interval)", "AUROC (95 % interval)"]
-    return [*heads, "its deviation", f"to {NETWORKS[SELECTED[0]].title}", "p"], rows
+    return ["labels", "blocks", "top-1, %", "AUROC (95 % interval)", "p"], rows
 
 
 def main() -> None:

@@ -88,23 +88,23 @@ def millions(metrics: dict, name: str) -> str:
 def speed(benchmarks: dict, settings: Sequence[str] = ()) -> str:
     """Table of images/s of both sides and their ratio, from python -m benchmarks.
 
-    With `settings`, names of a sweep's settings, they are columns, in place of the spread.
+    With `settings`, names of a sweep's settings, they are columns, in place of name and spread.
     """
     rows = []
     order = list(SUBJECTS)
     for run in sorted(benchmarks["runs"], key=lambda run: order.index(run["subject"])):
         ratio, spread = f"{run['ratio']:.1f}", f"{run['ratio_min']:.2f} to {run['ratio_max']:.2f}"
+        varied = [number(run[name], ",") for name in settings]
         rows.append(
             [
-                SUBJECTS[run["subject"]].label,
-                *(number(run[name], ",") for name in settings),
+                *(varied or [SUBJECTS[run["subject"]].label]),
                 *(f"{run[side]:,.0f}" for side in ("ours", "plain")),
                 *([ratio] if settings else [f"**{ratio}**", spread]),
                 " / ".join(f"{run[f'{side}_peak_mb']:,}" for side in ("ours", "plain")),
             ]
         )
     words = [name.removesuffix("_size") for name in settings]
-    heads = ["" if settings else "images/s", *words, "ours", "plain", "ratio"]
+    heads = [*(words or ["images/s"]), "ours", "plain", "ratio"]
     return markdown([*heads, *(() if settings else ("spread",)), "memory, MB"], rows)
 
 
@@ -238,7 +238,6 @@ def texts() -> dict[Path, str]:
     kept = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
     paths = [folder / name for name in FILES.values() if f"!checkpoints/{name}" in kept]
     metrics, wide, in_contexts = map(stored, ("metrics", "cifar/metrics", "contexts"))
-    settings = "batch_size", "threads", "images"
     tables = {
         ROOT / "README.md": {
             "results": results(metrics, wide, SHORT, others=False),
@@ -252,12 +251,12 @@ def texts() -> dict[Path, str]:
             "contexts": markdown(*contexts.table(in_contexts)),
         },
         ROOT / "docs" / "networks.md": {"networks": networks()},
-        ROOT / "docs" / "speed.md": {"speed": speed(stored("benchmarks"))},
-        ROOT / "docs" / "tried.md": {
-            "selectors": markdown(*selectors.table(stored("selectors"))),
-            "sweep_batches": speed(stored("sweep_batches"), settings),
-            "sweep_images": speed(stored("sweep_images"), settings),
+        ROOT / "docs" / "speed.md": {
+            "speed": speed(stored("benchmarks")),
+            "sweep_batches": speed(stored("sweep_batches"), ("batch_size", "threads")),
+            "sweep_images": speed(stored("sweep_images"), ("images",)),
         },
+        ROOT / "docs" / "tried.md": {"selectors": markdown(*selectors.table(stored("selectors")))},
         folder / "README.md": {"checkpoints": checkpoints(paths)},
     }
     filled = {path: fill(path, those) for path, those in tables.items()}
