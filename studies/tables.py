@@ -88,24 +88,21 @@ def millions(metrics: dict, name: str) -> str:
 def speed(benchmarks: dict, settings: Sequence[str] = ()) -> str:
     """Table of images/s of both sides and their ratio, from python -m benchmarks.
 
-    With `settings`, names of a sweep's settings, they are columns, in place of name and spread.
+    With `settings`, the names of a sweep's settings: a column for each and the throughput alone.
     """
     rows = []
     order = list(SUBJECTS)
     for run in sorted(benchmarks["runs"], key=lambda run: order.index(run["subject"])):
-        ratio, spread = f"{run['ratio']:.1f}", f"{run['ratio_min']:.2f} to {run['ratio_max']:.2f}"
-        varied = [number(run[name], ",") for name in settings]
-        rows.append(
-            [
-                *(varied or [SUBJECTS[run["subject"]].label]),
-                *(f"{run[side]:,.0f}" for side in ("ours", "plain")),
-                *([ratio] if settings else [f"**{ratio}**", spread]),
-                " / ".join(f"{run[f'{side}_peak_mb']:,}" for side in ("ours", "plain")),
-            ]
-        )
-    words = [name.removesuffix("_size") for name in settings]
-    heads = [*(words or ["images/s"]), "ours", "plain", "ratio"]
-    return markdown([*heads, *(() if settings else ("spread",)), "memory, MB"], rows)
+        speeds, ratio = [f"{run[side]:,.0f}" for side in ("ours", "plain")], f"{run['ratio']:.1f}"
+        if settings:
+            rows.append([*(number(run[name], ",") for name in settings), *speeds, ratio])
+            continue
+        spread = f"{run['ratio_min']:.2f} to {run['ratio_max']:.2f}"
+        memory = " / ".join(f"{run[f'{side}_peak_mb']:,}" for side in ("ours", "plain"))
+        rows.append([SUBJECTS[run["subject"]].label, *speeds, f"**{ratio}**", spread, memory])
+    first = [name.removesuffix("_size") for name in settings] or ["images/s"]
+    last = [] if settings else ["spread", "memory, MB"]
+    return markdown([*first, "ours", "plain", "ratio", *last], rows)
 
 
 # ------------------------------------------------------------------ networks

@@ -126,7 +126,7 @@ def test_the_speed_is_shown_as_measured():
         SUBJECTS[name].label for name in ("data", "distillation googlenet")
     ]
     sweep = tables.speed({"runs": [run]}, ("batch_size", "threads", "images"))
-    assert cells(sweep) == ["1,024", "", "45,000", "1,234", "100", "12.3", "1,250 / 900"]
+    assert cells(sweep) == ["1,024", "", "45,000", "1,234", "100", "12.3"]
 
 
 def test_the_command_of_a_checkpoint_tells_what_it_started_from():
