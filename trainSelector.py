@@ -106,7 +106,6 @@ def main() -> None:
     settings["students"] = [fingerprint_of(student) for student in students.values()]
     settings["selected"] = list(models.SELECTED)
     run = Run(selector, path, train, settings, resume=args.resume)
-    run.begin()  # report errors before the students label the images, which takes minutes
 
     work = [macs(student, train.data.size) for student in students.values()]
     networks = {arch: for_inference(net, device) for arch, net in networks.items()}

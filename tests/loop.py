@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from utils.data import Split, data_facts
@@ -28,7 +27,17 @@ class Loop(Run):
     """A run that trains `net` on `rows`. Tests observe it through `loss` and `validate`."""
 
     def __init__(
-        self, net, path, images, targets, loss, validate, val_images, rows=None, **changes
+        self,
+        net,
+        path,
+        images,
+        targets,
+        loss,
+        validate,
+        val_images,
+        rows=None,
+        resume=False,
+        **changes,
     ):
         settings = {
             "arch": "resnet50",
@@ -44,19 +53,15 @@ class Loop(Run):
             "cutout": 8,
             "data": data_facts(images, targets),
         } | changes
-        super().__init__(net, path, Split(images, targets, np.arange(len(images))), settings)
+        split = Split(images, targets, np.arange(len(images)))
+        super().__init__(net, path, split, settings, resume=resume)
         self.rows = [targets] if rows is None else rows
         self.loss, self.validate, self.val_images = loss, validate, val_images
 
-    def fit(self, resume=False):
-        self.resume = resume
+    def fit(self):
         for _ in self.epochs():
             for images, labels, *more in self.batches(*self.rows):
                 logits = self.model(images)
                 self.step(self.loss(logits, labels, *more), logits.argmax(1) == labels)
             outputs = predict(self.net, self.val_images, "validation", self.batch_size)
             self.end_epoch(*self.validate(outputs))
-
-
-def cross_entropy(logits, labels):
-    return F.cross_entropy(logits.float(), labels)

@@ -15,8 +15,10 @@ from loop import Loop
 from torch import nn
 
 from utils.augment import Augmentation, Batches
+from utils.checkpoint import load_network
 from utils.data import fingerprint, load_sample
 from utils.distributed import gather, join_group, rank, ranks
+from utils.files import UserError
 from utils.logits import TeacherLogits
 
 COUNT, BATCH_SIZE, EPOCHS = 50, 7, 2  # batches of 7 and 6: two processes share the 7 unevenly
@@ -47,7 +49,7 @@ class Tricky(nn.Module):
         return self.fc(self.dropout(self.norm(self.conv(images)).flatten(1)))
 
 
-def train(net_class, path, resume=False):
+def train(net_class, path):
     """Train a network; returns the images this process saw, and its weights after each epoch."""
     sample = load_sample()
     images, labels = sample.images[:COUNT], sample.labels[:COUNT]
@@ -77,7 +79,7 @@ def train(net_class, path, resume=False):
     )
     # In bf16, rounding depends on how the batch is divided.
     with mock.patch("utils.device.has_bf16", return_value=False):
-        run.fit(resume)
+        run.fit()
     return {"seen": seen, "weights": weights, "history": run.progress.history}
 
 
@@ -89,11 +91,21 @@ def teacher_logits(folder):
         return TeacherLogits(Plain().eval(), "teacher", batches, folder).epoch(1)
 
 
+def missing(folder):
+    """How a process ends if a file is missing, which the first one is to read."""
+    try:
+        load_network(folder / "missing.pth")
+    except UserError as error:
+        return str(error)
+    except SystemExit as stop:
+        return stop.code
+
+
 if __name__ == "__main__":
     join_group(torch.device("cpu"))
     folder = Path(sys.argv[1])
     found = {net.__name__: train(net, folder / f"{net.__name__}.pth") for net in (Plain, Tricky)}
     found["answers"] = teacher_logits(folder / "teacher.logits")
-    rows = torch.arange(7.0)[:, None]
-    found["gathered"] = gather(rows.tensor_split(ranks())[rank()], len(rows))
+    found["gathered"] = gather(torch.arange(7).tensor_split(ranks())[rank()])
+    found["missing"] = missing(folder)
     torch.save(found, folder / f"rank-{rank()}.pth")

@@ -12,6 +12,7 @@ from utils import method
 from utils.method import (
     absolute_error,
     best_temperature,
+    best_threshold,
     cascade_thresholds,
     distillation_loss,
     label_weights,
@@ -104,6 +105,14 @@ def test_with_two_students_the_loss_of_the_selector_is_the_published_binary_cros
     loss = F.cross_entropy(logits, labels)
     difference, better = logits[:, 0] - logits[:, 1], (labels == 0).float()
     torch.testing.assert_close(loss, F.binary_cross_entropy_with_logits(difference, better))
+
+
+def test_the_threshold_is_the_best_on_the_images_it_is_given():
+    scores = torch.tensor([0.1, 0.4, 0.6, 0.9])
+    first, second = torch.tensor([0, 1, 1, 1]).bool(), torch.tensor([1, 0, 0, 0]).bool()
+    assert 0.1 < best_threshold(scores, first, second) <= 0.4
+    assert best_threshold(scores, first, first) == 0.5
+    assert best_threshold(scores, first & False, first | True) > 0.9  # everything to student 2
 
 
 def test_the_thresholds_of_three_students_are_chosen_one_after_the_other():

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+from operator import attrgetter
 
 import numpy as np
 import pytest
@@ -15,9 +16,8 @@ from loop import Loop
 from torch import nn
 
 import teacherTrain
-from utils.files import UserError
+from utils.files import UserError, previous
 from utils.logits import predict
-from utils.method import best_threshold
 from utils.run import Run
 
 EPOCHS, IMAGES, BATCH_SIZE = 3, 40, 8
@@ -39,21 +39,11 @@ class Tiny(nn.Module):
 
 
 def trainer(
-    path,
-    sample,
-    after_step=lambda step: None,
-    accuracies=None,
-    lr=0.01,
-    epochs=EPOCHS,
-    count=IMAGES,
-    first=0,
-    stem="cifar",
-    optimizer="sgd",
+    path, sample, after_step=lambda step: None, accuracies=(), count=IMAGES, first=0, **changes
 ):
     torch.manual_seed(0)
     images, labels = sample.images[first:][:count], sample.labels[first:][:count]
-    scripted = iter(accuracies or [])
-    steps = iter(range(1, 10**6))
+    scripted, steps = iter(accuracies), iter(range(1, 10**6))
 
     def loss(logits, labels):
         after_step(next(steps))
@@ -63,20 +53,22 @@ def trainer(
         accuracy = (logits.argmax(1) == labels).double().mean().item()
         return F.cross_entropy(logits, labels).item(), next(scripted, accuracy)
 
-    return Loop(
-        Tiny(),
-        path,
-        images,
-        labels,
-        loss,
-        validate,
-        images,
-        epochs=epochs,
-        batch_size=BATCH_SIZE,
-        learning_rate=lr,
-        stem=stem,
-        optimizer=optimizer,
+    changes = {"epochs": EPOCHS, "batch_size": BATCH_SIZE} | changes
+    return Loop(Tiny(), path, images, labels, loss, validate, images, **changes)
+
+
+def rates(path, sample, **changes):
+    """The learning rate in each step of a run."""
+    found = []
+    run = trainer(
+        path, sample, lambda _: found.append(run.optimizers[0].param_groups[0]["lr"]), **changes
     )
+    run.fit()
+    return found
+
+
+def files(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 def history(path):
@@ -92,7 +84,7 @@ def test_the_best_epoch_by_validation_is_kept_and_not_the_last(tmp_path, sample)
     assert [float(row["val_accuracy"]) for row in history(path)] == [0.5, 0.9, 0.1]
 
 
-def test_the_history_tells_losses_accuracies_rate_and_speed_of_every_epoch(tmp_path, sample):
+def test_the_history_tells_losses_accuracies_and_speed_of_every_epoch(tmp_path, sample):
     path = tmp_path / "teacher.pth"
     trainer(path, sample).fit()
     rows = history(path)
@@ -100,49 +92,24 @@ def test_the_history_tells_losses_accuracies_rate_and_speed_of_every_epoch(tmp_p
     for row in rows:
         assert 0 < float(row["train_loss"]) < 10 and 0 <= float(row["train_accuracy"]) <= 1
         assert float(row["images_per_second"]) > 0 and float(row["seconds"]) >= 0
-    assert float(rows[-1]["lr"]) < 0.01 * float(rows[0]["lr"]) / 0.01 < 0.011
 
 
 def test_the_learning_rate_warms_up_to_its_maximum_and_falls_along_a_cosine(tmp_path, sample):
-    rates = []
-    run = trainer(
-        tmp_path / "t.pth", sample, lambda _: rates.append(run.optimizers[0].param_groups[0]["lr"])
-    )
-    run.fit()
-    peak = rates.index(max(rates))
-    assert max(rates) == pytest.approx(0.01, rel=0.05)
-    assert peak == pytest.approx(0.25 * len(rates), abs=1)
-    assert rates[: peak + 1] == sorted(rates[: peak + 1])
-    assert rates[peak:] == sorted(rates[peak:], reverse=True)
-    middle = peak + (len(rates) - peak) // 2
-    assert rates[middle] == pytest.approx(0.005, rel=0.15)
-    assert rates[-1] < 0.001
+    found = rates(tmp_path / "t.pth", sample)
+    peak = found.index(max(found))
+    assert max(found) == pytest.approx(0.01, rel=0.05)
+    assert peak == pytest.approx(0.25 * len(found), abs=1)
+    assert found[: peak + 1] == sorted(found[: peak + 1])
+    assert found[peak:] == sorted(found[peak:], reverse=True)
+    assert found[peak + (len(found) - peak) // 2] == pytest.approx(0.005, rel=0.15)
+    assert found[-1] < 0.001
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("steps", [1, 2, 5])
 def test_a_run_of_few_steps_ends_too(tmp_path, sample, steps):
     """OneCycleLR divides by zero if the warm-up has only one step."""
     trainer(tmp_path / "t.pth", sample, epochs=1, count=steps * BATCH_SIZE).fit()
     assert len(history(tmp_path / "t.pth")) == 1
-
-
-def test_only_weights_decay(tmp_path, sample):
-    run = trainer(tmp_path / "t.pth", sample)
-    decay = {
-        id(p): group["weight_decay"]
-        for group in run.optimizers[0].param_groups
-        for p in group["params"]
-    }
-    named = {name: decay[id(p)] for name, p in run.net.named_parameters()}
-    assert named == {
-        "conv.weight": 5e-4,
-        "inner.weight": 5e-4,
-        "fc.weight": 5e-4,
-        "conv.bias": 0,
-        "fc.bias": 0,
-        "norm.weight": 0,
-        "norm.bias": 0,
-    }
 
 
 @pytest.mark.parametrize(
@@ -167,9 +134,9 @@ def test_a_stopped_run_resumes_to_the_very_same_weights(
         run.fit()
     assert stop.value.code == status
     assert "python teacherTrain.py --epochs 3 --resume" in capsys.readouterr().err
-    resumed = trainer(stopped, sample, optimizer=optimizer)
     torch.rand(7)  # whatever else drew random numbers in the meantime
-    resumed.fit(resume=True)
+    resumed = trainer(stopped, sample, optimizer=optimizer, resume=True)
+    resumed.fit()
 
     for name, tensor in reference.net.state_dict().items():
         assert torch.equal(tensor, resumed.net.state_dict()[name]), name
@@ -180,18 +147,17 @@ def test_a_stopped_run_resumes_to_the_very_same_weights(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_signal_is_acknowledged_at_once(tmp_path, sample, capfd):
+def test_a_second_signal_stops_at_once(tmp_path, sample):
     def stop(step):
-        if step == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-            assert "stopping after this step; press Ctrl-C again" in capfd.readouterr().err
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("the step goes on")
 
-    with pytest.raises(SystemExit):
+    with pytest.raises(KeyboardInterrupt):
         trainer(tmp_path / "teacher.pth", sample, stop).fit()
 
 
-def test_a_run_stopped_while_it_begins_saves_its_state(tmp_path, sample, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["teacherTrain.py"])
+def test_a_run_stopped_while_it_begins_saves_its_state(tmp_path, sample, monkeypatch):
     path, begin = tmp_path / "teacher.pth", Run._begin
 
     def stopped(self):
@@ -200,11 +166,9 @@ def test_a_run_stopped_while_it_begins_saves_its_state(tmp_path, sample, capsys,
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="143"):
         patch.setattr(Run, "_begin", stopped)
-        trainer(path, sample, lambda _: pytest.fail("a step")).begin()
-    told = "stopped after epoch 0, step 0; continue with: python teacherTrain.py --resume"
-    assert told in capsys.readouterr().err
-    trainer(path, sample, epochs=1).fit(resume=True)
-    assert "resuming after epoch 0, step 0" in capsys.readouterr().out
+        trainer(path, sample)
+    trainer(path, sample, resume=True).fit()
+    assert len(history(path)) == EPOCHS and not previous(path).exists()
 
 
 @pytest.mark.parametrize(
@@ -229,47 +193,53 @@ def test_a_seed_gives_the_weights_that_it_gave_before(
     assert found == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_loss_that_is_not_finite_names_epoch_and_step_and_spares_the_last_good_files(
-    tmp_path, sample
+@pytest.mark.parametrize(
+    "poisoned, value, step, named",
+    [
+        ("fc.weight", math.nan, 8, "epoch 2, step 4"),  # the first step to see it
+        ("norm.running_mean", math.inf, 10, "validation"),  # the last step: its loss is finite
+    ],
+)
+def test_what_is_not_finite_ends_the_run_and_spares_the_last_good_files(
+    tmp_path, sample, poisoned, value, step, named
 ):
     path = tmp_path / "teacher.pth"
 
-    def poison(step):
-        if step == 8:  # the third of the second epoch; the fourth is the first to see it
-            run.net.fc.weight.data.fill_(math.nan)  # autograd is not to notice
+    def poison(now):
+        if now == step:
+            attrgetter(poisoned)(run.net).data.fill_(value)  # autograd is not to notice
 
     run = trainer(path, sample, poison)
-    with pytest.raises(UserError, match=r"nan in epoch 2, step 4: lower --lr, now 0.01"):
+    with pytest.raises(UserError, match=named):
         run.fit()
     checkpoint = torch.load(path, weights_only=True)
-    assert checkpoint["epoch"] == 1
+    assert checkpoint["epoch"] == 1 and len(history(path)) == 1
     assert all(tensor.isfinite().all() for tensor in checkpoint["state_dict"].values())
-    trainer(path, sample).fit(resume=True)
+    trainer(path, sample, resume=True).fit()
     assert len(history(path)) == EPOCHS
 
 
 def test_what_an_earlier_run_left_is_kept(tmp_path, sample, capsys):
-    path, state = tmp_path / "teacher.pth", tmp_path / "teacher.state.pth"
-    trainer(path, sample, lr=0.02).fit()
-    weights, progress = path.read_bytes(), state.read_bytes()
+    path = tmp_path / "teacher.pth"
+    trainer(path, sample, learning_rate=0.02).fit()
+    before = files(tmp_path)
     trainer(path, sample).fit()
-    assert path.read_bytes() != weights and state.read_bytes() != progress
-    assert (tmp_path / "teacher.previous.pth").read_bytes() == weights
-    assert (tmp_path / "teacher.previous.state.pth").read_bytes() == progress
-    assert capsys.readouterr().out.count("kept from an earlier run: ") == 2
+    after, out = files(tmp_path), capsys.readouterr().out
+    for name in ("teacher.pth", "teacher.state.pth"):
+        kept = previous(tmp_path / name).name
+        assert after[name] != before[name] and after[kept] == before[name] and kept in out
 
 
 def test_a_folder_that_cannot_be_written_is_found_out_before_the_first_step(tmp_path, sample):
     (tmp_path / "file").touch()
-    run = trainer(tmp_path / "file" / "teacher.pth", sample, lambda step: pytest.fail("a step"))
-    with pytest.raises(UserError, match="cannot write .*teacher.state.pth: File exists"):
-        run.fit()
+    with pytest.raises(UserError, match=r"teacher\.state\.pth"):
+        trainer(tmp_path / "file" / "teacher.pth", sample)
 
 
 @pytest.mark.parametrize(
     "other, difference",
     [
-        ({"lr": 0.02}, "learning_rate was 0.01, is 0.02"),
+        ({"learning_rate": 0.02}, "learning_rate was 0.01, is 0.02"),
         ({"stem": "cifar-pool"}, "stem was 'cifar', is 'cifar-pool'"),  # of the very same weights
         ({"first": 1}, "data was '40 images, SHA-256 .*', is '40 images, SHA-256 "),
         ({"count": 39}, "data was '40 images, SHA-256 .*', is '39 images, SHA-256 "),
@@ -279,41 +249,31 @@ def test_a_folder_that_cannot_be_written_is_found_out_before_the_first_step(tmp_
 def test_resuming_another_run_is_refused_with_the_difference(tmp_path, sample, other, difference):
     path = tmp_path / "teacher.pth"
     trainer(path, sample).fit()
-    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    before = files(tmp_path)
     with pytest.raises(UserError, match=difference):
-        trainer(path, sample, **other).fit(resume=True)
-    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+        trainer(path, sample, resume=True, **other)
+    assert files(tmp_path) == before
 
 
-def test_a_finished_run_goes_on_for_more_epochs_along_the_new_schedule(tmp_path, sample, capsys):
+def test_a_finished_run_stays_as_it_is_or_goes_on_along_the_new_schedule(tmp_path, sample, capsys):
     path = tmp_path / "teacher.pth"
     trainer(path, sample).fit()
-    rates = []
-    longer = trainer(
-        path, sample, lambda _: rates.append(longer.optimizers[0].param_groups[0]["lr"]), epochs=6
-    )
-    longer.fit(resume=True)
+    before = files(tmp_path)
+    trainer(path, sample, resume=True).fit()
+    assert files(tmp_path) == before
+    longer = rates(path, sample, epochs=6, resume=True)
     assert "started with 3 epochs, continuing with 6" in capsys.readouterr().out
     assert [int(row["epoch"]) for row in history(path)] == [1, 2, 3, 4, 5, 6]
-
-    anew = []
-    whole = trainer(
-        tmp_path / "whole.pth",
-        sample,
-        lambda _: anew.append(whole.optimizers[0].param_groups[0]["lr"]),
-        epochs=6,
-    )
-    whole.fit()
-    assert rates == anew[len(anew) // 2 :]
+    whole = rates(tmp_path / "whole.pth", sample, epochs=6)
+    assert longer == whole[len(whole) // 2 :]
 
 
-def test_a_run_in_its_second_epoch_may_end_with_it(tmp_path, sample, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["teacherTrain.py"])
+def test_a_run_in_its_second_epoch_may_end_with_it(tmp_path, sample):
     path = tmp_path / "teacher.pth"
     stop = trainer(path, sample, lambda k: os.kill(os.getpid(), signal.SIGINT) if k == 7 else None)
     with pytest.raises(SystemExit):
         stop.fit()
-    trainer(path, sample, epochs=2).fit(resume=True)
+    trainer(path, sample, epochs=2, resume=True).fit()
     assert len(history(path)) == 2
 
 
@@ -331,7 +291,7 @@ def test_a_state_that_cannot_be_loaded_is_refused_and_stays(tmp_path, sample, da
         state.write_bytes(content[damage])
     before = state.read_bytes()
     with pytest.raises(UserError, match=r"teacher\.state\.pth") as refused:
-        trainer(path, sample).fit(resume=True)
+        trainer(path, sample, resume=True)
     assert state.read_bytes() == before and len(str(refused.value).splitlines()) == 1
 
 
@@ -346,47 +306,17 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(tmp_path, sample):
         signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize(
-    "here, elsewhere",
-    [
-        ("^cpu, ", "cuda, "),
-        (", 1 process,", ", 8 processes,"),
-        (", 1 thread,", ", 16 threads,"),
-        (f"PyTorch {re.escape(torch.__version__)}$", "PyTorch 2.4.0"),
-        (torch.backends.cpu.get_cpu_capability(), "SVE256"),
-        (".*", "here"),
-    ],
-)
 def test_a_state_written_elsewhere_is_continued_and_said_to_round_differently(
-    tmp_path, sample, capsys, here, elsewhere
+    tmp_path, sample, capsys
 ):
-    path = tmp_path / "teacher.pth"
+    path, state = tmp_path / "teacher.pth", tmp_path / "teacher.state.pth"
     trainer(path, sample, epochs=1).fit()
-    trainer(path, sample, epochs=1).fit(resume=True)
+    trainer(path, sample, epochs=1, resume=True).fit()
     assert "bit for bit" not in capsys.readouterr().out
-    state = torch.load(path.with_suffix(".state.pth"), weights_only=True)
-    place = state["place"]
-    state["place"] = re.sub(here, elsewhere, place, count=1)
-    assert state["place"] != place
-    torch.save(state, path.with_suffix(".state.pth"))
-    trainer(path, sample, epochs=2).fit(resume=True)
-    told = f"started on {state['place']}, continuing on {place}: the weights will not be the same"
-    assert f"{told} bit for bit" in capsys.readouterr().out
-
-
-def test_logits_that_are_not_finite_end_the_run_before_anything_is_overwritten(tmp_path, sample):
-    path = tmp_path / "teacher.pth"
-
-    def poison(step):
-        if step == 10:  # the last of the second epoch: its loss is still finite
-            run.net.norm.running_mean.data[0] = math.inf
-
-    run = trainer(path, sample, poison)
-    with pytest.raises(UserError, match="validation: the logits of 40 of 40 images are not finite"):
-        run.fit()
-    assert torch.load(path, weights_only=True)["epoch"] == 1
-    assert len(history(path)) == 1
-    trainer(path, sample).fit(resume=True)
+    torch.save(torch.load(state, weights_only=True) | {"place": "cuda, 8 processes"}, state)
+    trainer(path, sample, epochs=2, resume=True).fit()
+    assert re.search("on cuda, 8 processes, .* on cpu, .* bit for bit", capsys.readouterr().out)
+    assert len(history(path)) == 2
 
 
 def failed_recording():
@@ -397,39 +327,25 @@ def failed_recording():
 
 
 @pytest.mark.parametrize(
-    "error",
+    "error, expected",
     [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
-        failed_recording(),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
-        MemoryError(),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."), UserError),
+        (failed_recording(), UserError),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes."), UserError),
+        (MemoryError(), UserError),
+        (RuntimeError("shapes cannot be multiplied"), RuntimeError),
     ],
-    ids=["cuda", "recorded", "cpu", "python"],
+    ids=["cuda", "recorded", "cpu", "python", "another error"],
 )
-def test_out_of_memory_names_the_batch_size_and_a_smaller_one(tmp_path, sample, error):
+def test_out_of_memory_names_the_batch_size_and_a_smaller_one(tmp_path, sample, error, expected):
     def fail(*_):
         raise error
 
     run = trainer(tmp_path / "teacher.pth", sample)
     run.net.register_forward_hook(fail)
-    with pytest.raises(UserError, match="on cpu with --batch-size 8: try --batch-size 4"):
+    named = {UserError: "--batch-size 8.* --batch-size 4", RuntimeError: "shapes"}[expected]
+    with pytest.raises(expected, match=named):
         run.fit()
-
-
-def test_other_errors_are_not_taken_for_a_lack_of_memory(tmp_path, sample):
-    def fail(step):
-        raise RuntimeError("shapes cannot be multiplied")
-
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        trainer(tmp_path / "teacher.pth", sample, fail).fit()
-
-
-def test_resuming_a_finished_run_changes_nothing(tmp_path, sample):
-    path = tmp_path / "teacher.pth"
-    trainer(path, sample).fit()
-    before = path.read_bytes()
-    trainer(path, sample).fit(resume=True)
-    assert path.read_bytes() == before
 
 
 def test_predict_runs_in_eval_mode_and_keeps_the_order(sample):
@@ -460,11 +376,3 @@ def test_the_test_images_have_no_say_in_what_is_learned_or_kept(tmp_path, small_
     assert kept[0]["epoch"] == kept[1]["epoch"]
     for tensor, other in zip(*(each["state_dict"].values() for each in kept), strict=True):
         assert torch.equal(tensor, other)
-
-
-def test_the_threshold_is_the_best_on_the_images_it_is_given():
-    scores = torch.tensor([0.1, 0.4, 0.6, 0.9])
-    first, second = torch.tensor([0, 1, 1, 1]).bool(), torch.tensor([1, 0, 0, 0]).bool()
-    assert 0.1 < best_threshold(scores, first, second) <= 0.4
-    assert best_threshold(scores, first, first) == 0.5
-    assert best_threshold(scores, first & False, first | True) > 0.9  # everything to student 2

@@ -40,5 +40,7 @@ def use_toys() -> None:
 
 
 if __name__ == "__main__":
-    use_toys()
+    import toys  # processes can exchange networks of a module, not of a program
+
+    toys.use_toys()
     fault_driver.run(*sys.argv[1:])

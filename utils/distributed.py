@@ -60,18 +60,6 @@ def total(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def gather(part: torch.Tensor, count: int) -> torch.Tensor:
-    """Concatenate the parts of all processes: (count, ...), on every process.
-
-    `part` is the share of this process, from `tensor_split(ranks())`.
-    """
-    if ranks() == 1:
-        return part
-    whole = part.new_zeros(count, *part.shape[1:])
-    whole.tensor_split(ranks())[rank()].copy_(part)
-    return total(whole)
-
-
 def gather_objects(item: T) -> list[T]:
     """The `item` of each process, in the order of the ranks."""
     if ranks() == 1:
@@ -79,6 +67,11 @@ def gather_objects(item: T) -> list[T]:
     items: list[T] = [item] * ranks()
     dist.all_gather_object(items, item)
     return items
+
+
+def gather(part: torch.Tensor) -> torch.Tensor:
+    """Concatenate the parts of all processes, on every process."""
+    return torch.cat(gather_objects(part.cpu())).to(part.device) if ranks() > 1 else part
 
 
 def by_first(function: Callable[P, T]) -> Callable[P, T]:

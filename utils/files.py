@@ -69,15 +69,6 @@ def read_json(path: Path, kind: type) -> Any:
     return content
 
 
-def move(path: Path, to: Path) -> None:
-    """Rename a file, safe against a power loss. Raises UserError, which names it, on failure."""
-    try:
-        os.replace(path, to)
-        _sync_folder(to.parent)
-    except OSError as error:
-        raise UserError(f"cannot rename {path} to {to.name}: {error.strerror or error}") from error
-
-
 def previous(path: Path) -> Path:
     """Where the file of an earlier run is kept: NAME.previous.pth for NAME.pth."""
     return path.with_name(path.name.replace(".", ".previous.", 1))

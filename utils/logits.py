@@ -66,7 +66,7 @@ def predict(
                 outputs = net(normalize(batch, data))
             batches.append(outputs if isinstance(outputs, tuple) else (outputs,))
             bar.update(len(batch))
-    columns = [gather(torch.cat(column), len(images)) for column in zip(*batches, strict=True)]
+    columns = [gather(torch.cat(column)) for column in zip(*batches, strict=True)]
     columns[0] = columns[0].float()
     if wrong := (~columns[0].isfinite()).reshape(len(images), -1).any(dim=1).sum().item():
         raise UserError(
@@ -212,7 +212,7 @@ class TeacherLogits:
                 with autocast(images.device):
                     logits.append(self.teacher(self.batches.view(view, places)).half())
                 bar.update(len(places) * ranks())
-        logits = gather(torch.cat(logits), len(images))
+        logits = gather(torch.cat(logits))
         if not logits.isfinite().all():
             raise UserError("the teacher's logits are not finite in half precision: train it again")
         return logits

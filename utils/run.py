@@ -31,7 +31,7 @@ from utils.checkpoint import save_checkpoint
 from utils.data import Split
 from utils.device import enough_memory, keep_freed_memory
 from utils.distributed import rank, ranks, total
-from utils.files import UserError, move, previous, replacing, shown
+from utils.files import UserError, previous, replacing, shown
 from utils.optim import one_cycle, optimizers
 from utils.resume import Progress, load_state, read_state, save_state
 from utils.stop import StopRequest
@@ -43,7 +43,7 @@ CHECK_EVERY = 20  # steps between readings of the loss, because each reading blo
 class Run:
     """A training run. The weights of the epoch with the best validation accuracy go to `path`.
 
-    After every epoch, the history is written to NAME.csv and the state to NAME.state.pth, where
+    Creating it prints the hyperparameters and writes or loads the state. After every epoch, the history is written to NAME.csv and the state to NAME.state.pth, where
     NAME is that of `path`. With `resume`, a run continues from the state. The resulting weights are
     the same as without the interruption, bit for bit, on the same CPU with the same version of
     PyTorch and number of threads. Otherwise the run prints that they will differ.
@@ -65,6 +65,9 @@ class Run:
             batch unless the images of `train` are in it already.
         layers: names of modules of `net`, for `outputs`.
         resume: continue the previous run, if there is one.
+
+    Raises:
+        UserError: a file cannot be written, or the state to resume from does not fit.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class Run:
         layers: Sequence[str] = (),
         resume: bool = False,
     ) -> None:
-        self.net, self.path, self.settings, self.resume = net, path, dict(settings), resume
+        self.net, self.path, self.settings = net, path, dict(settings)
         self.data, self.device = train.data, train.images.device
         self.total_epochs, self.batch_size = settings["epochs"], settings["batch_size"]
         self.identity = {
@@ -115,36 +118,21 @@ class Run:
         self._step = TrainingStep(net, self.optimizers, layers)
         self.schedulers = self._schedules(steps_done=0)
         self.progress = Progress()
-        self._begun = False
         self.state_path = path.with_suffix(".state.pth")
+        listed = ", ".join(f"{name}={value}" for name, value in self.settings.items())
+        print(textwrap.fill(f"hyperparameters: {listed}", 98, subsequent_indent="  "))
+        with StopRequest() as self._stop:
+            if not (resume and self._continue()):
+                self._begin()
+            self.pause()
 
     def _schedules(self, steps_done: int) -> list[torch.optim.lr_scheduler.OneCycleLR]:
         rate, warmup = self.settings["learning_rate"], self.settings["warmup"]
         steps = self.total_epochs * self.loader.steps
         return [one_cycle(each, rate, warmup, steps, steps_done) for each in self.optimizers]
 
-    def begin(self) -> None:
-        """Start the run: print the hyperparameters, then write or load the state.
-
-        `epochs` calls this. A script can call it earlier, to find errors before long work. Raises
-        UserError if a file cannot be written, or if the state to resume from does not fit.
-        """
-        if self._begun:
-            return
-        listed = ", ".join(f"{name}={value}" for name, value in self.settings.items())
-        print(textwrap.fill(f"hyperparameters: {listed}", 98, subsequent_indent="  "))
-        with StopRequest() as self._stop:
-            if not (self.resume and self._continue()):
-                self._begin()
-            self.pause()
-        self._begun = True
-
     def epochs(self) -> Iterator[int]:
-        """Yield the remaining epochs, counted from 0. The script calls `end_epoch` in each.
-
-        Raises UserError as `begin` does.
-        """
-        self.begin()
+        """Yield the remaining epochs, counted from 0. The script calls `end_epoch` in each."""
         with StopRequest() as self._stop:
             while self.progress.epoch < self.total_epochs:
                 yield self.progress.epoch
@@ -177,27 +165,13 @@ class Run:
         return True
 
     def _begin(self) -> None:
-        """Before epoch 1: keep the files of an earlier run, and save the state of this run.
-
-        The earlier state is renamed first, so that --resume cannot continue it by mistake if this
-        run is killed. It is renamed back if this run cannot start. The earlier weights are copied.
-        """
-        weights, state = map(previous, (self.path, self.state_path))
-        moved = rank() == 0 and self.state_path.exists()
-        if moved:
-            move(self.state_path, state)
-        try:
-            if rank() == 0 and self.path.exists():
-                with replacing(weights) as file:
-                    file.write(self.path.read_bytes())
-                print(f"kept from an earlier run: {shown(weights)}")
-            self._save_state()
-        except UserError:
-            if moved:
-                move(state, self.state_path)
-            raise
-        if moved:
-            print(f"kept from an earlier run: {shown(state)}")
+        """Before epoch 1: keep the files of an earlier run, and save the state of this run."""
+        for path in (self.path, self.state_path):
+            if rank() == 0 and path.exists():
+                with replacing(previous(path)) as file:
+                    file.write(path.read_bytes())
+                print(f"kept from an earlier run: {shown(previous(path))}")
+        self._save_state()
 
     def batches(
         self, *rows: torch.Tensor, clean: bool = False
