@@ -47,6 +47,8 @@ CHOSEN = {  # chosen on the validation images: name in the table, key in the che
     "threshold of the cascade at the teacher's accuracy": "cascade_teacher_thresholds",
     "temperature of the probabilities": "temperature",
 }
+# Hyperparameters that say nothing new in a table: in the command, equal for all, or fingerprints.
+HIDDEN = ("context", "data", "init", "label_weight", "students", "teacher")
 SHORT = ("teacher", *STUDENTS, "routed", "cascade", "cascade_teacher", "oracle")  # for the README
 SHORT_IN_CONTEXTS = (*STUDENTS, "selector", *(f"{arch}, twice" for arch in STUDENTS))
 
@@ -173,7 +175,7 @@ def checkpoints(paths: Sequence[Path]) -> str:
 
 def _facts(path: Path) -> dict[str, str]:
     net, info = load_network(path)
-    test = info["test_accuracy"]
+    test, recipe = info["test_accuracy"], info["hyperparameters"]
     return {
         "architecture": info["arch"],
         "stem": info["stem"] or "",
@@ -184,7 +186,7 @@ def _facts(path: Path) -> dict[str, str]:
         "PyTorch": info["torch_version"],
         "made by": f"`{command(path.stem, info)}`",
         "epoch of the weights": str(info["epoch"]),
-        **{f"`{name}`": _plain(value) for name, value in info["hyperparameters"].items()},
+        **{f"`{name}`": _plain(recipe[name]) for name in recipe if name not in HIDDEN},
         **{name: str(info[key]).strip("[]") for name, key in CHOSEN.items() if key in info},
     }
 
