@@ -101,6 +101,12 @@ def thresholds_of(facts: Mapping[str, Any]) -> dict[str, list[float]]:
     return {policy: thresholds for policy, thresholds in found.items() if thresholds}
 
 
+def saved_for(policy: str, thresholds: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """Of the thresholds of policies, those of "selector", or of "cascade" with each target."""
+    names = TARGETS.values() if policy == "cascade" else [policy]
+    return {name: list(thresholds[name]) for name in names if name in thresholds}
+
+
 def parts_of(policy: str, thresholds: Sequence[float] | None = None) -> tuple[str, ...]:
     """The networks to load for a policy. The selector's checkpoint also contains the thresholds."""
     if policy == "selector":

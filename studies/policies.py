@@ -28,7 +28,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from evaluation.policies import BOTH, THRESHOLDS, Networks, Outcome, thresholds_of
+from evaluation.policies import (
+    BOTH,
+    THRESHOLDS,
+    Networks,
+    Outcome,
+    saved_for,
+    thresholds_of,
+)
 from evaluation.significance import auroc_apart, mcnemar_p, wilson_interval
 from evaluation.testset import LABELS, ROUTED
 from models import NETWORKS, SELECTED, STUDENTS, confidence, macs
@@ -143,8 +150,7 @@ def curve(
     nets: Networks, policy: str, thresholds: Mapping[str, Sequence[float]]
 ) -> dict[str, list[float]]:
     """Accuracy and MACs along the thresholds of a policy; "threshold" is the first of each."""
-    saved = [chosen for name, chosen in thresholds.items() if name.startswith(policy)]
-    positions = nets.along(policy, saved)
+    positions = nets.along(policy, list(saved_for(policy, thresholds).values()))
     outcomes = [nets.run(policy, each) for each in positions]
     return {
         "threshold": [each[0] for each in positions],
