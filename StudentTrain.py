@@ -113,7 +113,7 @@ def main() -> None:
     stored = online = None  # logits of the teacher; the teacher itself, if it runs on every batch
     if teacher and TEACHER_VIEWS and not LAYERS:
         folder = logits_folder(paths[0], path, args.subset)
-        stored = TeacherLogits(teacher, taught_by, run.loader, folder, run.pause)
+        stored = TeacherLogits(teacher, taught_by, run.loader, folder)
     elif teacher:
         online = Outputs(teacher, [its for _, its in LAYERS])
 

@@ -19,7 +19,6 @@ import builtins
 import ctypes
 import os
 import random
-import resource
 import runpy
 import signal
 import sys
@@ -153,12 +152,6 @@ def drop_privileges() -> None:
     version_3, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     if ctypes.CDLL(None, use_errno=True).capset(version_3, nothing):
         raise OSError(ctypes.get_errno(), "capset")
-
-
-def limit_memory(more: int) -> None:
-    """Limit the address space of this process to `more` bytes above its current size."""
-    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + more, now + more))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Faults outside the code: kills, power loss, full disks, missing permissions, too little memory.
+"""Faults outside the code: kills, power loss, full disks, missing permissions.
 
 The scripts run on real images, with small networks, in processes of their own, forked from one that
 has imported PyTorch already. `fault_driver.py` says at which moments they are struck. The 30
@@ -406,14 +406,3 @@ def test_of_two_runs_in_one_folder_the_second_is_refused(folder, small_npz, whol
     assert first.status == 0, first.stderr
     assert_refused(second, "another run is writing", "selector.pth")
     assert_ends_like("selector", folder, whole("selector")[0])
-
-
-# ------------------------------------------------------------------ too little memory
-
-
-def test_too_large_a_batch_is_named_with_a_smaller_one(folder, small_npz):
-    flags = flags_of("teacher", folder, small_npz)
-    flags[flags.index("--batch-size") + 1] = flags[flags.index("--subset") + 1] = "500"
-    done = start(*flags, limits=[partial(fault_driver.limit_memory, 10**8)]).wait()
-    assert_refused(done, "--batch-size 500", "--batch-size 250")
-    assert leftovers(folder) == []

@@ -391,7 +391,6 @@ def check_data(path: Path, checkpoint: Mapping[str, Any], data: DataSet) -> None
         )
 
 
-@by_first
 def starting_network(
     arch: str, stem: str, init: Path | None, path: Path, classes: Sequence[str] = CLASSES
 ) -> tuple[nn.Module, str | None]:

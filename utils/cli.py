@@ -414,7 +414,10 @@ def training_facts(
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Run a script's `main`. A UserError becomes one line on stderr and exit status 2."""
+    """Run a script's `main`. A UserError becomes one line on stderr and exit status 2.
+
+    So does a lack of memory on a GPU.
+    """
     with contextlib.suppress(AttributeError, OSError):  # a notebook's stdout has no reconfigure
         sys.stdout.reconfigure(errors="backslashreplace")  # for names the terminal cannot encode
     try:
@@ -426,6 +429,10 @@ def run(main: Callable[[], int | None]) -> None:
     except (UserError, OSError) as error:
         process = f"rank {rank()}: " if rank() else ""
         print(f"{process}{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except torch.OutOfMemoryError as error:
+        script, told = os.path.basename(sys.argv[0]), str(error).split(". ")[0]
+        print(f"{script}: error: {told}: try a smaller --batch-size", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
         if ranks() == 1 or "by peer" not in str(error):

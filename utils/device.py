@@ -1,10 +1,9 @@
-"""Device, precision and memory."""
+"""Device and precision."""
 
 import contextlib
 import ctypes
 import functools
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -83,24 +82,6 @@ def autocast(device: torch.device) -> contextlib.AbstractContextManager:
 def precision(device: torch.device) -> str:
     """The precision that `autocast` gives on the device, in words."""
     return "bf16 autocast" if has_bf16(device) else "float32"
-
-
-@contextlib.contextmanager
-def enough_memory(device: torch.device, batch_size: int) -> Iterator[None]:
-    """Raise UserError, which proposes a smaller --batch-size, if the block runs out of memory."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:  # torch's own errors are RuntimeErrors
-        # An error while a CUDA graph is recorded causes a second one, that recording failed.
-        if isinstance(error, RuntimeError) and not any(
-            words in f"{error} {error.__context__}"
-            for words in ("out of memory", "allocate memory")
-        ):
-            raise
-        remedy = f": try --batch-size {batch_size // 2}" if batch_size > 1 else ""
-        raise UserError(
-            f"out of memory on {device} with --batch-size {batch_size}{remedy}"
-        ) from error
 
 
 def to_device(net: nn.Module, device: torch.device) -> nn.Module:

@@ -20,7 +20,6 @@ import torch.distributed as dist
 
 P = ParamSpec("P")
 T = TypeVar("T")
-_first_alone = False  # True while the other processes wait for the first one, see by_first
 
 
 def rank() -> int:
@@ -78,24 +77,20 @@ def by_first(function: Callable[P, T]) -> Callable[P, T]:
     """Decorator: the first process calls the function, and all processes return its result.
 
     So only the first process needs the files. If it raises an error, the other processes exit with
-    status 2 and no message. Inside another decorated function, the call is an ordinary one.
+    status 2 and no message.
     """
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        global _first_alone
-        if ranks() == 1 or _first_alone:
+        if ranks() == 1:
             return function(*args, **kwargs)
         box: list[Any] = [None]
         failure = None
         if rank() == 0:
-            _first_alone = True
             try:
                 box = [(function(*args, **kwargs),)]
             except Exception as error:
                 failure = error
-            finally:
-                _first_alone = False
         dist.broadcast_object_list(box, src=0)
         if failure:
             raise failure

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from utils import checkpoint
 from utils.augment import Batches
 from utils.checkpoint import amend_checkpoint, check_data, elsewhere, load_network
 from utils.data import CIFAR10, Split, fingerprint, normalize
-from utils.device import autocast, enough_memory, for_inference, to_device
+from utils.device import autocast, for_inference, to_device
 from utils.distributed import by_first, gather, rank, ranks
 from utils.files import UserError, replacing, shown, try_folder
 from utils.method import best_temperature, share
@@ -43,7 +43,7 @@ def predict(
         such as MultiStudent or Cascade, a tuple of logits and int64 (N,).
 
     Raises:
-        UserError: a logit is not finite, or memory is too small.
+        UserError: a logit is not finite.
     """
     net.eval()
     data = CIFAR10
@@ -51,16 +51,9 @@ def predict(
         images, data = images.images, images.data
     mine = images.tensor_split(ranks())[rank()]
     batches = []
-    with (
-        tqdm(
-            total=len(mine),
-            desc=title,
-            unit="img",
-            leave=False,
-            disable=title is None or rank() > 0,
-        ) as bar,
-        enough_memory(images.device, batch_size),
-    ):
+    with tqdm(
+        total=len(mine), desc=title, unit="img", leave=False, disable=title is None or rank() > 0
+    ) as bar:
         for batch in mine.split(batch_size):
             with autocast(images.device):
                 outputs = net(normalize(batch, data))
@@ -160,7 +153,6 @@ class TeacherLogits:
         taught_by: the fingerprint of its weights.
         batches: the training images and their views.
         folder: where the files are written.
-        pause: called before each part of at most 500 images; it may end the process.
     """
 
     def __init__(
@@ -169,10 +161,9 @@ class TeacherLogits:
         taught_by: str,
         batches: Batches,
         folder: Path,
-        pause: Callable[[], None] = lambda: None,
     ) -> None:
         by_first(try_folder)(folder)
-        self.teacher, self.batches, self.folder, self.pause = teacher, batches, folder, pause
+        self.teacher, self.batches, self.folder = teacher, batches, folder
         some = torch.arange(min(64, len(batches.images)))
         self.made_of = [taught_by, fingerprint([batches.images, batches.view(0, some)])]
 
@@ -197,8 +188,6 @@ class TeacherLogits:
     def _compute(self, view: int) -> torch.Tensor:
         images, logits = self.batches.images, []
         mine = torch.arange(len(images)).tensor_split(ranks())[rank()]
-        # Every process needs the same number of parts, because `pause` waits for all processes.
-        parts = mine.tensor_split(math.ceil(len(images) / ranks() / 500))
         with tqdm(
             total=len(images),
             unit="img",
@@ -207,8 +196,7 @@ class TeacherLogits:
             disable=rank() > 0,
             desc=f"teacher, view {view + 1}/{self.batches.views}",
         ) as bar:
-            for places in parts:
-                self.pause()
+            for places in mine.tensor_split(math.ceil(len(images) / ranks() / 500)):
                 with autocast(images.device):
                     logits.append(self.teacher(self.batches.view(view, places)).half())
                 bar.update(len(places) * ranks())

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from utils.augment import Augmentation, Batches
 from utils.checkpoint import save_checkpoint
 from utils.data import Split
-from utils.device import enough_memory, keep_freed_memory
+from utils.device import keep_freed_memory
 from utils.distributed import rank, ranks, total
 from utils.files import UserError, previous, replacing, shown
 from utils.optim import one_cycle, optimizers
@@ -43,10 +43,11 @@ CHECK_EVERY = 20  # steps between readings of the loss, because each reading blo
 class Run:
     """A training run. The weights of the epoch with the best validation accuracy go to `path`.
 
-    Creating it prints the hyperparameters and writes or loads the state. After every epoch, the history is written to NAME.csv and the state to NAME.state.pth, where
-    NAME is that of `path`. With `resume`, a run continues from the state. The resulting weights are
-    the same as without the interruption, bit for bit, on the same CPU with the same version of
-    PyTorch and number of threads. Otherwise the run prints that they will differ.
+    Creating it prints the hyperparameters and writes or loads the state. After every epoch, the
+    history is written to NAME.csv and the state to NAME.state.pth, where NAME is that of `path`.
+    With `resume`, a run continues from the state. The resulting weights are the same as without the
+    interruption, bit for bit, on the same CPU with the same version of PyTorch and number of
+    threads. Otherwise the run prints that they will differ.
     A signal (see `utils.stop`) saves the state after the current step and ends the program. The
     files of an earlier run are kept as NAME.previous.pth and NAME.previous.state.pth.
 
@@ -124,7 +125,7 @@ class Run:
         with StopRequest() as self._stop:
             if not (resume and self._continue()):
                 self._begin()
-            self.pause()
+            self._pause()
 
     def _schedules(self, steps_done: int) -> list[torch.optim.lr_scheduler.OneCycleLR]:
         rate, warmup = self.settings["learning_rate"], self.settings["warmup"]
@@ -136,9 +137,9 @@ class Run:
         with StopRequest() as self._stop:
             while self.progress.epoch < self.total_epochs:
                 yield self.progress.epoch
-                self.pause()
+                self._pause()
 
-    def pause(self) -> None:
+    def _pause(self) -> None:
         """Stop here if a signal was received and epochs remain. The state is saved already."""
         now = self.progress
         if self._stop.agreed() and now.epoch < self.total_epochs:
@@ -221,11 +222,9 @@ class Run:
     def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The logits of the network in training mode, and the outputs of the modules in `layers`.
 
-        With several processes, gradients are averaged. Raises UserError, which proposes a smaller
-        --batch-size, if there is not enough memory.
+        With several processes, gradients are averaged.
         """
-        with enough_memory(self.device, self.batch_size):
-            return self._step.outputs(images)
+        return self._step.outputs(images)
 
     def model(self, images: torch.Tensor) -> torch.Tensor:
         """The logits alone."""
@@ -240,8 +239,7 @@ class Run:
         """
         # Gradients are averaged over processes with equal weights, but shares may differ in size.
         share = ranks() * len(correct) / self.loader.size(self.progress.step)
-        with enough_memory(self.device, self.batch_size):
-            self._step.update(loss * share)
+        self._step.update(loss * share)
         for scheduler in self.schedulers:
             scheduler.step()
         self._waiting.append((loss.detach() * len(correct), correct.sum()))
