@@ -2,9 +2,7 @@
 
 import csv
 import os
-import sys
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
 
@@ -13,8 +11,6 @@ os.environ["MPLBACKEND"] = "agg"
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
-from matplotlib import font_manager, ft2font
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -63,7 +59,6 @@ def draw_all(
         results: the results on the test images.
         histories: from `read_histories`. If empty, the accuracy per epoch is not drawn.
     """
-    use_font_for(results.test.classes)
     figures = {
         "per_class_accuracy.png": per_class_accuracy(results),
         "samples.png": samples(results),
@@ -75,35 +70,6 @@ def draw_all(
     for name, figure in figures.items():
         save(figure, out / name)
     return [out / name for name in figures]
-
-
-def use_font_for(names: Iterable[str]) -> None:
-    """Add a font with the characters of `names` that Matplotlib's own font lacks.
-
-    Prints one line if no installed font has all of them; they are then drawn as boxes.
-    """
-    own = font_manager.findfont("DejaVu Sans")
-    lacking = {ord(character) for character in "".join(names)} - _characters(own)
-    if not lacking:
-        return
-    for font in font_manager.fontManager.ttflist:
-        if not font.name.startswith("Last Resort") and lacking <= _characters(font.fname):
-            plt.rcParams["font.family"] = ["DejaVu Sans", font.name]
-            return
-    warnings.filterwarnings("ignore", "Glyph .* missing from")
-    print(
-        f"warning: no installed font has all of {''.join(map(chr, sorted(lacking)))[:20]}: the "
-        "figures show boxes instead",
-        file=sys.stderr,
-    )
-
-
-def _characters(font: str) -> set[int]:
-    """The code points that the font file has."""
-    try:
-        return set(ft2font.FT2Font(font).get_charmap())
-    except (OSError, RuntimeError):  # of a kind that Matplotlib cannot draw
-        return set()
 
 
 def read_histories(checkpoints: Mapping[str, Path]) -> dict[str, list[dict[str, float]]]:
@@ -142,50 +108,47 @@ def per_class_accuracy(results: Results) -> Figure:
     Pale: not significantly different from the first network, by the interval of the difference.
     """
     metrics, labels, classes = results.metrics, results.nets.labels, results.test.classes
-    names = ("teacher", *STUDENTS, "routed", "cascade")
-    right = {name: results.nets.right(name) for name in names[:-2] if name in metrics["accuracy"]}
-    right |= {name: results.outcomes[name].right for name in names[-2:]}
+    by_class = metrics["per_class"]  # of the classes that are there
+    right = {name: results.nets.right(name) for name in ("teacher", *STUDENTS) if name in by_class}
+    right |= {name: results.outcomes[name].right for name in ("routed", "cascade")}
     first, *_ = right
-    rows = [(name, labels == k) for k, name in enumerate(classes) if (labels == k).any()]
 
-    def apart(row: tuple[str, torch.Tensor]) -> float:
-        each = [metrics["per_class"][arch][row[0]] for arch in STUDENTS]
+    def apart(label: str) -> float:
+        each = [by_class[arch][label] for arch in STUDENTS]
         return max(each) - min(each)
 
-    which = f"\n{MOST} of {len(rows):,} classes: those on which the students differ most"
-    which = which if len(rows) > MOST else ""
-    rows = sorted(rows, key=apart, reverse=True)[:MOST]
-    rows.sort(key=lambda row: -metrics["per_class"][first][row[0]])
-    rows.insert(0, ("all", torch.ones_like(labels, dtype=torch.bool)))
+    title, names = f"{metrics['dataset']}, {metrics['images']:,} images", list(by_class[first])
+    if len(names) > MOST:
+        title += f"\n{MOST} of {len(names):,} classes: those on which the students differ most"
+    names = sorted(names, key=apart, reverse=True)[:MOST]
+    names.sort(key=lambda label: -by_class[first][label])
+    members = [labels >= 0, *(labels == classes.index(label) for label in names)]
 
-    figure, axes = plt.subplots(figsize=(9, 1.6 + 0.52 * len(rows)), layout="constrained")
-    lowest = 100.0
+    figure, axes = plt.subplots(figsize=(9, 1.6 + 0.52 * len(members)), layout="constrained")
     for k, name in enumerate(right):
         style = {"color": COLORS[name], "marker": MARKERS[name], "ms": 5}
         axes.plot([], [], ls="", label=LABELS[name], **style)
-        for row, (_, members) in enumerate(rows):
+        for row, of in enumerate(members):
             place = row + 0.16 * (k - (len(right) - 1) / 2)
-            ours = right[name][members]
-            low, high = paired_interval(ours, right[first][members])
+            ours = right[name][of]
+            low, high = paired_interval(ours, right[first][of])
             style["alpha"] = 1 if name == first or low > 0 or high < 0 else 0.25
             accuracy = ours.double().mean().item()
             ends = [100 * end for end in wilson_interval(accuracy, len(ours))]
             axes.plot(ends, [place, place], lw=1, color=COLORS[name], alpha=style["alpha"])
             axes.plot(100 * accuracy, place, clip_on=False, **style)
-            lowest = min(lowest, *ends)
-    for place in np.arange(len(rows) - 1) + 0.5:
+    for place in np.arange(len(names)) + 0.5:
         axes.axhline(place, color="black" if place < 1 else "#cccccc", lw=0.8)
-    axes.set_yticks(range(len(rows)), [label for label, _ in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlim(5 * (lowest // 5), 100)
+    axes.set_yticks(range(len(members)), ["all", *names])
+    axes.set_ylim(len(members) - 0.5, -0.5)
+    axes.set_xlim(right=100)
     axes.grid(axis="x", alpha=0.3)
     axes.grid(False, axis="y")
-    axes.locator_params(axis="x", steps=[1, 2, 5, 10])
-    other = "the teacher" if first == "teacher" else LABELS[first]
     axes.set_xlabel(
-        f"top-1 accuracy, %, with 95 % intervals\npale: not significantly different from {other}"
+        "top-1 accuracy, %, with 95 % intervals\n"
+        f"pale: not significantly different from {LABELS[first]}"
     )
-    axes.set_title(f"{metrics['dataset']}, {metrics['images']:,} images{which}")
+    axes.set_title(title)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
@@ -232,15 +195,11 @@ def _draw_sample(axes: Axes, results: Results, place: int) -> None:
     for row, arch in enumerate(STUDENTS):
         prediction = results.predictions[arch].labels[place].item()
         percent = 100 * results.predictions[arch].probabilities[place].item()
-        style = {
-            "transform": axes.transAxes,
-            "va": "top",
-            "fontsize": 8.5,
-            "color": "black" if prediction == label else WRONG,
-        }
-        wrong = "" if prediction == label else " \N{BALLOT X}"
-        text = f"{row + 1} {_short(classes[prediction], 10)} {percent:.0f}{wrong}"
-        axes.text(0.1, -0.04 - 0.14 * row, text, **style)
+        wrong = prediction != label
+        style = {"transform": axes.transAxes, "va": "top", "fontsize": 8.5}
+        style["color"] = WRONG if wrong else "black"
+        text = f"{row + 1} {_short(classes[prediction], 10)} {percent:.0f}"
+        axes.text(0.1, -0.04 - 0.14 * row, text + wrong * " \N{BALLOT X}", **style)
         if arch == chosen:
             axes.text(0, -0.04 - 0.14 * row, "\N{BLACK RIGHT-POINTING TRIANGLE}", **style)
 
@@ -271,43 +230,35 @@ def confusion(results: Results) -> Figure:
     for axes, (title, whole) in zip(grid.flat, panels.items(), strict=True):
         cells = whole[np.ix_(kept, kept)]
         wrong = cells * (1 - np.eye(len(kept), dtype=cells.dtype))
-        top, less = max(1, np.abs(wrong).max()), whole is not routed
-        image = axes.imshow(
-            wrong, cmap="PuOr" if less else "Blues", vmin=-top if less else 0, vmax=top
-        )
-        for (row, column), value in np.ndenumerate(cells):
-            if value:
-                axes.text(
-                    column,
-                    row,
-                    f"{value:+d}".replace("-", "\N{MINUS SIGN}") if less else value,
-                    ha="center",
-                    va="center",
-                    fontsize=7 if len(kept) > 10 else 8,
-                    color=_on(image.to_rgba(wrong[row, column])),
-                    fontweight="bold" if row == column else "normal",
-                )
+        top, colors = max(1, np.abs(wrong).max()), "Blues" if whole is routed else "PuOr"
+        axes.imshow(wrong, cmap=colors, vmin=0 if whole is routed else -top, vmax=top)
+        for row, column in np.argwhere(cells):
+            value = cells[row, column]
+            text = f"{value}" if whole is routed else f"{value:+d}".replace("-", "\N{MINUS SIGN}")
+            axes.text(
+                column,
+                row,
+                text,
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if abs(wrong[row, column]) > 0.6 * top else "black",
+                fontweight="bold" if row == column else "normal",
+            )
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
         axes.tick_params(length=0)
         axes.grid(False)
         axes.spines[:].set_visible(False)
         axes.set_title(title, fontsize=11)
-        axes.set_xlabel("prediction")
-        axes.set_ylabel("class")
+        axes.set(xlabel="prediction", ylabel="class")
     if len(kept) < count:
         figure.suptitle(f"{len(kept)} of {count:,} classes: those with the most errors")
     return figure
 
 
-def _on(shade: tuple[float, ...]) -> str:
-    """The readable text color on a background (red, green, blue, ...), values in [0, 1]."""
-    luminance = np.dot([0.2126, 0.7152, 0.0722], np.power(shade[:3], 2.2))
-    return "white" if luminance < 0.18 else "black"  # at 0.18 both have a contrast of 4.6
-
-
 def reliability_diagrams(results: Results) -> Figure:
-    """Accuracy against predicted probability, and images per bin, one panel per classifier."""
+    """Accuracy against predicted probability, one panel per classifier."""
     names = [name for name in COLORS if name in results.predictions]
     down = -(-len(names) // 3)
     figure, grid = plt.subplots(
@@ -315,41 +266,23 @@ def reliability_diagrams(results: Results) -> Figure:
     )
     for axes in grid.flat[len(names) :]:
         axes.axis("off")
-    for place, (axes, name) in enumerate(zip(grid.flat, names, strict=False)):
+    for axes, name in zip(grid.flat, names, strict=False):
         predictions = results.predictions[name]
         right = predictions.labels == results.nets.labels
         error = results.metrics["calibration_error"][name]
         axes.plot([0, 100], [0, 100], color="#767676", lw=1)
-        for (when, of), probabilities, style in zip(
-            error.items(),
-            (predictions.confidences, predictions.probabilities),
-            ({"mfc": "white", "ls": "--", "lw": 1}, {"ls": "-", "lw": 2}),
-            strict=True,
+        for when, probabilities, style in (
+            ("raw", predictions.confidences, {"mfc": "white", "ls": "--", "lw": 1}),
+            ("scaled", predictions.probabilities, {"lw": 2}),
         ):
             rows = np.array(reliability(probabilities, right))
             said, true, _ = 100 * rows[rows[:, 2] >= 0.002 * len(right)].T
-            label = f"{when} {100 * of:.1f} %"
+            label = f"{when} {100 * error[when]:.1f} %"
             axes.plot(said, true, marker="o", ms=4, color=COLORS[name], label=label, **style)
-        counts = axes.twinx()
-        counts.bar(100 * rows[:, 0], rows[:, 2], 5, color=COLORS[name], alpha=0.25)
-        counts.set(yscale="log", ylim=(0.8, max(10, len(right)) ** 3), yticks=[])
-        counts.minorticks_off()
-        counts.grid(False)
-        if place % 3 == 2:  # the last column
-            counts.set_yticks([1, 100, 10_000], ["1", "100", "10,000"], fontsize=8)
-            counts.set_ylabel("images per bin", y=0, ha="left", fontsize=9)
-        axes.set_title(LABELS[name], fontsize=10)
-        axes.legend(
-            loc="upper left",
-            fontsize=9,
-            frameon=False,
-            title="calibration error",
-            alignment="left",
-            title_fontsize=9,
-        )
+        axes.set_title(LABELS[name], fontsize=9)
+        axes.legend(loc="upper left", fontsize=9, frameon=False, title="calibration error")
         axes.grid(axis="both", alpha=0.3)
-    grid.flat[0].set_xlim(20, 100)
-    grid.flat[0].set_ylim(20, 100)
+    grid.flat[0].set(xlim=(20, 100), ylim=(20, 100))
     figure.supxlabel("predicted probability, %", fontsize=10)
     figure.supylabel("correct predictions, %", fontsize=10)
     return figure

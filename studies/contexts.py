@@ -31,7 +31,6 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from evaluation.figures import use_font_for
 from evaluation.policies import BOTH, Networks, Outcome, assemble
 from evaluation.significance import mcnemar_p
 from evaluation.testset import LABELS
@@ -178,7 +177,6 @@ def main() -> None:
     }
     results = report(stored, splits, rows_by_context(test), policies)
     print(cli.aligned(*table(results)))
-    use_font_for(test.classes)
     write(
         args.out,
         "contexts",
