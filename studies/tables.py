@@ -90,21 +90,17 @@ def millions(metrics: dict, name: str) -> str:
 def speed(benchmarks: dict, settings: Sequence[str] = ()) -> str:
     """Table of images/s of both sides and their ratio, from python -m benchmarks.
 
-    With `settings`, the names of a sweep's settings: a column for each and the throughput alone.
+    With `settings`, names of a sweep's settings: a column for each, in place of name and spread.
     """
     rows = []
     order = list(SUBJECTS)
     for run in sorted(benchmarks["runs"], key=lambda run: order.index(run["subject"])):
-        speeds, ratio = [f"{run[side]:,.0f}" for side in ("ours", "plain")], f"{run['ratio']:.1f}"
-        if settings:
-            rows.append([*(number(run[name], ",") for name in settings), *speeds, ratio])
-            continue
+        row = [number(run[name], ",") for name in settings] or [SUBJECTS[run["subject"]].label]
+        row += [f"{run[side]:,.0f}" for side in ("ours", "plain")]
         spread = f"{run['ratio_min']:.2f} to {run['ratio_max']:.2f}"
-        memory = " / ".join(f"{run[f'{side}_peak_mb']:,}" for side in ("ours", "plain"))
-        rows.append([SUBJECTS[run["subject"]].label, *speeds, f"**{ratio}**", spread, memory])
+        rows.append([*row, f"{run['ratio']:.1f}", *([] if settings else [spread])])
     first = [name.removesuffix("_size") for name in settings] or ["images/s"]
-    last = [] if settings else ["spread", "memory, MB"]
-    return markdown([*first, "ours", "plain", "ratio", *last], rows)
+    return markdown([*first, "ours", "plain", "ratio", *([] if settings else ["spread"])], rows)
 
 
 # ------------------------------------------------------------------ networks
@@ -154,13 +150,12 @@ def networks() -> str:
         rows = [
             [
                 f"`{arch}`",
-                NETWORKS[arch].title,
                 f"{parameters(stems[STEMS[0]]):.2f}",
                 *(f"{macs(net) / 1e6:.1f}" for net in stems.values()),
             ]
             for arch, stems in nets.items()
         ]
-    return markdown(["name", "", "M parameters", *(f"MMACs, `{stem}`" for stem in STEMS)], rows)
+    return markdown(["name", "M parameters", *(f"MMACs, `{stem}`" for stem in STEMS)], rows)
 
 
 def checkpoints(paths: Sequence[Path]) -> str:
