@@ -26,6 +26,7 @@ test-long: .venv/dev
 
 STEMMED = $(if $(STEM),--stem $(STEM)) $(FLAGS)
 STUDENTS = .venv/bin/python -c 'import models; print(*models.STUDENTS)'
+SELECTED = .venv/bin/python -c 'import models; print(*models.SELECTED)'
 reproduce: .venv/runtime
 	$(if $(RESUME),,@.venv/bin/python -m benchmarks.reproduce $(STEMMED))
 	.venv/bin/python teacherTrain.py $(STEMMED)
@@ -35,8 +36,9 @@ reproduce: .venv/runtime
 	.venv/bin/python trainSelector.py $(FLAGS)
 	.venv/bin/python inference.py $(FOLDER) $(if $(DATA),--data $(DATA)) $(if $(SUBSET),--subset $(SUBSET))
 
-# Starts from the networks of `make reproduce`, or from the shipped ones. Student 1 becomes the
-# specialist for degraded images; the generalists are trained for as many epochs, and for twice as many.
+# Starts from the networks of `make reproduce`, or from the shipped ones. The first of SELECTED becomes the
+# specialist for degraded images, the others stay as they are. The generalists are trained for as many
+# epochs, and for twice as many.
 FROM = $(if $(SUBSET),$(or $(patsubst %/selector.pth,%,$(wildcard runs/quick/selector.pth)),checkpoints),checkpoints)
 SYSTEM = $(if $(SUBSET),runs/quick,checkpoints)/contexts
 GENERALISTS = $(if $(SUBSET),runs/quick/generalists,runs/contexts)
@@ -44,11 +46,13 @@ FURTHER = .venv/bin/python StudentTrain.py --teacher $(FROM)/teacher.pth --lr 2.
 IMAGES = $(if $(DATA),--data $(DATA)) $(if $(SUBSET),--subset $(SUBSET)) $(if $(RESUME),--resume)
 ONCE = $(or $(EPOCHS),12)
 reproduce-contexts: .venv/runtime
-	@set -ex; mkdir -p $(SYSTEM); model=0; for name in $$($(STUDENTS)); do model=$$((model + 1)); \
+	@set -ex; mkdir -p $(SYSTEM); model=0; selected=$$($(SELECTED)); \
+	for name in $$($(STUDENTS)); do model=$$((model + 1)); \
 		further="$(FURTHER) --model $$model --init $(FROM)/$$name.pth"; \
-		if [ $$model = 1 ]; then \
+		if [ $$name = $${selected%% *} ]; then \
 			$$further --context degraded --epochs $(ONCE) --checkpoint-dir $(SYSTEM); \
 		else cp $(FROM)/$$name.pth $(SYSTEM); fi; \
+		case " $$selected " in *" $$name "*) ;; *) continue;; esac; \
 		$$further --context mixed --epochs $(ONCE) --checkpoint-dir $(GENERALISTS)/once; \
 		$$further --context mixed --epochs $$((2 * $(ONCE))) --checkpoint-dir $(GENERALISTS)/twice; \
 	done

@@ -1,7 +1,8 @@
-"""Distill the teacher into a student: the first (--model 1) or the second (--model 2).
+"""Distill the teacher into a student: the first (--model 1), the second (--model 2), and so on.
 
     python StudentTrain.py --model 1
     python StudentTrain.py --model 2
+    python StudentTrain.py --model 3                            the smallest; needs student 2
     python StudentTrain.py --model 2 --epochs 1 --subset 2000   quick test, writes to runs/quick/
     python StudentTrain.py --model 1 --resume                   continue a run that was stopped
     python StudentTrain.py --model 2 --distill-loss none        train without the teacher
@@ -64,7 +65,7 @@ CUTOUT = 8  # side of the cutout square, in pixels
 
 SMALL = {  # other values for a student with far fewer weights
     "cnn": {
-        "EPOCHS": 60,
+        "EPOCHS": 150,
         "LEARNING_RATE": 2e-2,
         "TEACHERS": ("previous",),
         "TEACHER_VIEWS": 10,

@@ -109,12 +109,12 @@ def per_class_accuracy(results: Results) -> Figure:
     """
     metrics, labels, classes = results.metrics, results.nets.labels, results.test.classes
     by_class = metrics["per_class"]  # of the classes that are there
-    right = {name: results.nets.right(name) for name in ("teacher", *STUDENTS) if name in by_class}
+    right = {name: results.nets.right(name) for name in ("teacher", *SELECTED) if name in by_class}
     right |= {name: results.outcomes[name].right for name in ("routed", "cascade")}
     first, *_ = right
 
     def apart(label: str) -> float:
-        each = [by_class[arch][label] for arch in STUDENTS]
+        each = [by_class[arch][label] for arch in SELECTED]
         return max(each) - min(each)
 
     title, names = f"{metrics['dataset']}, {metrics['images']:,} images", list(by_class[first])
@@ -157,14 +157,14 @@ def samples(results: Results, count: int = 12) -> Figure:
     """The first images that only one student, or none, classifies correctly."""
     right = results.nets.students_right()
     alone = right & (right.sum(dim=0) == 1)
-    groups = {f"Only {NETWORKS[arch].title} is right": alone[k] for k, arch in enumerate(STUDENTS)}
-    none = "Neither" if len(STUDENTS) == 2 else "No"
+    groups = {f"Only {NETWORKS[arch].title} is right": alone[k] for k, arch in enumerate(SELECTED)}
+    none = "Neither" if len(SELECTED) == 2 else "No"
     groups[f"{none} student is right"] = ~right.any(dim=0)
     columns = 6
-    more = 0.18 * (len(STUDENTS) - 2)  # room for the answers of more than two students
+    more = 0.18 * (len(SELECTED) - 2)  # room for the answers of more than two students
     figure = plt.figure(figsize=(9, (4 + 2 * more) * len(groups)))
     head, *parts = figure.subfigures(1 + len(groups), height_ratios=[0.15, *[1] * len(groups)])
-    numbered = ", ".join(f"{k}: {NETWORKS[arch].title}" for k, arch in enumerate(STUDENTS, 1))
+    numbered = ", ".join(f"{k}: {NETWORKS[arch].title}" for k, arch in enumerate(SELECTED, 1))
     head.text(
         0.03,
         0.1,
@@ -192,7 +192,7 @@ def _draw_sample(axes: Axes, results: Results, place: int) -> None:
     axes.imshow(results.test.images[place].cpu().numpy())
     axes.set_title(_short(classes[label]), loc="center", fontsize=10)
     chosen = SELECTED[results.outcomes["routed"].choice[place].item()]
-    for row, arch in enumerate(STUDENTS):
+    for row, arch in enumerate(SELECTED):
         prediction = results.predictions[arch].labels[place].item()
         percent = 100 * results.predictions[arch].probabilities[place].item()
         wrong = prediction != label

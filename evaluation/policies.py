@@ -24,14 +24,14 @@ from models import (
 from utils.data import CIFAR10
 from utils.files import UserError
 
-BOTH, BETTER = ("both", "better") if len(STUDENTS) == 2 else ("all", "best")  # of the students
+BOTH = "both" if len(SELECTED) == 2 else "all"  # of SELECTED
 POLICIES = {  # name: description for --help
     "selector": "the student that the selector chooses",
     "cascade": "the cheapest student first, the next one only where the answer is not confident",
     "cascade_teacher": "the cascade at the accuracy of the teacher",
     **{arch: f"student {k}" for k, arch in enumerate(STUDENTS, 1)},
-    "more_confident": "all students run, and the most confident one answers",
-    "ensemble": "the mean of all students' logits",
+    "more_confident": f"{' and '.join(SELECTED)} run, and the most confident one answers",
+    "ensemble": f"the mean of the logits of {' and '.join(SELECTED)}",
 }
 TARGETS = {"best": "cascade", "teacher": "cascade_teacher"}  # of --target: its policy
 THRESHOLDS = {  # their key in the selector's checkpoint, and what they are without it
@@ -60,8 +60,8 @@ class System:
 
     @property
     def names(self) -> list[str]:
-        """Who answers, for each entry of `answered`: a student, or BOTH for the mean of all."""
-        return [BOTH if len(archs) == len(STUDENTS) else "+".join(archs) for archs in self.answered]
+        """Who answers, for each entry of `answered`: a student, or BOTH of SELECTED."""
+        return [BOTH if {*archs} == {*SELECTED} else "+".join(archs) for archs in self.answered]
 
     def probabilities(self, logits: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
         """Calibrated probabilities (N, classes) from the outputs of `net`."""
@@ -113,7 +113,7 @@ def parts_of(policy: str, thresholds: Sequence[float] | None = None) -> tuple[st
         return (*SELECTED, policy)
     if policy in TARGETS.values() and not thresholds:
         return (*STUDENTS, "selector")
-    return (policy,) if policy in STUDENTS else STUDENTS
+    return STUDENTS if policy in TARGETS.values() else (policy,) if policy in STUDENTS else SELECTED
 
 
 def system_of(
@@ -135,13 +135,13 @@ def system_of(
         ran = [(arch, policy) for arch in SELECTED]
         return System(net, ran, [(arch,) for arch in SELECTED], thresholds)
     if policy == "more_confident":
-        net = MoreConfident([nets[arch] for arch in STUDENTS])
-        return System(net, [STUDENTS] * len(STUDENTS), [(arch,) for arch in STUDENTS])
+        net = MoreConfident([nets[arch] for arch in SELECTED])
+        return System(net, [SELECTED] * len(SELECTED), [(arch,) for arch in SELECTED])
     if policy in TARGETS.values():
-        order = tuple(sorted(STUDENTS, key=work.get))
+        order = tuple(sorted((arch for arch in STUDENTS if arch in nets), key=work.get))
         net = Cascade([nets[arch] for arch in order], thresholds)
     else:
-        order = STUDENTS if policy == "ensemble" else (policy,)
+        order = SELECTED if policy == "ensemble" else (policy,)
         net = Cascade([nets[arch] for arch in order], [torch.inf] * (len(order) - 1), alone=0)
     ran = [order[: k + 1] for k in range(len(order))]
     answered = [archs[min(k, net.alone) :] for k, archs in enumerate(ran)]
@@ -233,15 +233,15 @@ class Networks:
 
     @property
     def students(self) -> list[str]:
-        """The students whose logits are here."""
-        return [arch for arch in STUDENTS if arch in self.logits]
+        """Those of SELECTED whose logits are here."""
+        return [arch for arch in SELECTED if arch in self.logits]
 
     def students_right(self, archs: Sequence[str] = ()) -> torch.Tensor:
-        """Whether each of these students, by default all, is correct: bool (K, N)."""
+        """Whether each of these students, by default SELECTED, is correct: bool (K, N)."""
         return torch.stack([self.right(arch) for arch in archs or self.students])
 
     def better_student(self) -> str:
-        """The student with the highest accuracy."""
+        """The one of SELECTED with the highest accuracy."""
         return max(self.students, key=lambda arch: self.right(arch).sum().item())
 
     def take(self, places: slice | torch.Tensor) -> "Networks":
@@ -306,7 +306,7 @@ class Networks:
         return self.run(System(MultiStudent(students, Recorded(scores)), alone, alone))
 
     def oracle(self) -> Outcome:
-        """The cheapest student that is correct; the cheapest of all if none is."""
+        """The cheapest one of SELECTED that is correct; the cheapest of all if none is."""
         work = torch.tensor([self.work[arch] for arch in self.students], device=self.labels.device)
         right = self.students_right().T.float()
         return self.routed(right - work / (2 * work.max()), self.students)

@@ -244,7 +244,7 @@ def _data(results: Results, places: torch.Tensor) -> dict[str, Any]:
     policies = {name: _policy(results, name, logits) for name in ("selector", "cascade")}
     top = {}
     for name, each in logits.items():
-        archs = STUDENTS if name == BOTH else name.split("+")
+        archs = SELECTED if name == BOTH else name.split("+")
         scale = fmean(results.temperatures[arch] for arch in archs)
         best = (each[places] / scale).softmax(dim=1).topk(min(TOP, len(results.test.classes)))
         top[name] = {"labels": _column(best.indices), "probabilities": _column(best.values)}
@@ -255,7 +255,7 @@ def _data(results: Results, places: torch.Tensor) -> dict[str, Any]:
         "names": {name: _short(name) for name in logits},
         "students": STUDENTS,
         "mean": BOTH,
-        "macs": nets.work | {BOTH: sum(nets.work[arch] for arch in STUDENTS)},
+        "macs": nets.work | {BOTH: sum(nets.work[arch] for arch in SELECTED)},
         "labels": _column(nets.labels),
         "predictions": {name: _column(each.argmax(dim=1)) for name, each in logits.items()},
         "policies": policies,

@@ -14,7 +14,7 @@ import torch
 import torchvision
 from torch import nn
 
-from evaluation.policies import BETTER, BOTH, POLICIES, THRESHOLDS, Networks, Outcome, System
+from evaluation.policies import POLICIES, THRESHOLDS, Networks, Outcome, System
 from evaluation.significance import calibration_error, wilson_interval
 from models import NETWORKS, SELECTED, STUDENTS, TEACHER, macs
 from utils.contexts import CONTEXTS
@@ -23,23 +23,21 @@ from utils.files import UserError, replacing
 from utils.logits import predict
 from utils.method import share
 
+NUMBERS = [str(1 + STUDENTS.index(arch)) for arch in SELECTED]
+EITHER = f"student {' or '.join(NUMBERS)}"
 LABELS = {  # names of the networks and policies in tables and figures
     "teacher": f"teacher, {NETWORKS[TEACHER].title}",
     **{arch: f"student {k}, {NETWORKS[arch].title}" for k, arch in enumerate(STUDENTS, 1)},
     **{f"{arch}_alone": f"{NETWORKS[arch].title} without the teacher" for arch in STUDENTS},
     "routed": "routed by the selector",
-    "cascade": "cascade: both if the cheaper is unsure",
+    "cascade": "cascade: the next student if unsure",
     "cascade_teacher": "cascade at the teacher's accuracy",
-    "better_student": f"the {BETTER} student",
-    "random": "a student at random",
-    "more_confident": "the more confident student",
-    "ensemble": f"mean of {BOTH} students' logits",
-    "oracle": "oracle: right if either student is",
+    "better_student": f"{EITHER}, the best one",
+    "random": f"{EITHER} at random",
+    "more_confident": f"{EITHER}, the most confident one",
+    "ensemble": f"mean of the logits of students {' and '.join(NUMBERS)}",
+    "oracle": f"oracle: right if {EITHER} is",
 }
-if len(STUDENTS) > 2:
-    LABELS["cascade"] = "cascade: the next one if unsure"
-    LABELS["more_confident"] = "the most confident student"
-    LABELS["oracle"] = "oracle: right if any student is"
 
 MOST = 10  # maximum number of classes in a printed table
 ROUTED = {"selector": "routed"}  # names of policies in LABELS and metrics.json, where they differ
@@ -166,10 +164,10 @@ def evaluate(
     right |= {name: outcome.right.double() for name, outcome in outcomes.items()}
     right["better_student"] = right[better]
     # The expected value of a random choice.
-    right["random"] = sum(right[name] for name in STUDENTS) / len(STUDENTS)
+    right["random"] = sum(right[name] for name in SELECTED) / len(SELECTED)
     work = nets.work | {name: outcome.macs for name, outcome in outcomes.items()}
     del work["oracle"]  # it cannot be run
-    work["random"] = sum(work[name] for name in STUDENTS) / len(STUDENTS)
+    work["random"] = sum(work[name] for name in SELECTED) / len(SELECTED)
     work["better_student"] = work[better]
 
     names = [name for name in LABELS if name in right]

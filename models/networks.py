@@ -10,8 +10,9 @@ from torchvision import models
 
 from models.selector import SmallCNN
 
-TEACHER, STUDENTS = "resnet50", ("densenet121", "googlenet")  # edit here: names in NETWORKS
-SELECTED = STUDENTS  # the selector chooses among these; the cascade has all students
+# Edit here: names in NETWORKS. The cascade has all students; the selector chooses among SELECTED.
+TEACHER, STUDENTS = "resnet50", ("densenet121", "googlenet", "cnn")
+SELECTED = STUDENTS[:2]
 
 
 class Arch(NamedTuple):

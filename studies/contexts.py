@@ -67,7 +67,7 @@ AUGMENTATION = Augmentation(crop=0, flip=True)  # their labels are of the whole 
 OUT = Path("results")  # for contexts.json, the figures, and contexts/ with the logits
 GENERALISTS = Path("runs/contexts")  # contains the folders once and twice
 STAGES = {"once": "", "twice": ", twice as long"}  # epochs of a generalist, in the table's words
-TRAINED_ON = dict.fromkeys(STUDENTS, "clean") | {STUDENTS[0]: "degraded"}  # of the system
+TRAINED_ON = dict.fromkeys(SELECTED, "clean") | {SELECTED[0]: "degraded"}  # of the system
 TESTED = {"clean": "clean", "degraded": "degraded", "unseen": "degraded"}  # and its true context
 REMEDY = "run make reproduce-contexts"
 MADE = ("context", "epochs", "data", "init")  # hyperparameters in contexts.json
@@ -79,7 +79,7 @@ ROWS = {  # of the table: name in contexts.json, label
     },
     **{
         f"{arch}, {stage}": f"{NETWORKS[arch].title} trained on both{longer}"
-        for arch in STUDENTS
+        for arch in SELECTED
         for stage, longer in STAGES.items()
     },
     "selector": "**routed by the shipped selector**",
@@ -128,9 +128,9 @@ def main() -> None:
 
     folder = args.checkpoint_dir / "contexts"
     parts = load_parts(lambda file: folder / file)
-    facts = parts[STUDENTS[0]][1]
+    facts = parts[SELECTED[0]][1]
     train, val, test = load_splits(args.data, args.subset, device, facts)
-    check_data(folder / FILES[STUDENTS[0]], facts, test.data)
+    check_data(folder / FILES[SELECTED[0]], facts, test.data)
     ready = {name: for_inference(net, device) for name, (net, _) in parts.items()}
     system = assemble("selector", parts, ready)
     selector, thresholds = ready["selector"], system.thresholds
@@ -143,7 +143,7 @@ def main() -> None:
         path = args.out / "contexts" / f"{name.replace(', ', '-')}.npz"
         stored[name] = stored_logits(name, network, path, splits, key, args.batch_size)
     own, general = (
-        paired(splits, {arch: stored[f"{arch}{stage}"] for arch in STUDENTS}, macs(selector))
+        paired(splits, {arch: stored[f"{arch}{stage}"] for arch in SELECTED}, macs(selector))
         for stage in ("", ", once")
     )
     own["val"].nets.logits["context"] = F.one_hot(true_context(val, "mixed"), len(SELECTED))
@@ -209,7 +209,7 @@ def planned(args: argparse.Namespace, data: str) -> dict[str, Network]:
     return {"teacher": Network(shipped["teacher"], TEACHER, {}), **specialists} | {
         f"{arch}, {stage}": student(arch, "mixed", generalists / stage)
         for stage in STAGES
-        for arch in STUDENTS
+        for arch in SELECTED
     }
 
 
@@ -324,7 +324,7 @@ def routing(thresholds: Sequence[float]) -> Rule:
 
 def cascading(val: Networks) -> Rule:
     """The cascade, with thresholds chosen on `val`."""
-    logits, work = ([each[arch] for arch in STUDENTS] for each in (val.logits, val.work))
+    logits, work = ([each[arch] for arch in SELECTED] for each in (val.logits, val.work))
     thresholds = cascade_thresholds(logits, val.labels, work)
     return lambda nets: (nets.run("cascade", thresholds), first_confidence(nets))
 
@@ -358,9 +358,9 @@ def report(
         name: logits["test"].argmax(dim=1) == labels["test"] for name, (logits, _) in stored.items()
     }
     on_val = {name: top1(logits["val"], labels["val"]) for name, (logits, _) in stored.items()}
-    stages = [f"{arch}, {stage}" for arch in STUDENTS for stage in STAGES]
-    best, better = max(stages, key=on_val.get), max(STUDENTS, key=on_val.get)
-    rivals = {name: right[name][rows["mixed"]] for name in (*STUDENTS, *stages)}
+    stages = [f"{arch}, {stage}" for arch in SELECTED for stage in STAGES]
+    best, better = max(stages, key=on_val.get), max(SELECTED, key=on_val.get)
+    rivals = {name: right[name][rows["mixed"]] for name in (*SELECTED, *stages)}
 
     def network(name: str) -> dict:
         facts = stored[name].facts
@@ -396,7 +396,7 @@ def report(
         "better_student": better,
         "best_generalist": best,
         "teacher": network("teacher"),
-        "students": {name: network(name) for name in STUDENTS},
+        "students": {name: network(name) for name in SELECTED},
         "generalists": {name: network(name) for name in stages},
         "policies": {
             name: averaged([policy(*run) for run in runs]) for name, runs in policies.items()

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evaluation.figures import COLORS, MARKERS, WRONG
-from evaluation.policies import BETTER, BOTH
+from evaluation.policies import BOTH
 from evaluation.significance import paired_interval
 from evaluation.testset import LABELS, ROUTED
 from models import NETWORKS, SELECTED, STUDENTS, MultiStudent
@@ -39,19 +39,18 @@ def accuracy_against_work(routing: dict, right: Mapping[str, torch.Tensor]) -> F
     """
     figure, axes = plt.subplots(figsize=(9, 5.6), layout="constrained")
     facts = {**routing["students"], **routing["policies"]}
-    base, cheapest = (
-        routing["better_student"]["name"],
-        min(STUDENTS, key=lambda arch: facts[arch]["macs"]),
-    )
+    base = better = routing["better_student"]["name"]
+    cheapest = min(STUDENTS, key=lambda arch: facts[arch]["macs"])
     if "teacher" in routing:
         facts["teacher"], base = routing["teacher"], "teacher"
     labels = {  # and their offsets in points
-        **{arch: (NETWORKS[arch].title, (-9, 8), "right") for arch in STUDENTS},
+        **{arch: (NETWORKS[arch].title, (0, -36), "center") for arch in STUDENTS},
+        better: (NETWORKS[better].title, (-14, 34), "center"),
         cheapest: (NETWORKS[cheapest].title, (9, -18), "left"),
-        "teacher": (LABELS["teacher"], (-9, -16), "right"),
-        "ensemble": (f"mean of {BOTH}", (-9, 10), "right"),
-        "random": (LABELS["random"], (9, -4), "left"),
-        "selector": ("selector", (9, 6), "left"),
+        "teacher": (LABELS["teacher"], (0, -18), "center"),
+        "ensemble": (f"mean of {BOTH}", (0, 26), "center"),
+        "random": ("at random", (0, -18), "center"),
+        "selector": ("selector", (9, -5), "left"),
         "cascade": ("cascade", (-8, 8), "right"),
         "cascade_teacher": ("cascade at the teacher's accuracy", (-8, 8), "right"),
     }
@@ -73,14 +72,14 @@ def accuracy_against_work(routing: dict, right: Mapping[str, torch.Tensor]) -> F
         axes.plot(work, accuracy, MARKERS.get(key, "P"), ms=8, color=color)
         text = axes.annotate(label, (work, accuracy), offset, textcoords="offset points", ha=side)
         text.set(color=color, bbox={"facecolor": "white", "lw": 0, "alpha": 0.8, "pad": 0.5})
-    _work_axis(axes)
+    _work_axis(axes, max(accuracy for _, accuracy in points.values()))
     oracle = routing["policies"]["oracle"]
     gap = 100 * (oracle["accuracy"] - routing["better_student"]["accuracy"])
     axes.text(
         0.01,
         0.98,
         f"oracle, at {oracle['macs'] / 1e6:.0f} M: {100 * oracle['accuracy']:.2f} %, "
-        f"{gap:.1f} points above the {BETTER} student",
+        f"{gap:.1f} points above {NETWORKS[better].title}",
         transform=axes.transAxes,
         va="top",
     )
@@ -116,11 +115,12 @@ def _frontier(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return kept
 
 
-def _work_axis(axes: Axes) -> None:
+def _work_axis(axes: Axes, best: float) -> None:
     """MACs on a logarithmic axis, and accuracy."""
     axes.set_xscale("log")
-    # Logarithmic in the errors, because the smallest student has several times those of the others.
-    errors = lambda y: -np.log(np.maximum(101 - y, 0.1)), lambda z: 101 - np.exp(-z)
+    # Logarithmic below the best, because the smallest student is many times further away from it.
+    top = best + 1.5
+    errors = lambda y: -np.log(np.maximum(top - y, 0.1)), lambda z: top - np.exp(-z)
     axes.set_yscale("function", functions=errors)
     axes.margins(x=0.08, y=0.14)
     low, high = axes.get_xlim()
@@ -242,10 +242,10 @@ def contexts_accuracy(results: dict) -> Figure:
 def contexts_shares(results: dict) -> Figure:
     """For each context, the share of images that the selector sends to each student."""
     facts = results["policies"]["selector"]
-    names = [kind for kind in KINDS if kind in facts[f"share_{STUDENTS[0]}"]]
+    names = [kind for kind in KINDS if kind in facts[f"share_{SELECTED[0]}"]]
     figure, axes = plt.subplots(figsize=(8, 3.8), layout="constrained")
     left = np.zeros(len(names))
-    for arch in STUDENTS:
+    for arch in SELECTED:
         widths = 100 - left  # the last student has the rest
         if f"share_{arch}" in facts:
             widths = 100 * np.array([facts[f"share_{arch}"][kind] for kind in names])
@@ -253,7 +253,7 @@ def contexts_shares(results: dict) -> Figure:
         label = f"{NETWORKS[arch].title}, trained on {context} images"
         axes.barh(names, widths, left=left, color=COLORS[arch], label=label)
         left = left + widths
-        if arch == STUDENTS[0]:
+        if arch == SELECTED[0]:
             for place, value in enumerate(widths):
                 axes.text(1, place, f"{value:.1f}", va="center", size=9, color="white")
     axes.grid(False)

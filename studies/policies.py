@@ -89,14 +89,16 @@ def policy_facts(nets: Networks, outcome: Outcome, scores: torch.Tensor | None =
 
 
 def confidences(nets: Networks) -> torch.Tensor:
-    """The confidence of each student: (N, K)."""
-    return torch.stack([confidence(nets.logits[arch]) for arch in STUDENTS], dim=1)
+    """The confidence of each of SELECTED: (N, K)."""
+    return torch.stack([confidence(nets.logits[arch]) for arch in nets.students], dim=1)
 
 
 def first_confidence(nets: Networks) -> torch.Tensor:
     """Scores (N, K) of the cascade: those of the cheapest student are its confidence, others 0."""
-    cheapest = min(STUDENTS, key=nets.work.get)
-    return confidences(nets) * torch.tensor([arch == cheapest for arch in STUDENTS])
+    students = [arch for arch in STUDENTS if arch in nets.logits]
+    cheapest = min(students, key=nets.work.get)
+    sure = confidence(nets.logits[cheapest])
+    return torch.stack([sure * (arch == cheapest) for arch in students], dim=1)
 
 
 def report(nets: Networks, thresholds: Mapping[str, Sequence[float]]) -> dict:
@@ -113,9 +115,9 @@ def report(nets: Networks, thresholds: Mapping[str, Sequence[float]]) -> dict:
         "ensemble": policy_facts(nets, nets.run("ensemble")),
         "oracle": policy_facts(nets, nets.oracle()),
         "random": {
-            "accuracy": sum(map(share, right)) / len(STUDENTS),
-            "macs": round(sum(nets.work[arch] for arch in STUDENTS) / len(STUDENTS)),
-            **{f"share_{arch}": 1 / len(STUDENTS) for arch in STUDENTS[:-1]},
+            "accuracy": sum(map(share, right)) / len(SELECTED),
+            "macs": round(sum(nets.work[arch] for arch in SELECTED) / len(SELECTED)),
+            **{f"share_{arch}": 1 / len(SELECTED) for arch in SELECTED[:-1]},
         },
     }
     areas = {name: facts["auroc"] for name, facts in policies.items() if "auroc" in facts}
@@ -137,8 +139,8 @@ def report(nets: Networks, thresholds: Mapping[str, Sequence[float]]) -> dict:
         "study": {
             "right": {
                 BOTH: share(right.all(dim=0)),
-                **{f"{arch} alone": share(alone[k]) for k, arch in enumerate(STUDENTS)},
-                "neither" if len(STUDENTS) == 2 else "none": share(~right.any(dim=0)),
+                **{f"{arch} alone": share(alone[k]) for k, arch in enumerate(SELECTED)},
+                "neither" if len(SELECTED) == 2 else "none": share(~right.any(dim=0)),
             },
             "auroc": areas,
             "curves": {name: curve(nets, name, thresholds) for name in CURVES},

@@ -203,7 +203,7 @@ def test_the_facts_stand_beside_the_networks(clone):
     "policy, students, threshold",
     [
         ("cascade", [*STUDENTS[::-1]], "cascade_thresholds"),  # cheapest first
-        ("ensemble", [*STUDENTS], None),
+        ("ensemble", [*SELECTED], None),
         ("googlenet", ["googlenet"], None),
     ],
 )

@@ -20,7 +20,7 @@ import inference
 from evaluation.classify import print_predictions
 from evaluation.photos import FORMATS, image_files, read_image
 from evaluation.policies import BOTH, System
-from models import STUDENTS, Cascade, MultiStudent
+from models import SELECTED, Cascade, MultiStudent
 from utils import cli
 from utils.data import CIFAR10
 from utils.files import UserError
@@ -268,7 +268,7 @@ def test_who_answered_under_another_policy_is_named(
 ):
     Image.new("RGB", (40, 40), RGB).save(tmp_path / "red.png")
     cascade = Cascade([Always(red), Always(blue)], [threshold]).eval()
-    answered = [("googlenet",), STUDENTS]
+    answered = [("googlenet",), SELECTED]
     assert (
         print_predictions(running(cascade, answered), [tmp_path], CIFAR10, 2, torch.device("cpu"))
         == 0

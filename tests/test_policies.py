@@ -146,7 +146,7 @@ def test_the_figure_shows_the_chosen_thresholds_and_paired_intervals(nets):
     texts = [text.get_text() for text in axes.texts]
     assert {"teacher, ResNet-50", "DenseNet-121", "GoogLeNet", "selector"} <= set(texts)
     assert "95 % intervals of the difference from the teacher" in axes.get_title("left")
-    assert any("87.50 %, 25.0 points above the" in text for text in texts)
+    assert any("87.50 %, 25.0 points above DenseNet-121" in text for text in texts)
     dots = {line.get_marker(): line.get_xydata()[0].tolist() for line in axes.lines}
     assert dots["o"] == pytest.approx([322e-6, 62.5])  # the selector: five of eight
     assert dots["D"] == pytest.approx([388e-6, 50])  # the cascade
