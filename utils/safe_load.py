@@ -8,7 +8,6 @@ far.
 import contextlib
 import os
 import pickle
-import reprlib
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,18 +22,9 @@ from utils.files import UserError
 MAX_BYTES = 2**32  # of a file: 1.4 million images; this project's largest has 190 MB
 
 
-class _Short(reprlib.Repr):
-    def repr_Tensor(self, tensor: torch.Tensor, _level: int) -> str:
-        return f"a tensor of shape {tuple(tensor.shape)}"  # printing the values may take hours
-
-
-_SHORT = _Short()
-_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
-
-
 def brief(value: Any) -> str:
-    """The repr of `value`, shortened to one line of at most 100 printable characters."""
-    return " ".join(_SHORT.repr(value).split())[:100]
+    """The repr of `value`, shortened to one line of at most 100 characters."""
+    return " ".join(repr(value).split())[:100]
 
 
 def read_dict(path: str | Path) -> dict[str, Any]:
