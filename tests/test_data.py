@@ -45,16 +45,9 @@ def test_split_is_disjoint_complete_and_a_tenth_of_each_class():
 
 
 def test_split_never_drifts():
-    for _ in range(2):
-        for name, places in zip(("train", "val"), data.stratified_split(CIFAR_LABELS), strict=True):
-            digest = hashlib.sha256(places.astype("<i8").tobytes()).hexdigest()
-            assert digest == SPLIT_SHA256[name], name
-
-
-def test_split_does_not_leave_the_classes_in_order():
-    train, val = data.stratified_split(np.repeat(np.arange(10), 100))
-    assert len(set(train[:90] // 100)) == 10
-    assert len(set(val[:30] // 100)) > 5
+    for name, places in zip(("train", "val"), data.stratified_split(CIFAR_LABELS), strict=True):
+        digest = hashlib.sha256(places.astype("<i8").tobytes()).hexdigest()
+        assert digest == SPLIT_SHA256[name], name
 
 
 # ------------------------------------------------------------------ images by their indices
@@ -77,41 +70,22 @@ def test_images_are_taken_by_their_index_as_often_as_it_is_named(split, tmp_path
 
 
 @pytest.mark.parametrize(
-    "indices, message",
-    [
-        ([7, 3], "3 is not the index of a training image"),
-        ([10], "10 is not the index of a training image"),
-        ([-1], "-1 is not the index of a training image"),
-        ([[7]], "must have one dimension and integers"),
-        ([7.0], "must have one dimension and integers"),
-        (np.array([], int), "is empty"),
-        (np.array([{}]), "is damaged or not a .npy file"),
-    ],
+    "indices",
+    [[7, 3], [10], [-1], [[7]], [7.0], np.array([], int), np.array([{}])],
+    ids=["other", "large", "negative", "column", "float", "empty", "object"],
 )
-def test_indices_that_name_no_images_are_refused(split, tmp_path, indices, message):
+def test_indices_that_name_no_images_are_refused(split, tmp_path, indices):
     path = save(tmp_path / "a.npy", np.array(indices))
-    with pytest.raises(UserError, match=f"--indices {path}.*{message}"):
+    with pytest.raises(UserError, match=str(path)):
         named_images(split, path)
 
 
-@pytest.mark.parametrize("content", [b"", b"no numbers", b"PK\x03\x04"])
+@pytest.mark.parametrize("content", [None, b"", b"no numbers", b"PK\x03\x04"])
 def test_a_file_that_holds_no_indices_is_refused(split, tmp_path, content):
     path = tmp_path / "a.npy"
-    with pytest.raises(UserError, match="is missing"):
-        named_images(split, path)
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=f"--indices {path} is damaged or not a .npy file"):
-        named_images(split, path)
-
-
-def test_indices_are_bounded_before_they_are_read(split, tmp_path):
-    path = save(tmp_path / "a.npy", np.array([7]))
-    os.truncate(path, 2**40)  # sparse: it takes no room on the disk
-    with pytest.raises(UserError, match="1,099,511,627,776 bytes, more than"):
-        named_images(split, path)
-    path.unlink()
-    os.mkfifo(path)
-    with pytest.raises(UserError, match=f"--indices {path} is a .*pipe"):
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=str(path)):
         named_images(split, path)
 
 
@@ -154,85 +128,52 @@ def test_missing_file_is_named_with_the_flag(tmp_path):
     assert "--data" in message
 
 
-@pytest.mark.parametrize("left", [0, 100, 500_000])
-def test_file_cut_short_is_refused(left, small_npz, tmp_path):
-    (tmp_path / "cut.npz").write_bytes(small_npz.read_bytes()[:left])
-    assert f"{tmp_path / 'cut.npz'} is damaged" in error_of(tmp_path / "cut.npz")
-
-
-WRONG = {
+WRONG = {  # what is changed, and the array that the message names
     "an array is missing": (lambda a: a.pop("test_labels"), "test_labels"),
-    "float images": (
-        lambda a: a.update(train_images=a["train_images"] / 255),
-        "train_images is float64",
-    ),
+    "val_images": (lambda a: a.update(val_images=a["test_images"]), "val_images"),
+    "float images": (lambda a: a.update(train_images=a["train_images"] / 255), "train_images"),
     "channels first": (
         lambda a: a.update(test_images=a["test_images"].transpose(0, 3, 1, 2)),
-        "test_images is uint8 (20, 3, 32, 32), expected uint8 (20, S, S, 3)",
+        "test_images",
     ),
-    "a label too few": (
-        lambda a: a.update(train_labels=a["train_labels"][1:]),
-        "expected uint8 (99, S, S, 3)",
+    "two sizes": (
+        lambda a: a.update(test_images=a["test_images"].repeat(2, 1).repeat(2, 2)),
+        "test_images",
     ),
+    "too small": (lambda a: a.update(test_images=a["test_images"][:, :31, :31]), "test_images"),
+    "a label too few": (lambda a: a.update(train_labels=a["train_labels"][1:]), "train_labels"),
     "label 10 of ten names": (
         lambda a: (a.update(classes=data.CLASSES), a["test_labels"].put(3, 10)),
-        "test_labels must be integers from 0 to 9",
+        "classes",
     ),
-    "label 1000": (
-        lambda a: a.update(test_labels=a["test_labels"] + np.int64(991)),
-        "test_labels must be integers from 0 to 999",
-    ),
+    "label 1000": (lambda a: a.update(test_labels=a["test_labels"] + np.int64(991)), "classes"),
     "one class": (
         lambda a: a.update(train_labels=a["train_labels"] * 0, test_labels=a["test_labels"] * 0),
-        "all images have the same label",
+        "classes",
     ),
     "label -1": (
         lambda a: a.update(train_labels=a["train_labels"].astype(np.int64) - 1),
-        "train_labels must be integers from 0 to 999",
+        "train_labels",
     ),
-    "float labels": (
-        lambda a: a.update(train_labels=a["train_labels"] / 1),
-        "train_labels must be integers from 0 to 999",
-    ),
+    "float labels": (lambda a: a.update(train_labels=a["train_labels"] / 1), "train_labels"),
     "labels in a column": (  # as Keras has them
         lambda a: a.update(train_labels=a["train_labels"][:, None]),
-        "train_labels has shape (100, 1)",
-    ),
-    "a label for all": (
-        lambda a: a.update(train_labels=np.uint8(3)),
-        "train_labels has shape ()",
+        "train_labels",
     ),
     "no images": (
         lambda a: a.update(test_images=a["test_images"][:0], test_labels=a["test_labels"][:0]),
-        "test_labels has shape (0,)",
+        "test_labels",
     ),
     "three images a class": (
         lambda a: a.update(
             train_images=a["train_images"][:30], train_labels=a["train_labels"][:30]
         ),
-        "too few images",
+        "images",
     ),
+    "equal names": (lambda a: a.update(classes=["a", *"aBCDEFGHI"]), "classes"),
+    "names in a column": (lambda a: a.update(classes=[[name] for name in "abcdefghij"]), "classes"),
+    "1,001 names": (lambda a: a.update(classes=data.numbered(1001)), "classes"),
 }
-
-
-NO_NAMES = [
-    ["one"],
-    ["a", "a"],
-    ["a", ""],
-    ["a", " "],
-    ["a", "b\n"],
-    ["a", "\x1b[2J"],
-    ["a", "b" * 41],
-    [["a", "b"]],
-    [1, 2],
-    [b"a", b"b"],
-    [f"c{k}" for k in range(1001)],
-]
-for number, names in enumerate(NO_NAMES):
-    WRONG[f"classes {number}"] = (
-        lambda a, names=names: a.update(classes=names),
-        "classes must be a one-dimensional array of 2 to 1,000 different names",
-    )
 
 
 @pytest.fixture
@@ -250,26 +191,43 @@ def arrays():
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_own_file_with_a_wrong_array_is_refused(wrong, arrays, tmp_path):
-    spoil, reason = WRONG[wrong]
+    spoil, named = WRONG[wrong]
     spoil(arrays)
     np.savez(tmp_path / "mine.npz", **arrays)
     message = error_of(tmp_path / "mine.npz")
     assert str(tmp_path / "mine.npz") in message
-    assert reason in message
+    assert named in message
+
+
+@pytest.mark.parametrize("kind", ["cut", "empty", "array", "damaged byte", "pipe"])
+def test_what_is_no_whole_npz_file_is_refused(kind, arrays, tmp_path):
+    path = tmp_path / "mine.npz"
+    np.savez(path, **arrays)
+    content = bytearray(path.read_bytes())
+    if kind == "array":
+        np.save(tmp_path / "mine.npy", np.zeros(3))
+        (tmp_path / "mine.npy").rename(path)
+    elif kind == "pipe":  # reading it would wait for its writer
+        path.unlink()
+        os.mkfifo(path)
+    elif kind == "damaged byte":
+        content[2_000] ^= 1
+        path.write_bytes(content)
+    else:
+        os.truncate(path, 100_000 if kind == "cut" else 0)
+    assert str(path) in error_of(path)
 
 
 @pytest.mark.parametrize("names", [None, ["cat", 'Löwe, "big"', "$x$"]])
-@pytest.mark.parametrize("file", ["mine.npz", "MINE.NPZ", "mine"])
-def test_number_and_names_of_the_classes_are_those_of_the_data(names, file, arrays, tmp_path):
+def test_number_and_names_of_the_classes_are_those_of_the_data(names, arrays, tmp_path):
     for labels in ("train_labels", "test_labels"):
         arrays[labels] %= 3
     named = {} if names is None else {"classes": names}
-    with open(tmp_path / file, "wb") as output:
-        np.savez(output, **arrays, **named)
-    train, val, test = load_splits(tmp_path / file)
+    np.savez(tmp_path / "mine.npz", **arrays, **named)
+    train, val, test = load_splits(tmp_path / "mine.npz")
     for split in (train, val, test.take(slice(5))):
         assert split.classes == tuple(names or ["class 0", "class 1", "class 2"])
-        assert split.name == str(tmp_path / file)
+        assert split.name == str(tmp_path / "mine.npz")
 
 
 def test_many_classes_are_listed_in_part():
@@ -288,27 +246,17 @@ def elsewhere(tmp_path, monkeypatch):
     return tmp_path / "other"
 
 
-@pytest.mark.parametrize("kind", ["misspelt", "empty", "class folders", "damaged batches", ".npy"])
+@pytest.mark.parametrize("kind", ["misspelt", "class folders", "damaged batches"])
 def test_a_data_dir_without_data_is_refused_and_not_downloaded_to(kind, elsewhere):
-    folder, told = elsewhere, "does not contain CIFAR-10 (no cifar10.npz"
-    if kind == "misspelt":
-        folder, told = (
-            elsewhere / "dta",
-            "no such file or folder; leave it out to download CIFAR-10",
-        )
-    elif kind == "class folders":
+    folder = elsewhere / "dta" if kind == "misspelt" else elsewhere
+    if kind == "class folders":
         (folder / "cat").mkdir()
         (folder / "cat" / "1.png").touch()
     elif kind == "damaged batches":
         (folder / "cifar-10-batches-py").mkdir()
-        told = f"does not contain CIFAR-10 ({folder / 'cifar-10-batches-py'}: a file is missing"
-    elif kind == ".npy":
-        folder, told = elsewhere / "mine.NPY", "is a single array: put all four into one .npz"
-        with open(folder, "wb") as file:
-            np.save(file, np.zeros(3))
     before = sorted(elsewhere.rglob("*"))
     message = error_of(folder)
-    assert str(folder) in message and told in message and len(message.splitlines()) == 1
+    assert f"--data {folder}" in message and len(message.splitlines()) == 1
     assert sorted(elsewhere.rglob("*")) == before
 
 
@@ -379,38 +327,6 @@ def test_cutout_reaches_every_part_of_a_large_image():
     assert blank.double().mean() > 0.9 and blank[48:, 48:].double().mean() > 0.9
 
 
-def test_array_file_under_another_name_is_refused(tmp_path):
-    np.save(tmp_path / "mine.npy", np.zeros(3))
-    (tmp_path / "mine.npy").rename(tmp_path / "mine.npz")
-    assert f"{tmp_path / 'mine.npz'} is damaged" in error_of(tmp_path / "mine.npz")
-
-
-def test_compressed_own_file_with_a_damaged_byte_is_refused(arrays, tmp_path):
-    path = tmp_path / "mine.npz"
-    np.savez_compressed(path, **{name: array // 128 for name, array in arrays.items()})
-    content = bytearray(path.read_bytes())
-    content[2_000:2_100] = bytes(100)
-    path.write_bytes(content)
-    assert f"{path} is damaged" in error_of(path)
-
-
-def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
-    os.mkfifo(tmp_path / "mine.npz")
-    assert "not a file" in error_of(tmp_path / "mine.npz")
-
-
-def test_a_name_that_is_not_utf_8_is_escaped(small_npz, tmp_path):
-    path = tmp_path / "a\udcff.npz"
-    path.symlink_to(small_npz)
-    assert load_splits(path)[0].name.endswith(r"a\udcff.npz")
-
-
-def test_more_than_100_000_indices_are_read(tmp_path, sample):
-    """The limit of a zip archive's index was once applied to arrays."""
-    np.save(tmp_path / "many.npy", np.resize(sample.indices, 150_000))
-    assert len(data.named_images(sample, tmp_path / "many.npy")) == 150_000
-
-
 @pytest.fixture
 def cache(arrays, tmp_path, monkeypatch):
     """A folder with a cifar10.npz that utils.data accepts."""
@@ -446,17 +362,14 @@ def test_damaged_byte_in_the_cache_is_found(cache):
     content = bytearray(cache.read_bytes())
     content[len(content) // 2] ^= 1
     cache.write_bytes(content)
-    message = error_of(cache.parent)
-    assert str(cache) in message
-    assert "delete" in message
+    assert f"delete {cache}" in error_of(cache.parent)
 
 
 def test_cache_with_other_images_is_found(cache, arrays):
     arrays["train_images"][7, 0, 0, 0] ^= 1  # a valid zip file: only the SHA-256 is wrong
     np.savez(cache, **arrays)
     message = error_of(cache.parent)
-    assert "train_images has SHA-256" in message
-    assert f"delete {cache}" in message
+    assert "train_images" in message and f"delete {cache}" in message
 
 
 # ------------------------------------------------------------------ crop, flip, cutout, normalize
@@ -480,7 +393,7 @@ def test_each_image_is_flipped_by_its_own_draw():
     assert torch.equal(got, torch.stack([images[0].flip(1), images[1], images[2].flip(1)]))
 
 
-@pytest.mark.parametrize("side", [1, 4, 5])
+@pytest.mark.parametrize("side", [4, 5])
 def test_cut_out_blanks_a_square_that_may_reach_over_the_edge(side):
     centers = torch.tensor([[0, 0], [7, 7], [3, 5], [0, 6]])
     images = torch.ones(4, 3, 8, 8)
@@ -491,14 +404,6 @@ def test_cut_out_blanks_a_square_that_may_reach_over_the_edge(side):
                 top, left = row - side // 2, column - side // 2
                 inside = top <= r < top + side and left <= c < left + side
                 assert (got[k, :, r, c] == (0 if inside else 1)).all(), (k, r, c)
-
-
-def test_normalized_images_have_mean_0_and_deviation_1(sample):
-    images = normalize(sample.images)
-    assert images.shape == (1000, 3, 32, 32)
-    assert images.dtype == torch.float32
-    assert images.mean((0, 2, 3)).abs().max() < 0.05
-    assert (images.std((0, 2, 3)) - 1).abs().max() < 0.05
 
 
 def test_normalize_equals_torchvision_transforms(sample):

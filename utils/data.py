@@ -21,7 +21,6 @@ from utils.safe_load import read_array, read_arrays
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FOLDER = Path(__file__).resolve().parent.parent / "data"  # downloads go to no other folder
 SAMPLE = FOLDER / "sample.npz"
-MAX_NAME = 40  # characters
 SIZES = range(32, 97)  # pixels, of your own images
 SHA256 = {
     "train_images": "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a",
@@ -144,9 +143,7 @@ def load_splits(
         elif is_default(data) or os.path.isdir(data):
             arrays, name = _cifar10(FOLDER if is_default(data) else Path(data)), CIFAR10.name
         else:
-            # A name that is not UTF-8 is escaped, for the figures and the report.
-            name = str(data).encode("utf-8", "backslashreplace").decode()
-            arrays = _own_arrays(Path(data))
+            arrays, name = _own_arrays(Path(data)), str(data)
     images = arrays["train_images"]
     if name == CIFAR10.name:
         about = CIFAR10
@@ -187,18 +184,13 @@ def named_images(split: Split, path: Path) -> Split:
         UserError: the file cannot be read, has the wrong shape or type, or has an index that is not
             in the split, for example of a validation image.
     """
-    try:
-        indices = read_array(path)
-    except UserError as error:
-        raise UserError(f"--indices {error}") from error
-    if indices.ndim != 1 or indices.dtype.kind not in "iu":
+    indices = read_array(path)
+    if indices.ndim != 1 or indices.dtype.kind not in "iu" or not len(indices):
         raise UserError(f"--indices {path} must have one dimension and integers, one per image")
     order = np.argsort(split.indices)
     places = order[np.searchsorted(split.indices, indices, sorter=order) % len(order)]
     if strangers := indices[split.indices[places] != indices][:1].tolist():
         raise UserError(f"--indices {path}: {strangers[0]} is not the index of a training image")
-    if not len(indices):
-        raise UserError(f"--indices {path} is empty: it must have at least one index")
     return split.take(places)
 
 
@@ -289,15 +281,13 @@ def _own_arrays(path: Path) -> dict[str, np.ndarray]:
             f"--data {path}: no such file or folder; leave it out to download CIFAR-10 to "
             f"{shown(FOLDER)}"
         )
-    remedy = "see 'Your own data' in README.md"
-    if path.suffix.lower() == ".npy":
-        raise UserError(f"{path} is a single array: put all four into one .npz file; {remedy}")
-    return _read(path, remedy, _check_own)
+    return _read(path, "see 'Your own data' in README.md", _check_own)
 
 
 def _read(
     path: Path, remedy: str, check: Callable[[dict[str, np.ndarray]], None]
 ) -> dict[str, np.ndarray]:
+    """Those of the four arrays and `classes` that pass `check`. Errors end with `remedy`."""
     try:
         arrays = read_arrays(path, [*SHA256, "classes", "val_images"])
         if "val_images" in arrays:
@@ -306,12 +296,10 @@ def _read(
             )
         if missing := [name for name in SHA256 if name not in arrays]:
             raise UserError(f"{path} has no {', '.join(missing)}")
-    except UserError as error:
-        raise UserError(f"{error}; {remedy}") from error
-    try:
         check(arrays)
     except UserError as error:
-        raise UserError(f"{path}: {error}; {remedy}") from error
+        named = "" if str(path) in str(error) else f"{path}: "
+        raise UserError(f"{named}{error}; {remedy}") from error
     return arrays
 
 
@@ -323,46 +311,28 @@ def check_cifar10(arrays: dict[str, np.ndarray]) -> None:
             raise UserError(f"{name} has SHA-256 {digest[:12]}..., expected {expected[:12]}...")
 
 
-def are_names(names: Sequence[object]) -> bool:
-    """Whether `names` are valid class names: 2 to 1,000 distinct printable strings."""
-    return (
-        len(names) in CLASS_COUNTS
-        and all(isinstance(it, str) and it.isprintable() and it.strip() for it in names)
-        and max(map(len, names)) <= MAX_NAME
-        and len(set(names)) == len(names)
-    )
-
-
 def _check_own(arrays: dict[str, np.ndarray]) -> None:
     """Raise UserError unless the arrays are valid. Add `classes` if missing."""
-    named = arrays.get("classes")
-    if named is not None and not (named.ndim == 1 and are_names(named.tolist())):
-        raise UserError(
-            f"classes must be a one-dimensional array of 2 to {CLASS_COUNTS[-1]:,} different "
-            f"names, each of 1 to {MAX_NAME} printable characters"
-        )
-    top = CLASS_COUNTS[-1] - 1 if named is None else len(named) - 1
     for name in ("train", "test"):
         images, labels = arrays[f"{name}_images"], arrays[f"{name}_labels"]
-        if labels.ndim != 1 or labels.size == 0:
-            raise UserError(f"{name}_labels has shape {labels.shape}, expected one label per image")
-        side = arrays["train_images"].shape[1] if arrays["train_images"].ndim > 1 else 0
-        if (
-            images.dtype != np.uint8
-            or images.shape != (len(labels), side, side, 3)
-            or side not in SIZES
-        ):
+        side = images.shape[1] if images.ndim > 1 else 0
+        shape = (*labels.shape, side, side, 3)
+        if labels.ndim != 1 or not labels.size or images.shape != shape or side not in SIZES:
             raise UserError(
-                f"{name}_images is {images.dtype} {images.shape}, expected uint8 "
-                f"({len(labels)}, S, S, 3) to match the labels, S from {SIZES[0]} to {SIZES[-1]}"
+                f"{name}_images has shape {images.shape} and {name}_labels {labels.shape}, "
+                f"expected (N, S, S, 3) and (N,), S from {SIZES[0]} to {SIZES[-1]}"
             )
-        if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > top:
-            raise UserError(f"{name}_labels must be integers from 0 to {top}")
-    if named is None:
-        count = 1 + max(int(arrays[f"{name}_labels"].max()) for name in ("train", "test"))
-        if count < 2:
-            raise UserError("all images have the same label, but at least 2 classes are needed")
-        arrays["classes"] = np.array(numbered(count))
+        if images.dtype != np.uint8 or labels.dtype.kind not in "iu" or labels.min() < 0:
+            raise UserError(f"{name}_images must be uint8, and {name}_labels integers from 0")
+    if arrays["train_images"].shape[1] != arrays["test_images"].shape[1]:
+        raise UserError("train_images and test_images have different sizes")
+    count = 1 + max(int(arrays[f"{name}_labels"].max()) for name in ("train", "test"))
+    named = arrays.get("classes")
+    if (found := count if named is None else named.size) not in CLASS_COUNTS:
+        raise UserError(f"number of classes: {found:,}, expected 2 to {CLASS_COUNTS[-1]:,}")
+    names = arrays["classes"] = np.array(numbered(count)) if named is None else named
+    if names.ndim != 1 or len(set(names.tolist())) < max(count, len(names)):
+        raise UserError(f"classes must be different names, one for each label up to {count - 1}")
 
 
 def fingerprint(tensors: Iterable[torch.Tensor]) -> str:
