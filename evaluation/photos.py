@@ -20,9 +20,9 @@ BITS = (8, 10, 12, 14, 16, 31)  # usual ranges of gray levels
 def image_files(paths: Iterable[Path]) -> Iterator[Path]:
     """Yield the files named by `paths`. A folder stands for all files below it, except hidden ones.
 
-    The files of a folder come first, then its subfolders, both sorted by name. A folder without
-    files, one that cannot be listed, and a subfolder that is a link are yielded themselves;
-    `read_image` then raises an error that names them.
+    The files of a folder come first, then its subfolders, both sorted by name; subfolders that are
+    links are left out. A folder without files, and one that cannot be listed, are yielded
+    themselves; `read_image` then raises an error that names them.
     """
     for path in paths:
         if os.path.isdir(path):
@@ -33,17 +33,14 @@ def image_files(paths: Iterable[Path]) -> Iterator[Path]:
 
 def _below(top: Path) -> Iterator[Path]:
     refused: list[OSError] = []
-    links: list[Path] = []
     empty = True
     for folder, below, names in os.walk(top, onerror=refused.append):
         below[:] = sorted(name for name in below if not name.startswith("."))
-        links += [path for name in below if (path := Path(folder, name)).is_symlink()]
         for name in sorted(names):
             if not name.startswith("."):
                 empty = False
                 yield Path(folder, name)
-    others = [Path(error.filename) for error in refused] + links
-    yield from others or ([top] if empty else [])
+    yield from [Path(error.filename) for error in refused] or ([top] if empty else [])
 
 
 def read_image(path: Path, size: int = 32) -> np.ndarray:
@@ -53,21 +50,19 @@ def read_image(path: Path, size: int = 32) -> np.ndarray:
     bits are scaled, see `to_8_bits`.
 
     Raises UserError, with a one-line message that names the file, if it cannot be read, is not an
-    image, or has more than Image.MAX_IMAGE_PIXELS pixels.
+    image, or has more than twice Image.MAX_IMAGE_PIXELS pixels.
     """
     try:
         if os.path.isdir(path):
             os.listdir(path)  # raises an error if this is not permitted
-            link = "is a link: name the folder itself"
-            raise UserError(f"a folder that {link if path.is_symlink() else 'has no images'}")
+            raise UserError("a folder that has no images")
         if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe would wait for its writer
             raise UserError("not a regular file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:
                 return _shrink(image, size)
-    except (UserError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+    except (UserError, Image.DecompressionBombError) as error:
         reason = str(error)
     except UnidentifiedImageError:
         reason = f"not an image that can be read: none of {', '.join(FORMATS)}, or damaged"
