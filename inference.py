@@ -20,7 +20,7 @@ import argparse
 from pathlib import Path
 
 from evaluation import figures_into
-from evaluation.classify import check_paths, print_predictions, write_predictions
+from evaluation.classify import print_predictions, write_predictions
 from evaluation.policies import (
     THRESHOLDS,
     add_policy,
@@ -109,7 +109,6 @@ def read_flags() -> argparse.Namespace:
 def classify_images(args: argparse.Namespace) -> int:
     """Classify the images named on the command line with the policy of --policy."""
     device = pick_device(args.device)
-    check_paths(args.images)
     parts = load_parts(lambda file: cli.found(args, file), parts_of(args.policy, args.threshold))
     ready = {arch: for_inference(net, device) for arch, (net, _) in parts.items()}
     system = assemble(args.policy, parts, ready, args.threshold)

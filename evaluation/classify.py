@@ -1,7 +1,6 @@
 """Classify your own images, and print the predictions or write them to a CSV file."""
 
 import csv
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,13 +29,6 @@ class Prediction:
     probability: float | None = None
     student: str = ""
     error: str = ""
-
-
-def check_paths(paths: list[Path]) -> None:
-    """Raise UserError if all `paths` are folders without an image."""
-    firsts = (next(image_files([path])) if os.path.isdir(path) else path for path in paths)
-    if all(map(os.path.isdir, firsts)):
-        read_image(next(image_files(paths)))  # raises the error for the folder
 
 
 def predictions(

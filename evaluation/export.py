@@ -42,7 +42,6 @@ from utils import cli
 from utils.checkpoint import CHECKPOINTS, FILES, check_data, data_of, fingerprint_of, load_parts
 from utils.data import DataSet, load_splits
 from utils.files import UserError, replacing, shown, try_folder
-from utils.safe_load import brief
 
 OUT = Path("runs/onnx")  # for the .onnx files and routing.json
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # the last to run the files, and for --int8
@@ -214,9 +213,9 @@ def check_packages(packages: Sequence[str]) -> None:
         try:
             importlib.import_module(package)
         except Exception as error:  # one built for another protobuf or NumPy raises any type
-            said = brief(f"{type(error).__name__}: {error}")
             raise UserError(
-                f"{package} cannot be imported ({said}): pip install --upgrade {' '.join(PACKAGES)}"
+                f"{package} cannot be imported ({error!r}): "
+                f"pip install --upgrade {' '.join(PACKAGES)}"
             ) from error
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from evaluation.policies import POLICIES, THRESHOLDS, Networks, Outcome, System
 from evaluation.significance import calibration_error, wilson_interval
 from models import NETWORKS, SELECTED, STUDENTS, TEACHER, macs
+from utils import cli
 from utils.contexts import CONTEXTS
 from utils.data import Split, is_default, load_sample, load_splits
 from utils.files import UserError, replacing
@@ -171,6 +172,8 @@ def evaluate(
     work["better_student"] = work[better]
 
     names = [name for name in LABELS if name in right]
+    contexts = {kind: torch.tensor([each == kind for each in seen]) for kind in CONTEXTS}
+    contexts = {kind: of for kind, of in contexts.items() if of.any()}
     members = {test.classes[k]: labels == k for k in labels.unique().tolist()}
     accuracy = {name: right[name].mean().item() for name in names}
     choice = outcomes["routed"].choice
@@ -178,7 +181,11 @@ def evaluate(
     metrics = {
         "images": len(labels),
         "accuracy": accuracy,
-        "accuracy_interval": intervals(accuracy, len(labels)),
+        "accuracy_interval": {  # not of "random", which is an average of classifiers
+            name: wilson_interval(each, len(labels))
+            for name, each in accuracy.items()
+            if name != "random"
+        },
         "per_class": {
             name: {label: right[name][of].mean().item() for label, of in members.items()}
             for name in names
@@ -188,9 +195,12 @@ def evaluate(
             label: (choice[of] == 0).double().mean().item() for label, of in members.items()
         },
         "per_context": {
-            kind: by_context(torch.tensor([each == kind for each in seen]), right, choice)
-            for kind in CONTEXTS
-            if kind in seen
+            kind: {
+                "images": int(of.sum()),
+                "accuracy": {name: each[of].mean().item() for name, each in right.items()},
+                "sent": {arch: int((choice[of] == k).sum()) for k, arch in enumerate(SELECTED)},
+            }
+            for kind, of in contexts.items()
         },
         "calibration_error": {
             name: {
@@ -211,29 +221,6 @@ def evaluate(
 def _predictions(logits: torch.Tensor, temperature: float | torch.Tensor) -> Predictions:
     confidences, labels = logits.softmax(dim=1).max(dim=1)
     return Predictions(labels, confidences, (logits / temperature).softmax(dim=1).amax(dim=1))
-
-
-def by_context(of: torch.Tensor, right: dict[str, torch.Tensor], choice: torch.Tensor) -> dict:
-    """Accuracies on the images of one context, and the number sent to each student.
-
-    Args:
-        of: bool (N,), the images of this context.
-        right: for each network and policy, float64 (N,): 1 if it is right on an image, else 0.
-        choice: int64 (N,): the student that the selector chose, an index into SELECTED.
-    """
-    chosen = choice[of]
-    return {
-        "images": len(chosen),
-        "accuracy": {name: each[of].mean().item() for name, each in right.items()},
-        "sent": {name: (chosen == k).sum().item() for k, name in enumerate(SELECTED)},
-    }
-
-
-def intervals(accuracy: dict[str, float], images: int) -> dict[str, tuple[float, float]]:
-    """95 % interval of each accuracy, except `random`, which is an average of two classifiers."""
-    return {
-        name: wilson_interval(each, images) for name, each in accuracy.items() if name != "random"
-    }
 
 
 def origin(
@@ -282,17 +269,22 @@ def save_predictions(path: Path, results: Results) -> None:
 
 def print_tables(metrics: dict) -> None:
     """Print the metrics in two tables, or three if the images are from several contexts."""
-    print(f"\n{'':<40}{'top-1 %':>8}{'95 %':>13}{'MMACs/image':>13}{'images/s':>10}")
+    rows = []
     for name, accuracy in metrics["accuracy"].items():
         if name == "better_student":  # has a row already
             continue
         work, speed = metrics["macs_per_image"].get(name), metrics["images_per_second"].get(name)
-        low_high = [f"{100 * each:.1f}" for each in metrics["accuracy_interval"].get(name, ())]
-        print(
-            f"{LABELS[name]:<40}{accuracy * 100:>8.2f}{'-'.join(low_high) or '-':>13}"
-            f"{'-' if work is None else f'{work / 1e6:.1f}':>13}"
-            f"{'-' if speed is None else f'{speed:.0f}':>10}"
+        interval = metrics["accuracy_interval"].get(name, ())
+        rows.append(
+            [
+                LABELS[name],
+                f"{100 * accuracy:.2f}",
+                "-".join(f"{100 * end:.1f}" for end in interval),
+                f"{work / 1e6:.1f}" if work else "",
+                f"{speed:.0f}" if speed else "",
+            ]
         )
+    print(f"\n{cli.aligned(['', 'top-1 %', '95 %', 'MMACs/image', 'images/s'], rows)}")
     columns = [name for name in ("teacher", *STUDENTS, "routed") if name in metrics["accuracy"]]
     by_class, worst = metrics["per_class"], list(metrics["per_class"]["routed"])
     title = "top-1 % by class"
@@ -303,9 +295,9 @@ def print_tables(metrics: dict) -> None:
     rows["all"] = [metrics["accuracy"][name] for name in columns]
     sent = {**metrics["route_share_per_class"], "all": metrics["route_share"][SELECTED[0]]}
     rows = {label: [*shares, sent[label]] for label, shares in rows.items()}
-    _print_shares(title, [*columns, f"% to {SELECTED[0]}"], rows)
+    _print_shares([title, *columns, f"% to {SELECTED[0]}"], rows)
     if metrics["context"] != "clean":
-        heads = [*columns, *(f"% to {arch}" for arch in SELECTED)]
+        heads = ["top-1 % by context", *columns, *(f"% to {arch}" for arch in SELECTED)]
         rows = {
             kind: (
                 *(facts["accuracy"][name] for name in columns),
@@ -313,14 +305,11 @@ def print_tables(metrics: dict) -> None:
             )
             for kind, facts in metrics["per_context"].items()
         }
-        _print_shares("top-1 % by context", heads, rows)
+        _print_shares(heads, rows)
     print()
 
 
-def _print_shares(title: str, heads: list[str], rows: dict[str, Sequence[float]]) -> None:
+def _print_shares(heads: list[str], rows: Mapping[str, Sequence[float]]) -> None:
     """Print a table of shares in [0, 1] as percent."""
-    width = max(len(label) + 1 for label in (title, *rows))
-    wide = max(14, *(len(head) + 2 for head in heads))
-    print(f"\n{title:<{width}}" + "".join(f"{head:>{wide}}" for head in heads))
-    for label, shares in rows.items():
-        print(f"{label:<{width}}" + "".join(f"{100 * each:>{wide}.1f}" for each in shares))
+    cells = [[label, *(f"{100 * each:.1f}" for each in shares)] for label, shares in rows.items()]
+    print(f"\n{cli.aligned(heads, cells)}")

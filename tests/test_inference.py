@@ -16,9 +16,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-import inference
 from evaluation.classify import print_predictions
-from evaluation.photos import FORMATS, image_files, read_image
+from evaluation.photos import image_files, read_image
 from evaluation.policies import BOTH, System
 from models import SELECTED, Cascade, MultiStudent
 from utils import cli
@@ -52,38 +51,28 @@ def system():
     return MultiStudent([Always(3), Always(8)], Redness())
 
 
-PICTURES = {
-    "RGB": (Image.new("RGB", (40, 40), RGB), RGB),
-    "palette": (Image.new("RGB", (40, 40), RGB).quantize(4), RGB),
-    "gray": (Image.new("L", (40, 40), 200), (200, 200, 200)),
-    "16-bit": (Image.fromarray(np.full((40, 40), 200 * 257, np.uint16)), (200, 200, 200)),
-    "transparent": (Image.new("RGBA", (40, 40), (*RGB, 0)), (255, 255, 255)),
-    "gray and alpha": (Image.new("LA", (40, 40), (200, 255)), (200, 200, 200)),
-    "1-bit": (Image.new("1", (40, 40), 1), (255, 255, 255)),
-    "1x1": (Image.new("RGB", (1, 1), RGB), RGB),
-    "8000x1": (Image.new("RGB", (8000, 1), RGB), RGB),
-    "8000x8000": (Image.new("RGB", (8000, 8000), RGB), RGB),
+PICTURES = {  # by file name: a picture and the color of the result
+    "rgb.png": (Image.new("RGB", (40, 40), RGB), RGB),
+    "palette.png": (Image.new("RGB", (40, 40), RGB).quantize(4), RGB),
+    "gray.png": (Image.new("L", (40, 40), 200), (200, 200, 200)),
+    "16-bit.png": (Image.fromarray(np.full((40, 40), 200 * 257, np.uint16)), (200, 200, 200)),
+    "transparent.png": (Image.new("RGBA", (40, 40), (*RGB, 0)), (255, 255, 255)),
+    "gray and alpha.png": (Image.new("LA", (40, 40), (200, 255)), (200, 200, 200)),
+    "1-bit.png": (Image.new("1", (40, 40), 1), (255, 255, 255)),
+    "1x1.png": (Image.new("RGB", (1, 1), RGB), RGB),
+    "8000x1.png": (Image.new("RGB", (8000, 1), RGB), RGB),
+    "8000x6000.jpg": (Image.new("RGB", (8000, 6000), RGB), RGB),
+    "cmyk.jpg": (Image.new("CMYK", (64, 64), (0, 255, 255, 0)), (255, 0, 0)),
 }
 
 
-@pytest.mark.parametrize("kind", PICTURES)
-def test_every_kind_of_picture_becomes_32x32_rgb(tmp_path, kind):
-    picture, expected = PICTURES[kind]
-    picture.save(tmp_path / "picture.png")
-    image = read_image(tmp_path / "picture.png")
+@pytest.mark.parametrize("name", PICTURES)
+def test_every_kind_of_picture_becomes_32x32_rgb(tmp_path, name):
+    picture, expected = PICTURES[name]
+    picture.save(tmp_path / name)
+    image = read_image(tmp_path / name)
     assert image.shape == (32, 32, 3) and image.dtype == np.uint8
-    assert np.abs(image.astype(int) - expected).max() <= 2
-
-
-def test_a_large_jpeg_is_read(tmp_path):
-    Image.new("RGB", (8000, 6000), (200, 30, 10)).save(tmp_path / "large.jpg")
-    assert np.abs(read_image(tmp_path / "large.jpg").astype(int) - (200, 30, 10)).max() <= 4
-
-
-def test_a_cmyk_jpeg_is_read(tmp_path):
-    Image.new("CMYK", (64, 64), (0, 255, 255, 0)).save(tmp_path / "print.jpg")
-    red, green, blue = read_image(tmp_path / "print.jpg").mean(axis=(0, 1))
-    assert red > 200 > 80 > max(green, blue)
+    assert np.abs(image.astype(int) - expected).max() <= 4
 
 
 def test_a_picture_is_turned_as_its_exif_data_say(tmp_path):
@@ -109,20 +98,19 @@ def test_a_cifar_image_is_read_as_it_is(tmp_path, sample):
     assert (read_image(tmp_path / "cifar.png") == image).all()
 
 
-@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + b"\0" * 50])
+def damaged():
+    """The first half of a PNG file of noise."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG")
+    return file.getvalue()[: file.tell() // 2]
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n", damaged()])
 def test_what_is_no_image_is_named(tmp_path, content):
     (tmp_path / "notes.png").write_bytes(content)
     with pytest.raises(UserError, match="notes.png: not an image"):
         read_image(tmp_path / "notes.png")
-
-
-def test_a_truncated_picture_is_named(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    Image.fromarray(noise).save(tmp_path / "cut.png")
-    content = (tmp_path / "cut.png").read_bytes()
-    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match="cut.png: not an image"):
-        read_image(tmp_path / "cut.png")
 
 
 def test_a_picture_of_too_many_pixels_is_refused(tmp_path):
@@ -143,14 +131,12 @@ def test_half_transparent_edges_do_not_bleed_the_hidden_color(tmp_path):
 
 
 def test_only_the_formats_of_photos_are_opened(tmp_path):
-    Image.init()
-    assert set(FORMATS) <= set(Image.OPEN)
     Image.new("RGB", (40, 40), RGB).save(tmp_path / "script.eps")  # Ghostscript would run it
     with pytest.raises(UserError, match="script.eps: not an image"):
         read_image(tmp_path / "script.eps")
 
 
-@pytest.mark.parametrize("error", [struct.error, KeyError, MemoryError, OSError(22, "x\ny")])
+@pytest.mark.parametrize("error", [struct.error, MemoryError, OSError(22, "x\ny")])
 def test_however_a_decoder_fails_it_is_told_in_one_line(tmp_path, monkeypatch, error):
     def fail(*_, **__):
         raise error
@@ -251,24 +237,12 @@ def test_good_pictures_are_answered_beside_bad_ones(tmp_path, capsys, system):
     assert print_predictions(running(system), good, CIFAR10, 2, torch.device("cpu")) == 0
 
 
-@pytest.mark.parametrize(
-    "red, blue, threshold, expected",
-    [
-        (3, 3, 0.5, "googlenet"),  # sure of itself
-        (3, 8, 1.01, BOTH),  # never sure enough
-    ],
-)
-def test_who_answered_under_another_policy_is_named(
-    tmp_path, capsys, red, blue, threshold, expected
-):
+def test_the_mean_of_a_cascade_is_named(tmp_path, capsys):
     Image.new("RGB", (40, 40), RGB).save(tmp_path / "red.png")
-    cascade = Cascade([Always(red), Always(blue)], [threshold]).eval()
-    answered = [("googlenet",), SELECTED]
-    assert (
-        print_predictions(running(cascade, answered), [tmp_path], CIFAR10, 2, torch.device("cpu"))
-        == 0
-    )
-    assert f" {expected} " in capsys.readouterr().out
+    cascade = Cascade([Always(3), Always(8)], [1.01]).eval()  # never sure enough
+    both = running(cascade, [("googlenet",), SELECTED])
+    assert print_predictions(both, [tmp_path], CIFAR10, 2, torch.device("cpu")) == 0
+    assert f" {BOTH} " in capsys.readouterr().out
 
 
 def test_the_probability_is_that_of_the_temperature_of_who_answered(tmp_path, capsys, system):
@@ -341,29 +315,12 @@ def test_a_reader_that_has_had_enough_ends_it_quietly(tmp_path):
     assert running.returncode == 141
 
 
-@pytest.mark.parametrize("flags", [[], ["--csv", "table.csv"]])
-def test_a_folder_without_images_is_told_before_anything_is_loaded(
-    tmp_path, monkeypatch, flags, capsys
-):
+def test_an_empty_folder_among_others_is_told_beside_their_answers(tmp_path, system, capsys):
     (tmp_path / "empty/below").mkdir(parents=True)
     (tmp_path / "empty/.hidden.png").touch()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["inference.py", "empty", *flags, "--checkpoint-dir", "none"])
-    with pytest.raises(UserError, match="^empty: a folder that has no images"):
-        inference.main()
-    assert capsys.readouterr().out == "" and not (tmp_path / "table.csv").exists()
-
-
-def test_an_empty_folder_among_others_is_told_beside_their_answers(tmp_path, system, capsys):
-    (tmp_path / "empty").mkdir()
     Image.new("RGB", (40, 40), RGB).save(tmp_path / "red.png")
     paths = [tmp_path / "empty", tmp_path / "red.png", tmp_path / "gone.png"]
     assert print_predictions(running(system), paths, CIFAR10, 2, torch.device("cpu")) == 2
     out, err = capsys.readouterr()
     assert "red.png" in out and "empty: a folder that has no images" in err
-    assert "gone.png: No such file" in err and "2 of the files could not be read" in err
-
-
-def test_matplotlib_is_not_loaded_for_ones_own_images():
-    code = "import sys, inference; sys.exit('matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+    assert "gone.png" in err and "2 of the files" in err
