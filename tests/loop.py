@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from utils.data import Split, data_facts
+from utils.device import autocast
 from utils.logits import predict
 from utils.run import Run
 
@@ -27,18 +28,9 @@ class Loop(Run):
     """A run that trains `net` on `rows`. Tests observe it through `loss` and `validate`."""
 
     def __init__(
-        self,
-        net,
-        path,
-        images,
-        targets,
-        loss,
-        validate,
-        val_images,
-        rows=None,
-        resume=False,
-        **changes,
+        self, net, path, images, targets, loss, validate, val_images, rows=None, **changes
     ):
+        more = {name: changes.pop(name) for name in ("layers", "resume") if name in changes}
         settings = {
             "arch": "resnet50",
             "stem": "cifar",
@@ -54,14 +46,16 @@ class Loop(Run):
             "data": data_facts(images, targets),
         } | changes
         split = Split(images, targets, np.arange(len(images)))
-        super().__init__(net, path, split, settings, resume=resume)
+        super().__init__(net, path, split, settings, **more)
         self.rows = [targets] if rows is None else rows
         self.loss, self.validate, self.val_images = loss, validate, val_images
 
     def fit(self):
         for _ in self.epochs():
             for images, labels, *more in self.batches(*self.rows):
-                logits = self.model(images)
-                self.step(self.loss(logits, labels, *more), logits.argmax(1) == labels)
+                with autocast(images.device):
+                    logits, *self.features = self.outputs(images)
+                    loss = self.loss(logits.float(), labels, *more)
+                self.step(loss, logits.argmax(1) == labels)
             outputs = predict(self.net, self.val_images, "validation", self.batch_size)
             self.end_epoch(*self.validate(outputs))

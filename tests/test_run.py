@@ -8,7 +8,6 @@ import signal
 import sys
 from operator import attrgetter
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,6 @@ from loop import Loop
 from programs import call
 from torch import nn
 
-import teacherTrain
 from utils.files import UserError, previous
 from utils.logits import predict
 from utils.run import Run
@@ -337,26 +335,3 @@ def test_predict_runs_in_eval_mode_and_keeps_the_order(sample):
     whole = predict(net, sample.images[:50], batch_size=50)
     parts = predict(net, sample.images[:50], batch_size=7)
     assert torch.allclose(whole, parts, atol=0.05) and not net.training
-
-
-# ------------------------------------------------------------------ what the scripts do with it
-
-
-def test_the_test_images_have_no_say_in_what_is_learned_or_kept(tmp_path, small_npz, monkeypatch):
-    """The published code chose its best epoch on the test images."""
-    monkeypatch.setattr(teacherTrain, "starting_network", lambda *_: (Tiny(), None))
-    monkeypatch.setattr(teacherTrain, "report_accuracy", lambda path, val, test: None)
-    arrays = dict(np.load(small_npz))
-    kept = []
-    for name in ("as it is", "spoiled"):
-        np.savez(tmp_path / "data.npz", **arrays)
-        folder = tmp_path / name
-        flags = f"--epochs 3 --batch-size 50 --data-dir {tmp_path / 'data.npz'} --checkpoint-dir"
-        monkeypatch.setattr(sys, "argv", ["teacherTrain.py", *flags.split(), str(folder)])
-        teacherTrain.main()
-        kept.append(torch.load(folder / "teacher.pth", weights_only=True))
-        arrays["test_images"] = 255 - arrays["test_images"]
-        arrays["test_labels"] = (arrays["test_labels"] + 1) % 10
-    assert kept[0]["epoch"] == kept[1]["epoch"]
-    for tensor, other in zip(*(each["state_dict"].values() for each in kept), strict=True):
-        assert torch.equal(tensor, other)

@@ -198,31 +198,23 @@ def test_without_a_teacher_the_cascade_has_no_thresholds_for_its_accuracy(pipeli
         assert keys & load_network(place / "selector.pth")[1].keys() == found
 
 
-def test_the_test_images_have_no_say_in_the_thresholds(
-    pipeline, folder, small_npz, tmp_path, run, monkeypatch
+@pytest.mark.parametrize("script", ["teacherTrain.py", "trainSelector.py"])
+def test_the_test_images_have_no_say_in_what_is_learned_kept_or_chosen(
+    script, folder, small_npz, tmp_path, run
 ):
-    """The weights and thresholds of the selector are the same if the test labels are others."""
-    with np.load(small_npz) as arrays:
-        others = {**arrays, "test_labels": (arrays["test_labels"] + 1) % 10}
-    np.savez(tmp_path / "others.npz", **others)
-    given, facts = [], []
-    for name, thresholds in (("selector_thresholds", [0.31]), ("cascade_thresholds", [0.62])):
-
-        def spy(*args, thresholds=thresholds):
-            given.append([each.flatten() for part in args[:2] for each in part])
-            return thresholds
-
-        monkeypatch.setattr(trainSelector, name, spy)
-    for data in (small_npz, tmp_path / "others.npz"):
-        run("trainSelector.py", folder, *QUICK, data=data)
-        facts.append(load_network(folder / "selector.pth")[1])
-    assert facts[0]["thresholds"] + facts[0]["cascade_teacher_thresholds"] == [0.31, 0.62]
-    assert facts[0]["test_accuracy"] != facts[1]["test_accuracy"]
-    assert facts[0]["val_accuracy"] == facts[1]["val_accuracy"]
-    half = len(given) // 2
-    assert half >= 2
-    for ours, theirs in zip(given[:half], given[half:], strict=True):
-        assert all(map(torch.equal, ours, theirs))
+    """The published code chose its best epoch on the test images."""
+    arrays, found = dict(np.load(small_npz)), []
+    for _ in range(2):
+        np.savez(tmp_path / "data.npz", **arrays)
+        run(script, folder, *QUICK, data=tmp_path / "data.npz")
+        name = "teacher.pth" if script == "teacherTrain.py" else "selector.pth"
+        found.append(torch.load(folder / name, weights_only=True))
+        arrays["test_images"] = 255 - arrays["test_images"]
+        arrays["test_labels"] = (arrays["test_labels"] + 1) % 10
+    one, other = found
+    assert one.pop("test_accuracy") != other.pop("test_accuracy")
+    weights, others = (each.pop("state_dict").values() for each in found)
+    assert one == other and all(map(torch.equal, weights, others))
 
 
 def test_a_run_starts_from_the_weights_that_init_names(folder, run, tmp_path):
@@ -271,7 +263,7 @@ def test_a_student_learns_from_the_images_that_indices_names(small_npz, tmp_path
     np.save(path, np.repeat(train.indices[:20], 2))
     out, _ = run("StudentTrain.py", tmp_path / "other", *flags)  # no teacher is needed
     assert f"40 for training, {len(val)} for validation" in out
-    assert [path.name for path in (tmp_path / "other").glob("*e.pth")] == ["googlenet_alone.pth"]
+    assert not (tmp_path / "other" / "googlenet.pth").exists()
 
 
 def test_a_student_learns_from_a_teacher_from_elsewhere(folder, small_npz, tmp_path, run):
@@ -311,6 +303,7 @@ def test_several_teachers_teach_the_mean_of_their_logits(folder, small_npz, tmp_
         (["--teacher", "none.pth"], "none.pth"),
         (["--teacher", "selector.pth"], "selector.pth"),
         (["--teacher", "teacher.pth", "selector.pth"], "selector.pth"),
+        (["--teacher", "teacher.pth", "--distill-loss", "none"], "--distill-loss"),
     ],
 )
 def test_a_teacher_that_cannot_teach_is_refused(flags, named, folder, run, monkeypatch):
@@ -336,26 +329,21 @@ def test_a_run_is_not_resumed_with_another_teacher_or_students(script, changed, 
     assert named in run(script, folder, *flags, *QUICK, "--resume", status=2)[1]
 
 
-def test_a_selector_is_resumed_though_its_labels_round_otherwise(folder, run, monkeypatch):
-    labels = trainSelector.selector_labels
-    monkeypatch.setattr(trainSelector, "selector_labels", lambda *args: 1 - labels(*args))
-    out, _ = run("trainSelector.py", folder, *QUICK, "--resume")
-    assert "the run is finished" in out
-
-
-def test_a_selector_that_was_killed_while_it_labeled_is_the_one_that_is_resumed(
+def test_a_selector_is_resumed_though_it_was_killed_while_it_labeled_or_labels_round_otherwise(
     folder, run, monkeypatch
 ):
     def kill(*_):
         raise KeyboardInterrupt
 
-    earlier = (folder / "selector.state.pth").read_bytes()
+    labels, earlier = trainSelector.selector_labels, (folder / "selector.state.pth").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(trainSelector, "selector_labels", kill)
         run("trainSelector.py", folder, *QUICK, status=130)
     out, _ = run("trainSelector.py", folder, *QUICK, "--resume")
     assert "resuming after epoch 0, step 0" in out
     assert (folder / "selector.previous.state.pth").read_bytes() == earlier
+    monkeypatch.setattr(trainSelector, "selector_labels", lambda *args: 1 - labels(*args))
+    assert "the run is finished" in run("trainSelector.py", folder, *QUICK, "--resume")[0]
 
 
 # ------------------------------------------------------------------ evaluation
@@ -466,13 +454,9 @@ def test_figures_and_report_are_written_and_the_report_is_named_last(pipeline):
     folder, printed = pipeline
     figures = ("per_class_accuracy", "samples", "confusion", "reliability", "accuracy_per_epoch")
     for name in figures:
-        content = (folder / "out" / f"{name}.png").read_bytes()
-        assert content.startswith(b"\x89PNG") and len(content) > 10_000
+        assert (folder / "out" / f"{name}.png").stat().st_size > 10_000
     page = (folder / "out" / "report.html").read_text(encoding="utf-8")
     assert "report.html" in printed["inference"][0].splitlines()[-1]
-    metrics = json.loads((folder / "out" / "metrics.json").read_text())
-    for name in ("routed", "cascade", "teacher", "oracle"):
-        assert f"{100 * metrics['accuracy'][name]:.2f}" in page
     for file in FILES.values():
         assert fingerprint_of(load_network(folder / file)[0]) in page
 
@@ -509,17 +493,6 @@ def test_a_policy_needs_no_more_than_the_networks_that_it_runs(pipeline, tmp_pat
             (folder / FILES[arch]).symlink_to(pipeline[0] / FILES[arch])
         out, _ = run("inference.py", folder, image, "--policy", *flags, data=None)
         assert str(image) in out
-
-
-def test_the_threshold_moves_the_cascade_from_one_student_to_all(
-    pipeline, tmp_path, run, no_figures
-):
-    for threshold, same_as in (("0", STUDENTS[-1]), ("1.01", "ensemble")):
-        thresholds = ",".join([threshold] * (len(STUDENTS) - 1))
-        flags = ["--policy", "cascade", "--threshold", thresholds, "--out", tmp_path, *SMALL]
-        run("inference.py", pipeline[0], *flags)
-        work = json.loads((tmp_path / "metrics.json").read_text())["macs_per_image"]
-        assert work["cascade"] == work[same_as]
 
 
 def test_a_student_whose_logits_are_not_finite_ends_inference_and_spares_its_files(folder, run):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from loop import Loop
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -20,11 +21,9 @@ from torch.utils._pytree import tree_leaves
 from models import network
 from utils import run, training_step
 from utils.checkpoint import save_checkpoint
-from utils.data import Split
-from utils.device import autocast, to_device
+from utils.device import to_device
 from utils.files import UserError
 from utils.optim import optimizers
-from utils.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -100,9 +99,8 @@ def train(folder, device="cpu", optimizer="muon", epochs=2, resume=False, layers
     defined = {"torch": torch}
     exec(recipe()[1], defined)
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (50, 32, 32, 3), generator=generator).to(torch.uint8)
-    labels = torch.arange(50) % 10
-    train = Split(images.to(device), labels.to(device), labels.numpy())
+    images = torch.randint(256, (50, 32, 32, 3), generator=generator).to(device, torch.uint8)
+    labels = torch.arange(50, device=device) % 10
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(3, 8, 3, bias=False),
@@ -115,40 +113,28 @@ def train(folder, device="cpu", optimizer="muon", epochs=2, resume=False, layers
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
     )
-    net = to_device(net, device)
-    settings = {
-        "arch": "googlenet",
-        "stem": "cifar",
-        "epochs": epochs,
-        "batch_size": 13,
-        "optimizer": optimizer,
-        "learning_rate": 0.01,
-        "momentum": 0.9,
-        "weight_decay": 0.05,
-        "warmup": 0.2,
-        "seed": 0,
-        "crop": 4,
-        "flip": True,
-        "cutout": 0,
-    }
-    training = Run(
-        net,
+
+    def loss(logits, labels):
+        alone = F.cross_entropy(logits, labels)
+        return alone + 10 * defined["attention_loss"](*run.features[:2]) if layers else alone
+
+    run = Loop(
+        to_device(net, device),
         folder / "net.pth",
-        train,
-        settings,
-        layers,
+        images,
+        labels,
+        loss,
+        lambda logits: (0.0, 0.5),
+        images[:1],
+        layers=layers,
         resume=resume,
+        epochs=epochs,
+        batch_size=13,
+        optimizer=optimizer,
+        weight_decay=0.05,
     )
-    for _ in training.epochs():
-        for images, labels in training.batches(train.labels):
-            with autocast(images.device):
-                logits, *features = training.outputs(images)
-                loss = F.cross_entropy(logits.float(), labels)
-                if layers:
-                    loss = loss + 10 * defined["attention_loss"](features[0], features[1])
-            training.step(loss, correct=logits.argmax(dim=1) == labels)
-        training.end_epoch(0.0, 0.5)
-    losses = [row["train_loss"] for row in training.progress.history]
+    run.fit()
+    losses = [row["train_loss"] for row in run.progress.history]
     return losses, [number.cpu() for number in net.state_dict().values()]
 
 
