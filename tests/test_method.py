@@ -25,49 +25,38 @@ LN3 = math.log(3)  # softmax([ln 3, 0]) is [3/4, 1/4]
 LABELS = torch.tensor([0])
 
 
-def loss(student, teacher, labels=LABELS, **options):
+EQUAL = [[1.5, -2.0, 7.0]]
+SOFT = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)  # of [3/4, 1/4] and [1/2, 1/2]
+CROSS_ENTROPY = -math.log(0.75)  # of [ln 3, 0] with label 0
+
+
+@pytest.mark.parametrize(
+    "student, teacher, options, expected",
+    [
+        # The mean over images and classes.
+        ([[1.0, 2.0], [3.0, 4.0]], [[0.0, 2.0], [3.0, 2.0]], {"kind": "mse"}, (1 + 0 + 0 + 4) / 4),
+        (EQUAL, EQUAL, {"kind": "mse"}, 0),
+        (EQUAL, EQUAL, {"kind": "kl"}, 0),
+        # Softened outputs, scaled by the squared temperature; the mean over images.
+        ([[0.0, 0.0]], [[2 * LN3, 0.0]], {"kind": "kl", "temperature": 2}, 4 * SOFT),
+        (
+            [[0.0, 0.0], [5.0, 5.0]],
+            [[LN3, 0.0], [1.0, 1.0]],
+            {"kind": "kl", "temperature": 1},
+            SOFT / 2,
+        ),
+        # One logit differs by ln 3. Both also differ by 1, which softmax ignores.
+        ([[LN3, 0.0]], [[0.0, 0.0]], {"alpha": 0.5}, LN3**2 / 2 + 0.5 * CROSS_ENTROPY),
+        ([[LN3, 0.0]], [[LN3 + 1, 1.0]], {"kind": "kl", "alpha": 0.5}, 0.5 * CROSS_ENTROPY),
+        # Whatever alpha, and without a teacher.
+        ([[LN3, 0.0]], None, {"kind": "none", "alpha": 7.0}, CROSS_ENTROPY),
+    ],
+)
+def test_the_loss_of_a_student_by_hand(student, teacher, options, expected):
     teacher = None if teacher is None else torch.tensor(teacher)
-    return distillation_loss(torch.tensor(student), teacher, labels, **options).item()
-
-
-def test_mse_is_the_mean_over_images_and_classes():
-    labels = torch.tensor([0, 1])
-    assert loss([[1.0, 2.0], [3.0, 4.0]], [[0.0, 2.0], [3.0, 2.0]], labels) == (1 + 0 + 0 + 4) / 4
-
-
-@pytest.mark.parametrize("kind", ["mse", "kl"])
-def test_equal_logits_have_no_distillation_loss(kind):
-    assert loss([[1.5, -2.0, 7.0]], [[1.5, -2.0, 7.0]], kind=kind) == pytest.approx(0, abs=1e-6)
-
-
-def test_kl_compares_softened_outputs_and_is_scaled_by_the_squared_temperature():
-    # At T = 2 the teacher's softened outputs are [3/4, 1/4], the student's [1/2, 1/2].
-    expected = 4 * (0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5))
-    assert loss([[0.0, 0.0]], [[2 * LN3, 0.0]], kind="kl", temperature=2) == pytest.approx(expected)
-
-
-def test_kl_is_the_mean_over_images():
-    one = loss([[0.0, 0.0]], [[LN3, 0.0]], kind="kl", temperature=1)
-    both = loss(
-        [[0.0, 0.0], [5.0, 5.0]],
-        [[LN3, 0.0], [1.0, 1.0]],
-        LABELS.repeat(2),
-        kind="kl",
-        temperature=1,
-    )
-    assert both == pytest.approx(one / 2)
-
-
-@pytest.mark.parametrize(("kind", "distilled"), [("mse", LN3**2 / 2), ("kl", 0.0)])
-def test_alpha_weighs_the_cross_entropy_that_is_added(kind, distilled):
-    # "mse": one logit differs by ln 3. "kl": both also differ by 1, which softmax ignores.
-    teacher = [[0.0, 0.0]] if kind == "mse" else [[LN3 + 1, 1.0]]
-    expected = distilled + 0.5 * -math.log(0.75)
-    assert loss([[LN3, 0.0]], teacher, kind=kind, alpha=0.5) == pytest.approx(expected, abs=1e-6)
-
-
-def test_none_is_the_cross_entropy_whatever_alpha_and_without_a_teacher():
-    assert loss([[LN3, 0.0]], None, kind="none", alpha=7.0) == pytest.approx(-math.log(0.75))
+    labels = torch.zeros(len(student), dtype=torch.long)
+    loss = distillation_loss(torch.tensor(student), teacher, labels, **options)
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_loss_of_bf16_logits_is_computed_in_float32():
@@ -80,7 +69,7 @@ def test_loss_of_bf16_logits_is_computed_in_float32():
 
 def test_unknown_loss_is_refused_by_name():
     with pytest.raises(ValueError, match="'l1': choose from mse, kl, none"):
-        loss([[0.0]], [[0.0]], kind="l1")
+        distillation_loss(torch.zeros(1, 1), torch.zeros(1, 1), LABELS, kind="l1")
 
 
 def test_absolute_error_sums_over_the_classes():
