@@ -50,7 +50,6 @@ from utils.method import (
     share,
 )
 from utils.run import Run
-from utils.safe_load import brief
 
 # ------------------------------------------------------------------ hyperparameters
 
@@ -189,7 +188,7 @@ def load_networks(
     if args.label_rule == "context" and not told_apart(trained_on, args.context):
         raise UserError(
             "--label-rule context needs students that were trained on different contexts, and "
-            f"images of each; these were trained on {' and '.join(map(brief, trained_on))} images, "
+            f"images of each; these were trained on {' and '.join(trained_on)} images, "
             f"the selector is for {args.context} images: use --label-rule errors"
         )
     splits = load_splits(args.data, args.subset, device, loaded[models.STUDENTS[0]][1])

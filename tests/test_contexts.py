@@ -154,17 +154,12 @@ def test_crops_are_those_of_the_clean_context_and_can_be_had_beside_the_degraded
 def test_students_of_a_context_each_are_told_apart_on_images_of_both():
     for students, context, apart in (
         (("degraded", "clean"), "mixed", True),
-        (("clean", "degraded"), "mixed", True),
         (("fog", "jpeg"), "degraded", True),
+        (("clean", "blur", "noise"), "degraded", True),
         (("degraded", "clean"), "degraded", False),  # student 1 for all
         (("degraded", "clean"), "clean", False),  # student 2 for all
-        (("degraded", "clean"), "unseen", False),
-        (("mixed", "clean"), "mixed", False),
+        (("mixed", "clean"), "mixed", False),  # both for clean images
         (("clean", "clean"), "mixed", False),
-        (("night", "clean"), "mixed", False),
-        (("degraded", ["clean"]), "mixed", False),
-        (("degraded", "clean", "clean"), "mixed", True),
-        (("clean", "blur", "noise"), "degraded", True),
         (("clean", "blur", "degraded"), "mixed", False),
     ):
         assert told_apart(students, context) == apart

@@ -230,12 +230,6 @@ def test_number_and_names_of_the_classes_are_those_of_the_data(names, arrays, tm
         assert split.name == str(tmp_path / "mine.npz")
 
 
-def test_many_classes_are_listed_in_part():
-    assert data.listed(["cat", "dog"]) == "2 classes: cat, dog"
-    told = data.listed(data.numbered(1000))
-    assert told == "1,000 classes: class 0, class 1, class 2, ..., class 999"
-
-
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """A folder other than the default one. A download makes the test fail."""
@@ -356,13 +350,6 @@ def test_cifar10_is_fetched_once(cache, arrays, monkeypatch):
     for split, again in zip(first, load_splits(cache.parent), strict=True):
         assert torch.equal(split.images, again.images)
     assert load_splits(cache)[0].classes == data.CLASSES  # it can also be used as an own data set
-
-
-def test_damaged_byte_in_the_cache_is_found(cache):
-    content = bytearray(cache.read_bytes())
-    content[len(content) // 2] ^= 1
-    cache.write_bytes(content)
-    assert f"delete {cache}" in error_of(cache.parent)
 
 
 def test_cache_with_other_images_is_found(cache, arrays):

@@ -43,13 +43,10 @@ def test_without_locks_a_run_goes_on_with_a_warning(tmp_path, monkeypatch, capsy
     assert "teacher.lock" in err and len(err.splitlines()) == 1
 
 
-def test_a_lock_file_of_another_user_is_named_with_the_remedy(tmp_path, monkeypatch):
+def test_a_lock_file_of_another_user_is_named(tmp_path, monkeypatch):
     def acquire(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "teacher.lock"))
 
     monkeypatch.setattr(files.FileLock, "acquire", acquire)
-    with pytest.raises(UserError, match="teacher.pth"):  # the folder cannot be written
-        claim(tmp_path / "teacher.pth")
-    (tmp_path / "teacher.lock").touch()
-    with pytest.raises(UserError, match="teacher.lock .*delete"):
+    with pytest.raises(UserError, match="teacher.lock"):
         claim(tmp_path / "teacher.pth")

@@ -111,8 +111,8 @@ def claim(path: Path) -> None:
 
     The lock file is NAME.lock. The system releases the lock when the process ends, also if it is
     killed. Temporary files of a killed run are deleted. On a file system without locks, a warning
-    is printed. Raises UserError if another process holds the lock, the lock file is of another
-    user, or the folder cannot be written.
+    is printed. Raises UserError if another process holds the lock, or if the lock file cannot be
+    written.
     """
     file = path.with_suffix(".lock")
     lock = FileLock(file)
@@ -132,12 +132,10 @@ def claim(path: Path) -> None:
                 file=sys.stderr,
             )
             return
-        if isinstance(error, PermissionError) and os.path.exists(file):
-            raise UserError(
-                f"{shown(file)} is of another user, or read-only: delete it if no other run is "
-                "using it, or use another folder with --checkpoint-dir"
-            ) from error
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot write {shown(file)}: {error.strerror or error}; use another folder with "
+            "--checkpoint-dir"
+        ) from error
     _claims.append(lock)
     for partial in path.parent.glob(f"{glob.escape(path.stem)}.*.part"):
         with contextlib.suppress(OSError):
