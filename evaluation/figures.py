@@ -258,7 +258,7 @@ def confusion(results: Results) -> Figure:
 
 
 def reliability_diagrams(results: Results) -> Figure:
-    """Accuracy against predicted probability, one panel per classifier."""
+    """Accuracy against predicted probability, and images per bin, one panel per classifier."""
     names = [name for name in COLORS if name in results.predictions]
     down = -(-len(names) // 3)
     figure, grid = plt.subplots(
@@ -266,7 +266,7 @@ def reliability_diagrams(results: Results) -> Figure:
     )
     for axes in grid.flat[len(names) :]:
         axes.axis("off")
-    for axes, name in zip(grid.flat, names, strict=False):
+    for place, (axes, name) in enumerate(zip(grid.flat, names, strict=False)):
         predictions = results.predictions[name]
         right = predictions.labels == results.nets.labels
         error = results.metrics["calibration_error"][name]
@@ -279,6 +279,14 @@ def reliability_diagrams(results: Results) -> Figure:
             said, true, _ = 100 * rows[rows[:, 2] >= 0.002 * len(right)].T
             label = f"{when} {100 * error[when]:.1f} %"
             axes.plot(said, true, marker="o", ms=4, color=COLORS[name], label=label, **style)
+        counts = axes.twinx()
+        counts.bar(100 * rows[:, 0], rows[:, 2], 5, color=COLORS[name], alpha=0.25)
+        counts.set(yscale="log", ylim=(0.8, max(10, len(right)) ** 3), yticks=[])
+        counts.minorticks_off()
+        counts.grid(False)
+        if place % 3 == 2:  # the last column
+            counts.set_yticks([1, 100, 10_000], ["1", "100", "10,000"], fontsize=8)
+            counts.set_ylabel("images per bin", y=0, ha="left", fontsize=9)
         axes.set_title(LABELS[name], fontsize=9)
         axes.legend(loc="upper left", fontsize=9, frameon=False, title="calibration error")
         axes.grid(axis="both", alpha=0.3)

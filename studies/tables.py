@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks import deploy
 from benchmarks.subjects import SUBJECTS
+from evaluation.policies import BOTH
 from evaluation.testset import LABELS
 from models import NETWORKS, SELECTED, STEMS, STUDENTS, TEACHER, Selector, macs, network, parameters
 from studies import contexts, distillation, ends, markdown, number, policies, selectors
@@ -50,32 +52,32 @@ CHOSEN = {  # chosen on the validation images: name in the table, key in the che
 # Hyperparameters that say nothing new in a table: in the command, equal for all, or fingerprints.
 HIDDEN = ("context", "data", "init", "label_weight", "students", "teacher")
 SHORT = ("teacher", *STUDENTS, "routed", "cascade", "cascade_teacher", "oracle")  # for the README
-SHORT_IN_CONTEXTS = (*STUDENTS, "selector", *(f"{arch}, twice" for arch in STUDENTS))
+SHORT_IN_CONTEXTS = (*SELECTED, "selector", *(f"{arch}, twice" for arch in SELECTED))
 
 
 # ------------------------------------------------------------------ results
 
 
-def results(metrics: dict, wide: dict, names: Sequence[str] = LABELS, others: bool = True) -> str:
-    """Table of the accuracies in metrics.json, with published results and those of others.
+def results(metrics: dict, wide: dict, names: Sequence[str] = ()) -> str:
+    """Table of the accuracies in metrics.json, beside published results.
 
     Args:
         metrics: the content of metrics.json.
-        wide: the same of networks without max-pool, for two more columns.
-        names: keys of LABELS to show, if measured or published.
-        others: whether to show the column "others".
+        wide: the same of networks without max-pool, for one more column.
+        names: keys of LABELS to show, if measured or published. Default: all, with intervals and
+            the results of others.
     """
     rows = []
-    for name in names:
+    for name in names or LABELS:
         published, theirs = PUBLISHED_TOP1.get(name, ""), OTHERS_TOP1.get(name, "")
         accuracy, interval = (metrics[key].get(name) for key in ("accuracy", "accuracy_interval"))
         if accuracy is None and not published:
             continue
-        row = [LABELS[name], published, percent(accuracy), ends(interval, ".1f", 100)]
-        row += [millions(metrics, name), percent(wide["accuracy"].get(name)), millions(wide, name)]
-        rows.append([*row, theirs] if others else row)
-    heads = ["", "published", "ours, %", "95 % interval", "MMACs", "without max-pool, %", "MMACs"]
-    return markdown([*heads, "others"] if others else heads, rows)
+        row = [LABELS[name], published, percent(accuracy), millions(metrics, name)]
+        row.append(percent(wide["accuracy"].get(name)))
+        rows.append(row if names else [*row, ends(interval, ".1f", 100), theirs])
+    heads = ["", "published", "ours, %", "MMACs", "without max-pool, %"]
+    return markdown(heads if names else [*heads, "95 % interval of ours", "others"], rows)
 
 
 def percent(share: float | None) -> str:
@@ -106,31 +108,41 @@ def speed(benchmarks: dict, settings: Sequence[str] = ()) -> str:
 # ------------------------------------------------------------------ networks
 
 
-def compression(metrics: dict, stem: str) -> str:
+def compression(metrics: dict, stem: str, deployed: Sequence[dict] = ()) -> str:
     """Table of reductions relative to the teacher in %, ours and published.
 
-    The MACs of the routed system, where only one student runs per image, are those in `metrics`.
+    Files have half precision. The MACs of the routed system, where only one student runs per image,
+    and of the cascade are those in `metrics`; `deployed`, the content of deploy.json, has the sizes
+    of ONNX files in eight bits.
     """
-    selector = Selector(outputs=len(SELECTED))
-    students = {arch: network(arch, stem) for arch in STUDENTS}
-    every = "both" if len(SELECTED) == 2 else "all"
+    parts = {"selector": Selector(outputs=len(SELECTED))}
+    parts |= {arch: network(arch, stem) for arch in STUDENTS}
+    routed, cascade = f"{BOTH} + selector", "cascade of all students"
     systems = {
-        **{arch: (net,) for arch, net in students.items()},
-        **{f"{arch} + selector": (students[arch], selector) for arch in SELECTED},
-        f"{every} + selector": (*map(students.get, SELECTED), selector),
+        **{arch: [arch] for arch in STUDENTS},
+        **{f"{arch} + selector": [arch, "selector"] for arch in SELECTED},
+        routed: [*SELECTED, "selector"],
+        cascade: STUDENTS,
     }
+    measured = {routed: "routed", cascade: "cascade"}
+    int8 = {row["system"]: row["bytes"] for row in deployed if row["runtime"] == "ONNX int8"}
+    if int8:  # the size of the system "selector" includes its students
+        int8["selector"] -= sum(int8[arch] for arch in SELECTED)
     whole, rows = costs(network(TEACHER, stem)), []
-    for name, nets in systems.items():
-        ours = costs(*nets)
-        if len(nets) > 2:
-            ours[2] = metrics["macs_per_image"]["routed"]
+    for name, members in systems.items():
+        ours = costs(*(parts[member] for member in members))
+        if name in measured:
+            ours[2] = metrics["macs_per_image"][measured[name]]
         cells = []
         for mine, of, theirs in zip(ours, whole, PUBLISHED.get(name, (None,) * 3), strict=True):
             published = "" if theirs is None else f" ({theirs:.1f})"
             cells.append(f"{100 * (1 - mine / of):.1f}{published}")
-        parts = (NETWORKS[part].title if part in NETWORKS else part for part in name.split(" + "))
-        rows.append([" + ".join(parts), *cells])
-    return markdown(["reduction, % (published)", "parameters", "size on disk", "MACs"], rows)
+        small = sum(int8[member] for member in members) if int8 else None
+        cells.insert(2, number(small and 100 * (1 - small / whole[1]), ".1f"))
+        titles = (NETWORKS[part].title if part in NETWORKS else part for part in name.split(" + "))
+        rows.append([" + ".join(titles), *cells])
+    heads = ["reduction, % (published)", "parameters", "size on disk", "size in eight bits", "MACs"]
+    return markdown(heads, rows)
 
 
 def costs(*nets: nn.Module) -> list[float]:
@@ -221,7 +233,8 @@ def fill(path: Path, tables: dict[str, str]) -> str:
 
 def stored(name: str) -> Any:
     """The content of results/NAME.json. Raises UserError if it is missing or damaged."""
-    return read_json(ROOT / "results" / f"{name}.json", list if name == "distillation" else dict)
+    kind = list if name in ("distillation", "deploy") else dict
+    return read_json(ROOT / "results" / f"{name}.json", kind)
 
 
 def texts() -> dict[Path, str]:
@@ -234,18 +247,20 @@ def texts() -> dict[Path, str]:
     metrics, wide, in_contexts = map(stored, ("metrics", "cifar/metrics", "contexts"))
     variants = stored("selectors")["variants"]
     shipped = {"variants": [row for row in variants if row["depth"] == 3 and row["batch_norm"]]}
+    deployed = stored("deploy")
     tables = {
         ROOT / "README.md": {
-            "results": results(metrics, wide, SHORT, others=False),
+            "results": results(metrics, wide, SHORT),
             "contexts": markdown(*contexts.table(in_contexts, SHORT_IN_CONTEXTS)),
         },
         ROOT / "docs" / "results.md": {
-            "compression": compression(metrics, stem),
+            "compression": compression(metrics, stem, deployed),
             "results": results(metrics, wide),
             "distillation": markdown(*distillation.table(stored("distillation"))),
             "routing": markdown(*policies.table(stored("routing"))),
             "contexts": markdown(*contexts.table(in_contexts)),
         },
+        ROOT / "docs" / "deployment.md": {"deployment": markdown(*deploy.table(deployed))},
         ROOT / "docs" / "networks.md": {"networks": networks()},
         ROOT / "docs" / "speed.md": {
             "speed": speed(stored("benchmarks")),

@@ -70,16 +70,22 @@ def test_what_was_not_measured_is_left_blank():
         if isinstance(table, dict):
             table.pop("teacher", None)
     row = cells(tables.results(metrics, wide))
-    assert row[:5] == ["teacher, ResNet-50", "81", "", "", ""]
+    assert row[:4] == ["teacher, ResNet-50", "81", "", ""]
 
 
 def test_reductions_by_hand():
-    metrics = {"macs_per_image": {"routed": 325.8e6 / 4}}
-    table = tables.compression(metrics, "cifar-pool")
+    metrics = {"macs_per_image": {"routed": 325.8e6 / 4, "cascade": 325.8e6 / 5}}
+    sizes = {"densenet121": 7e6, "googlenet": 5e6, "cnn": 1e6, "selector": 13e6}
+    rows = [{"system": name, "bytes": size} for name, size in sizes.items()]
+    deployed = [row | {"runtime": "ONNX int8"} for row in rows]
+    table = tables.compression(metrics, "cifar-pool", [*deployed, rows[0] | {"runtime": "PyTorch"}])
     rows = {row[0]: row for row in (cells(table, k) for k in range(2, len(table.splitlines())))}
-    # 6.96 of 23.52 M parameters, 223.4 of 325.8 M MACs; published in brackets
-    assert rows["DenseNet-121"][1] == "70.4 (87.3)" and rows["DenseNet-121"][3] == "31.4 (21.0)"
-    assert rows["both + selector"][3] == "75.0"  # one student runs
+    # 6.96 of 23.52 M parameters, 7.0 of 47.24 MB, 223.4 of 325.8 M MACs; published in brackets
+    assert rows["DenseNet-121"][1] == "70.4 (87.3)"
+    assert rows["DenseNet-121"][3:] == ["85.2", "31.4 (21.0)"]
+    assert rows["DenseNet-121 + selector"][3] == "83.1"  # 8 MB: the selector has one
+    assert rows["both + selector"][4] == "75.0"  # one student runs
+    assert rows["cascade of all students"][3:] == ["72.5", "80.0"]  # 13 MB
 
 
 def test_a_checkpoint_is_described_as_it_is(tmp_path):
