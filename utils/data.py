@@ -13,7 +13,7 @@ import torch
 from torchvision.datasets import CIFAR100
 
 from models import CLASS_COUNTS
-from utils.distributed import first_one_first
+from utils.distributed import by_first
 from utils.download import fetch
 from utils.files import UserError, replacing, shown
 from utils.safe_load import read_array, read_arrays
@@ -137,13 +137,7 @@ def load_splits(
     Raises:
         UserError: the data set is not available or damaged, or has the wrong shape or type.
     """
-    with first_one_first():
-        if data == "cifar100":
-            arrays, name = _cifar100(), "CIFAR-100"
-        elif is_default(data) or os.path.isdir(data):
-            arrays, name = _cifar10(FOLDER if is_default(data) else Path(data)), CIFAR10.name
-        else:
-            arrays, name = _own_arrays(Path(data)), str(data)
+    arrays, name = _arrays(data)
     images = arrays["train_images"]
     if name == CIFAR10.name:
         about = CIFAR10
@@ -172,6 +166,16 @@ def load_splits(
             ("test", test[:subset]),
         )
     )
+
+
+@by_first
+def _arrays(data: str | Path) -> tuple[Mapping[str, np.ndarray], str]:
+    """The arrays of a data set, and its name. Only the first process needs the files."""
+    if data == "cifar100":
+        return _cifar100(), "CIFAR-100"
+    if is_default(data) or os.path.isdir(data):
+        return _cifar10(FOLDER if is_default(data) else Path(data)), CIFAR10.name
+    return _own_arrays(Path(data)), str(data)
 
 
 def named_images(split: Split, path: Path) -> Split:

@@ -7,12 +7,11 @@ first process (rank 0) prints and writes files.
 """
 
 import atexit
-import contextlib
 import functools
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -99,17 +98,3 @@ def by_first(function: Callable[P, T]) -> Callable[P, T]:
         return box[0][0]
 
     return wrapper
-
-
-@contextlib.contextmanager
-def first_one_first() -> Iterator[None]:
-    """Run the block first in one process per machine, then in the others.
-
-    So the first one downloads, and the others find the files.
-    """
-    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
-    if not first:
-        total(torch.zeros(1))
-    yield
-    if first:
-        total(torch.zeros(1))
