@@ -446,12 +446,10 @@ def table(results: dict, names: Sequence[str] = ()) -> tuple[list[str], list[lis
                 ROWS[name],
                 *(f"{100 * facts['accuracy'][group]:.1f}" for group in GROUPS),
                 f"{100 * facts['macs'] / results['teacher']['macs']:.0f} %",
-                f"{100 * facts['val_accuracy']:.1f}",
-                number(facts.get("auroc"), ".2f"),
                 number(facts.get("mcnemar_p"), ".1g"),
             ]
         )
-    heads = ["top-1, %", *GROUPS, "MACs of the teacher's", "mixed, validation", "AUROC", "p"]
+    heads = ["top-1, %", *GROUPS, "MACs of the teacher's", "p"]
     kept = 2 + len(GROUPS) if names else len(heads)
     return heads[:kept], [row[:kept] for row in rows]
 
