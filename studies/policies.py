@@ -283,19 +283,18 @@ def collected(path: Path) -> tuple[Networks, Networks, dict[str, list[float]]]:
     Raises UserError if the file is missing, damaged, or was not written by `collect`.
     """
     try:
-        stored = read_arrays(path, ["validation", "about", "selector"])
+        stored = read_arrays(path, ["validation", "about", "selector", "labels"])
         about, middle = json.loads(str(stored["about"])), int(stored["validation"])
         work, thresholds = about["macs"], dict.fromkeys(CURVES) | about["thresholds"]
         thresholds = {name: np.atleast_1d(each).tolist() for name, each in thresholds.items()}
-        classes = len(about["classes"])
+        labels = torch.from_numpy(stored["labels"].astype(np.int64))
         names = [name for name in FILES if name != "teacher" or name in work]
-        shapes = dict.fromkeys(names, ("N", classes)) | {"labels": ("N",)}
+        shapes = dict.fromkeys(names, (len(labels), len(about["classes"])))
         old = stored["selector"].ndim == 1  # the logits of student 1 of two
-        shapes["selector"] = ("N",) if old else ("N", len(SELECTED))
-        logits = read_logits(path, shapes, classes)
+        shapes["selector"] = (len(labels),) if old else (len(labels), len(SELECTED))
+        logits = read_logits(path, shapes)
         if old:
             logits["selector"] = F.pad(logits["selector"][:, None], (0, 1))
-        labels = logits.pop("labels")
         if not 0 < middle < len(labels) or not set(names) <= set(work):
             raise ValueError("it has no validation images, no test images or no MACs")
     except (UserError, LookupError, TypeError, ValueError) as error:

@@ -54,11 +54,11 @@ def small_npz(tmp_path_factory, sample):
 
 @pytest.fixture(scope="session")
 def small_clone(tmp_path_factory, sample):
-    """A folder like a clone, with the checkpoints and the first 300 images of the sample."""
+    """A folder like a clone, with the checkpoints and the first 100 images of the sample."""
     folder = tmp_path_factory.mktemp("clone")
     (folder / "checkpoints").symlink_to(ROOT / "checkpoints")
     (folder / "data").mkdir()
-    some = {"images": sample.images[:300].numpy(), "labels": sample.labels[:300].numpy()}
+    some = {"images": sample.images[:100].numpy(), "labels": sample.labels[:100].numpy()}
     np.savez(folder / "data" / "sample.npz", **some)
     return folder
 

@@ -80,31 +80,25 @@ def test_indices_that_name_no_images_are_refused(split, tmp_path, indices):
         named_images(split, path)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no numbers", b"PK\x03\x04"])
-def test_a_file_that_holds_no_indices_is_refused(split, tmp_path, content):
-    path = tmp_path / "a.npy"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(UserError, match=str(path)):
-        named_images(split, path)
+def test_a_file_that_holds_no_indices_is_refused(split, tmp_path):
+    for content in (None, b"no numbers"):
+        if content:
+            (tmp_path / "a.npy").write_bytes(content)
+        with pytest.raises(UserError, match="a.npy"):
+            named_images(split, tmp_path / "a.npy")
 
 
 # ------------------------------------------------------------------ files
 
 
-def arrays_of(path):
-    with np.load(path) as file:
-        return dict(file)
-
-
-def error_of(path, subset=None):
+def error_of(path):
     with pytest.raises(UserError) as caught:
-        load_splits(path, subset)
+        load_splits(path)
     return str(caught.value)
 
 
 def test_own_images_are_split_and_keep_their_labels(small_npz):
-    file = arrays_of(small_npz)
+    file = np.load(small_npz)
     train, val, test = load_splits(small_npz)
     assert set(train.indices).isdisjoint(val.indices)
     assert len(train) + len(val) == 600
@@ -120,12 +114,6 @@ def test_subset_keeps_the_first_images_of_each_split(small_npz):
     for part, whole in zip(load_splits(small_npz, 20), load_splits(small_npz), strict=True):
         assert len(part) == len(part.images) == len(part.indices) == 20
         assert torch.equal(part.images, whole.images[:20])
-
-
-def test_missing_file_is_named_with_the_flag(tmp_path):
-    message = error_of(tmp_path / "mine.npz")
-    assert str(tmp_path / "mine.npz") in message
-    assert "--data" in message
 
 
 WRONG = {  # what is changed, and the array that the message names

@@ -134,7 +134,7 @@ def test_the_script_and_the_one_file_give_the_results_of_the_system(
 def test_the_scripts_of_the_page_answer_as_the_project_does(
     exported, command, scripts, sample, float32, policy
 ):
-    sample = sample.take(slice(300))  # those in the clone
+    sample = sample.take(slice(100))  # those in the clone
     assert command("--policy", policy, "--out", "runs/again")[0] == 0
     there = {}
     exec(scripts[0].replace("runs/onnx", "runs/again"), there)

@@ -80,7 +80,6 @@ def test_a_small_student_has_other_hyperparameters_unless_the_user_gives_some(
     [
         ("StudentTrain", "--model"),
         ("StudentTrain --model=9", "--model"),
-        ("StudentTrain --model=x", "--model"),
         ("StudentTrain --modle=1", "--model"),
         ("teacherTrain --set CROP", "--set CROP"),
         ("teacherTrain --set CROP=32", "CROP"),
@@ -93,7 +92,7 @@ def test_a_small_student_has_other_hyperparameters_unless_the_user_gives_some(
         ("inference --policy=cascade --threshold=0.5,0.9,0.8", "--threshold"),
         ("inference --policy=ensemble --target=teacher", "--target"),
         ("inference --policy=cascade --target=best --threshold=0.5", "--threshold or --target"),
-        *((f"inference --threshold={value}", "--threshold") for value in ("1.5", "nan", "-1", "x")),
+        *((f"inference --threshold={value}", "--threshold") for value in ("1.5", "nan", "x")),
         ("inference --csv table.csv", "--csv"),
         ("inference photo.jpg --csv=", "--csv"),
         ("inference photo.jpg --out results", "--out"),
@@ -132,28 +131,15 @@ def test_a_tilde_that_the_shell_leaves_is_the_home_folder():
 
 # ------------------------------------------------------------------ constants
 
-CONSTANTS = {
+CONSTANTS = {  # of each kind; the ranges are in utils/cli.py
     "EPOCHS": (0, 2.5, "6", None, True),
     "BATCH_SIZE": (0, 64.0),
-    "LEARNING_RATE": (0, math.nan, math.inf, "0.1"),
+    "LEARNING_RATE": (0, -0.1, math.nan, math.inf, "0.1"),
     "OPTIMIZER": ("adam", None),
-    "MOMENTUM": (-0.1, 1, math.nan),
-    "WEIGHT_DECAY": (-1e-4, math.inf),
-    "WARMUP": (-0.1, 1.0),
     "CROP": (-1, 32),
     "FLIP": ("yes", None),
-    "CUTOUT": (-8, 193),
     "SEED": (-1, 2**31),
-    "STEM": ("imagenet", None),
-    "DISTILL_LOSS": ("mae", None),
-    "ALPHA": (-1, math.nan, "0"),
-    "TEMPERATURE": (0, -4, math.inf),
-    "TEACHER_VIEWS": (-1, 0.5, None),
-    "CONTEXT": ("night", None, 3),
-    "LABEL_RULE": ("error", None, True),
     "LABEL_WEIGHT": ("none", 0.5, True),
-    "DEPTH": (0, 5, 3.0),
-    "BATCH_NORM": ("False", None),
     "THRESHOLD": (math.nan, -0.1, 1.5, "0.5"),
 }
 
@@ -181,7 +167,7 @@ def test_the_settings_of_a_run_are_the_constants_of_its_script_with_the_flags_ap
     assert (settings["epochs"], settings["learning_rate"], settings["crop"]) == (7, 0.5, 4)
     for script in (teacherTrain, StudentTrain):
         names = {name.upper() for name in cli.settings(vars(script), args)}
-        assert names - {"DATA", "LAYERS", "TEACHERS"} <= {*cli.NUMBERS, *cli.CHOICES} & {*CONSTANTS}
+        assert names - {"DATA", "LAYERS", "TEACHERS"} <= {*cli.NUMBERS, *cli.CHOICES}
 
 
 # ------------------------------------------------------------------ Ctrl-C

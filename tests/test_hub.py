@@ -178,9 +178,9 @@ def test_the_script_in_the_docs_loads_the_student_without_this_project(sample, s
         [sys.executable, "-I", "-c", script], cwd=small_clone, capture_output=True, text=True
     )  # -I: not even the folder it runs in can be imported from
     assert done.returncode == 0, done.stderr
-    logits = shipped("densenet121")[0](normalize(sample.images[:300]))
-    expected = 100 * top1(logits, sample.labels[:300])
-    assert float(done.stdout.rstrip(" %\n")) == pytest.approx(expected, abs=0.4)
+    logits = shipped("densenet121")[0](normalize(sample.images[:100]))
+    expected = 100 * top1(logits, sample.labels[:100])
+    assert float(done.stdout.rstrip(" %\n")) == pytest.approx(expected, abs=1.01)
 
 
 # ------------------------------------------------------------------ a selector of other students

@@ -316,7 +316,6 @@ def test_scores_that_cannot_be_used_are_refused(collected, tmp_path, scores):
     [
         ("googlenet", lambda logits: logits[1:]),
         ("googlenet", lambda logits: np.full_like(logits, np.nan)),
-        ("labels", lambda labels: labels - 1),
         ("labels", None),
         ("validation", lambda count: count + 40),
         ("about", lambda about: "{}"),

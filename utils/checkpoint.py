@@ -254,34 +254,18 @@ def load_parts(
         if name != "selector":
             check_data(paths[name], parts[name][1], first)
     if "selector" in names:
-        students = {arch: net for arch, (net, _) in parts.items() if arch in STUDENTS}
-        check_students(paths["selector"], parts["selector"][1], students)
+        recipe = parts["selector"][1]["hyperparameters"]
+        made_for, selected = recipe.get("students", []), recipe.get("selected", list(STUDENTS))
+        these = [
+            fingerprint_of(parts[arch][0]) if arch in parts else weights
+            for arch, weights in zip(STUDENTS, made_for, strict=False)
+        ]
+        if these != made_for or len(made_for) < len(STUDENTS) or selected != list(SELECTED):
+            raise UserError(
+                f"{shown(paths['selector'])} has a selector and thresholds for other students than "
+                "these: run trainSelector.py again"
+            )
     return parts
-
-
-def check_students(
-    path: Path, selector: Mapping[str, Any], students: Mapping[str, nn.Module]
-) -> None:
-    """Raise UserError if the selector and its thresholds were made for other students.
-
-    Args:
-        path: checkpoint of the selector.
-        selector: the dictionary in it.
-        students: some or all of STUDENTS, from `load_network`.
-    """
-    recipe = selector["hyperparameters"]
-    weights, selected = recipe.get("students", []), recipe.get("selected", list(STUDENTS))
-    if (
-        len(weights) != len(STUDENTS)
-        or selected != list(SELECTED)
-        or any(
-            weights[STUDENTS.index(arch)] != fingerprint_of(net) for arch, net in students.items()
-        )
-    ):
-        raise UserError(
-            f"{shown(path)} has a selector and thresholds for other students than these: run "
-            "trainSelector.py again"
-        )
 
 
 def data_of(checkpoint: Mapping[str, Any]) -> DataSet:

@@ -67,47 +67,20 @@ def read_array(path: str | Path) -> np.ndarray:
         return array
 
 
-def read_logits(
-    path: str | Path,
-    shapes: Mapping[str, tuple[int | str, ...]],
-    classes: int | None = None,
-) -> dict[str, torch.Tensor]:
-    """Read stored logits, and the labels of their images if "labels" is in `shapes`.
+def read_logits(path: str | Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    """Read the arrays that are the keys of `shapes` from the .npz file at `path`, as float32.
 
-    Args:
-        path: an .npz file.
-        shapes: the shape of each array. A letter stands for a size of at least 2, the same
-            wherever this letter occurs.
-        classes: the number of classes, for the range of the labels.
-
-    Returns:
-        float32 logits and int64 labels.
-
-    Raises:
-        UserError: as `read_arrays`; or an array is missing or has another shape; or logits are not
-            finite floating-point numbers; or labels are not whole numbers from 0 to `classes` - 1.
+    Raises UserError as `read_arrays` does, or if an array is missing or is not one of finite
+    floating-point numbers in this shape.
     """
     arrays = read_arrays(path, shapes)
-    sizes: dict[str, int] = {}
     for name, shape in shapes.items():
-        if name not in arrays:
-            raise UserError(f"{path} has no array {name}")
-        array = arrays[name]
-        wanted = [
-            sizes.setdefault(size, max(2, found)) if isinstance(size, str) else size
-            for size, found in zip(shape, array.shape, strict=False)
-        ]
-        if list(array.shape) != wanted or len(shape) != array.ndim:
-            said = ", ".join(str(sizes.get(size, size)) for size in shape)
-            raise UserError(f"{path}: its {name} has shape {array.shape}, expected ({said})")
-        if name == "labels":
-            if array.dtype.kind not in "iu" or array.min() < 0 or array.max() >= classes:
-                raise UserError(f"{path}: its labels are not whole numbers from 0 to {classes - 1}")
-        elif array.dtype.kind != "f" or not np.isfinite(array).all():
-            raise UserError(f"{path}: its {name} has numbers that are not finite, or not real")
-        kind = np.int64 if name == "labels" else np.float32
-        arrays[name] = torch.from_numpy(array.astype(kind))
-    return arrays
+        array = arrays.get(name)
+        if array is None or array.shape != shape or array.dtype.kind != "f":
+            raise UserError(f"{path} has no {name} of shape {shape}")
+        if not np.isfinite(array).all():
+            raise UserError(f"{path}: its {name} has numbers that are not finite")
+    return {name: torch.from_numpy(array.astype(np.float32)) for name, array in arrays.items()}
 
 
 @contextlib.contextmanager
