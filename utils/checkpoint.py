@@ -2,6 +2,7 @@
 
 import io
 import os
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -197,7 +198,8 @@ def load_network(
     try:
         net.load_state_dict(dict(checkpoint["state_dict"]))
     except RuntimeError as error:
-        reasons = [line.strip()[:100] for line in str(error).splitlines()[1:4]]
+        lines = str(error).splitlines()[1:4]
+        reasons = [textwrap.shorten(line, 160, placeholder=" ...") for line in lines]
         raise UserError(
             f"{path}: its weights do not fit {found}, {stem}: {'; '.join(reasons)}"
         ) from error
