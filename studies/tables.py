@@ -113,7 +113,7 @@ def compression(metrics: dict, stem: str, deployed: Sequence[dict] = ()) -> str:
 
     Files have half precision. The MACs of the routed system, where only one student runs per image,
     and of the cascade are those in `metrics`; `deployed`, the content of deploy.json, has the sizes
-    of ONNX files in eight bits.
+    of ONNX files in eight bits. Without it, their column is left out.
     """
     parts = {"selector": Selector(outputs=len(SELECTED))}
     parts |= {arch: network(arch, stem) for arch in STUDENTS}
@@ -137,12 +137,13 @@ def compression(metrics: dict, stem: str, deployed: Sequence[dict] = ()) -> str:
         for mine, of, theirs in zip(ours, whole, PUBLISHED.get(name, (None,) * 3), strict=True):
             published = "" if theirs is None else f" ({theirs:.1f})"
             cells.append(f"{100 * (1 - mine / of):.1f}{published}")
-        small = sum(int8[member] for member in members) if int8 else None
-        cells.insert(2, number(small and 100 * (1 - small / whole[1]), ".1f"))
+        if int8:
+            small = sum(int8[member] for member in members)
+            cells.insert(2, f"{100 * (1 - small / whole[1]):.1f}")
         titles = (NETWORKS[part].title if part in NETWORKS else part for part in name.split(" + "))
         rows.append([" + ".join(titles), *cells])
-    heads = ["reduction, % (published)", "parameters", "size on disk", "size in eight bits", "MACs"]
-    return markdown(heads, rows)
+    sizes = ["size on disk", *(["size in eight bits"] if int8 else [])]
+    return markdown(["reduction, % (published)", "parameters", *sizes, "MACs"], rows)
 
 
 def costs(*nets: nn.Module) -> list[float]:
@@ -247,7 +248,8 @@ def texts() -> dict[Path, str]:
     metrics, wide, in_contexts = map(stored, ("metrics", "cifar/metrics", "contexts"))
     variants = stored("selectors")["variants"]
     shipped = {"variants": [row for row in variants if row["depth"] == 3 and row["batch_norm"]]}
-    deployed = stored("deploy")
+    # These measurements are of one machine: the repository is complete without them.
+    deployed = stored("deploy") if (ROOT / "results" / "deploy.json").exists() else []
     tables = {
         ROOT / "README.md": {
             "results": results(metrics, wide, SHORT),
@@ -260,7 +262,6 @@ def texts() -> dict[Path, str]:
             "routing": markdown(*policies.table(stored("routing"))),
             "contexts": markdown(*contexts.table(in_contexts)),
         },
-        ROOT / "docs" / "deployment.md": {"deployment": markdown(*deploy.table(deployed))},
         ROOT / "docs" / "networks.md": {"networks": networks()},
         ROOT / "docs" / "speed.md": {
             "speed": speed(stored("benchmarks")),
@@ -270,6 +271,9 @@ def texts() -> dict[Path, str]:
         ROOT / "docs" / "tried.md": {"selectors": markdown(*selectors.table(shipped))},
         folder / "README.md": {"checkpoints": checkpoints(paths)},
     }
+    if deployed:
+        deployment = markdown(*deploy.table(deployed))
+        tables[ROOT / "docs" / "deployment.md"] = {"deployment": deployment}
     filled = {path: fill(path, those) for path, those in tables.items()}
     return filled | {ROOT / "results" / "all.csv": all_results()}
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.subjects import SUBJECTS
-from models import Selector
+from models import STUDENTS, Selector
 from studies import tables
 from utils import cli
 from utils.checkpoint import save_checkpoint
-from utils.files import UserError
+from utils.files import UserError, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -86,6 +86,30 @@ def test_reductions_by_hand():
     assert rows["DenseNet-121 + selector"][3] == "83.1"  # 8 MB: the selector has one
     assert rows["both + selector"][4] == "75.0"  # one student runs
     assert rows["cascade of all students"][3:] == ["72.5", "80.0"]  # 13 MB
+
+
+def test_the_table_of_deployment_is_written_once_it_is_measured(toys, tmp_path, monkeypatch):
+    """The tables are filled without, and then with results/deploy.json."""
+    for slow in ("checkpoints", "networks", "all_results"):
+        monkeypatch.setattr(tables, slow, lambda *_: "")
+    for name in ("README.md", ".gitignore", "docs", "results", "checkpoints"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "results").unlink()
+    (tmp_path / "results").mkdir()
+    for path in (ROOT / "results").iterdir():
+        if path.name != "deploy.json":
+            (tmp_path / "results" / path.name).symlink_to(path)
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    page, report = (tmp_path / "docs" / name for name in ("deployment.md", "results.md"))
+    found = tables.texts()
+    assert page not in found and "size in eight bits" not in found[report]
+    settings = {"runtime": "ONNX int8", "threads": 1, "batch": 1, "top1": 0.9, "ms": 12.3}
+    systems = ("teacher", *STUDENTS, "selector", "cascade")
+    rows = [{"system": name, "bytes": 10**8, **settings} for name in systems]
+    write_json(tmp_path / "results" / "deploy.json", rows)
+    found = tables.texts()
+    assert "ResNet-50 | ONNX int8 | 90.00 | 100.0 | 12.3 |" in found[page]
+    assert "size in eight bits" in found[report]
 
 
 def test_a_checkpoint_is_described_as_it_is(tmp_path):
