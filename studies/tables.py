@@ -49,8 +49,25 @@ CHOSEN = {  # chosen on the validation images: name in the table, key in the che
     "threshold of the cascade at the teacher's accuracy": "cascade_teacher_thresholds",
     "temperature of the probabilities": "temperature",
 }
-# Hyperparameters that say nothing new in a table: in the command, equal for all, or fingerprints.
-HIDDEN = ("context", "data", "init", "label_weight", "students", "teacher")
+RECIPE = (  # hyperparameters in the table of the checkpoints
+    "epochs",
+    "batch_size",
+    "optimizer",
+    "learning_rate",
+    "weight_decay",
+    "warmup",
+    "seed",
+    "crop",
+    "flip",
+    "cutout",
+    "teacher_views",
+    "distill_loss",
+    "alpha",
+    "depth",
+    "batch_norm",
+    "label_rule",
+)
+OLDER = {"learning_rate": "lr", "teacher_views": "views"}  # their names in older checkpoints
 SHORT = ("teacher", *STUDENTS, "routed", "cascade", "cascade_teacher", "oracle")  # for the README
 SHORT_IN_CONTEXTS = (*SELECTED, "selector", *(f"{arch}, twice" for arch in SELECTED))
 
@@ -184,6 +201,8 @@ def checkpoints(paths: Sequence[Path]) -> str:
 def _facts(path: Path) -> dict[str, str]:
     net, info = load_network(path)
     test, recipe = info["test_accuracy"], info["hyperparameters"]
+    recipe = recipe | recipe.get("augmentation", {})  # a dictionary in older checkpoints
+    values = {name: recipe.get(name, recipe.get(OLDER.get(name))) for name in RECIPE}
     return {
         "architecture": info["arch"],
         "stem": info["stem"] or "",
@@ -194,7 +213,7 @@ def _facts(path: Path) -> dict[str, str]:
         "PyTorch": info["torch_version"],
         "made by": f"`{command(path.stem, info)}`",
         "epoch of the weights": str(info["epoch"]),
-        **{f"`{name}`": _plain(recipe[name]) for name in recipe if name not in HIDDEN},
+        **{f"`{name}`": str(value) for name, value in values.items() if value is not None},
         **{name: str(info[key]).strip("[]") for name, key in CHOSEN.items() if key in info},
     }
 
@@ -208,12 +227,6 @@ def command(name: str, info: dict) -> str:
         flags["seed"] = recipe["seed"]
         words += "".join(f" --{name} {value}" for name, value in flags.items())
     return words
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_plain(each)}" for name, each in value.items())
-    return str(value)
 
 
 def fill(path: Path, tables: dict[str, str]) -> str:

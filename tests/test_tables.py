@@ -121,7 +121,9 @@ def test_a_checkpoint_is_described_as_it_is(tmp_path):
     assert rows["parameters"] == "929"  # 32 x (3 x 9 + 1) in the block, 32 + 1 in the head
     assert rows["bytes"] == f"{path.stat().st_size:,}"
     assert rows["validation top-1, %"] == "50.00" and rows["test top-1, %"] == ""
-    assert rows["`augmentation`"] == "crop 4, flip True" and rows["epoch of the weights"] == "7"
+    assert (
+        rows["`crop`"] == "4" and rows["`flip`"] == "True" and rows["epoch of the weights"] == "7"
+    )
     assert f"{hashlib.sha256(path.read_bytes()).hexdigest()}  selector.pth" in text.splitlines()
 
 
