@@ -3,7 +3,7 @@
     torchrun --standalone --nproc_per_node=2 teacherTrain.py
 
 Each process has the whole network and all images, and computes its share of each batch. Only the
-first process (rank 0) prints and writes files.
+first process (rank 0) prints, and reads and writes files.
 """
 
 import atexit
