@@ -10,7 +10,7 @@ import pytest
 import torch
 from programs import call
 
-from evaluation.policies import TARGETS, assemble
+from evaluation.policies import TARGETS, assemble, saved_for
 from evaluation.significance import paired_interval
 from models import STUDENTS, Selector, network
 from studies import policies
@@ -131,12 +131,13 @@ def test_the_report_by_hand(nets):
     assert math.isclose(sum(right.values()), 1)
 
 
-def test_a_curve_goes_from_one_student_to_the_other(nets):
-    line = curve(nets, "selector", THRESHOLDS)
-    assert line["threshold"][0] == 1.01 and line["threshold"][-1] == 0
-    assert (line["accuracy"][0], line["macs"][0]) == (4 / 8, 210)
-    assert (line["accuracy"][-1], line["macs"][-1]) == (5 / 8, 510)
-    assert line["macs"] == sorted(line["macs"])
+def test_a_curve_includes_all_thresholds_that_are_saved_for_its_policy(nets):
+    saved = THRESHOLDS | {"cascade_teacher": [0.61]}
+    assert saved_for("selector", saved) == {"selector": [0.5]}
+    assert saved_for("cascade", saved) == {"cascade": [0.9], "cascade_teacher": [0.61]}
+    line = curve(nets, "cascade", saved)
+    assert {0.0, 0.61, 0.9, 1.01} <= set(line["threshold"])
+    assert (line["macs"][0], line["macs"][-1]) == (200, 700)
 
 
 def test_the_figure_shows_the_chosen_thresholds_and_paired_intervals(nets):
@@ -297,9 +298,7 @@ def test_the_page_on_routers_runs_as_printed(collected, monkeypatch):
     assert "\nyour router" in out
 
 
-@pytest.mark.parametrize(
-    "scores", [np.zeros((80, 1)), np.zeros(79), np.array(["a"] * 80), np.full(80, np.nan)]
-)
+@pytest.mark.parametrize("scores", [np.zeros(79), np.array(["a"] * 80), np.full(80, np.nan)])
 def test_scores_that_cannot_be_used_are_refused(collected, tmp_path, scores):
     path = tmp_path / "mine.npy"
     np.save(path, scores)
