@@ -8,32 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from programs import call
 
 from evaluation import export
 from evaluation.policies import System, assemble
 from models import SELECTED, STUDENTS, Cascade, MultiStudent, Selector, network
 from models.selector import SmallCNN
-from utils import cli
-from utils.checkpoint import FILES, load_network, load_parts, read_checkpoint, write_dict
+from utils.checkpoint import FILES, load_network, load_parts
 from utils.data import CIFAR10, DataSet, fingerprint, normalize
 from utils.device import for_inference
 from utils.logits import predict
 
 ROOT = Path(__file__).resolve().parent.parent
 onnxruntime = pytest.importorskip("onnxruntime", reason="see requirements-dev.txt")
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run the program with these arguments: exit status and output."""
-
-    def command(*words):
-        monkeypatch.setattr(sys, "argv", ["export.py", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            cli.run(export.main)
-        return stop.value.code or 0, capsys.readouterr()
-
-    return command
 
 
 @pytest.fixture(scope="module")
@@ -132,10 +119,10 @@ def test_the_script_and_the_one_file_give_the_results_of_the_system(
 
 @pytest.mark.parametrize("policy", ["selector", "cascade"])
 def test_the_scripts_of_the_page_answer_as_the_project_does(
-    exported, command, scripts, sample, float32, policy
+    exported, scripts, sample, float32, policy
 ):
     sample = sample.take(slice(100))  # those in the clone
-    assert command("--policy", policy, "--out", "runs/again")[0] == 0
+    call("evaluation.export", "--policy", policy, "--out", "runs/again")
     there = {}
     exec(scripts[0].replace("runs/onnx", "runs/again"), there)
     parts = load_parts(lambda file: ROOT / "checkpoints" / file)
@@ -143,17 +130,16 @@ def test_the_scripts_of_the_page_answer_as_the_project_does(
     logits, choice = predict(assemble(policy, parts, ready).net, sample)
     assert (there["choice"] == choice.numpy()).mean() >= 0.999
     assert (there["logits"].argmax(axis=1) == logits.argmax(dim=1).numpy()).mean() >= 0.999
-    assert command("--policy", policy, "--one-file", "--out", "runs/one")[0] == 0
+    call("evaluation.export", "--policy", policy, "--one-file", "--out", "runs/one")
     exec(scripts[1].replace("cascade.onnx", f"{policy}.onnx"), there)
     assert there["logits"][0] == pytest.approx(logits[0].numpy(), abs=1e-3)
     assert there["choice"][0] == choice[0]
 
 
-def test_in_eight_bits_the_classes_stay_the_same(exported, command, sample, small_npz, monkeypatch):
+def test_in_eight_bits_the_classes_stay_the_same(exported, sample, small_npz, monkeypatch):
     monkeypatch.setattr(export, "CALIBRATION", 64)
     flags = "--policy", "cascade", "--data", small_npz, "--int8", "--out", "runs/int8"
-    status, said = command(*flags)
-    assert status == 0 and "int8" in said.out
+    assert "int8" in call("evaluation.export", *flags)[0]
     assert sum(path.stat().st_size for path in Path("runs/int8").iterdir()) <= 15e6
     for arch in STUDENTS:
         classes = []
@@ -207,9 +193,9 @@ def test_the_facts_stand_beside_the_networks(clone):
         ("googlenet", ["googlenet"], None),
     ],
 )
-def test_a_policy_gets_what_it_runs(command, tmp_path, monkeypatch, policy, students, threshold):
+def test_a_policy_gets_what_it_runs(tmp_path, monkeypatch, policy, students, threshold):
     monkeypatch.setattr(export, "onnx_bytes", lambda net, facts: facts["arch"].encode())
-    assert command("--policy", policy, "--out", tmp_path)[0] == 0
+    call("evaluation.export", "--policy", policy, "--out", tmp_path)
     routing = json.loads((tmp_path / "routing.json").read_text())
     assert routing["students"] == students and list(routing["weights"]) == students
     assert routing["thresholds"] == (shipped("selector")[1][threshold] if threshold else [])
@@ -217,42 +203,16 @@ def test_a_policy_gets_what_it_runs(command, tmp_path, monkeypatch, policy, stud
     assert (tmp_path / f"{students[0]}.onnx").read_bytes() == students[0].encode()
 
 
-def test_a_temperature_of_a_checkpoint_is_told(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "onnx_bytes", lambda net, facts: b"")
-    checkpoint = read_checkpoint(ROOT / "checkpoints" / "googlenet.pth") | {"temperature": 1.5}
-    write_dict(tmp_path / "googlenet.pth", checkpoint)
-    words = "--policy", "googlenet", "--checkpoint-dir", tmp_path, "--out", tmp_path
-    assert command(*words)[0] == 0
-    routing = json.loads((tmp_path / "routing.json").read_text())
-    assert routing["temperature"] == {"googlenet": 1.5}
-
-
-@pytest.mark.parametrize("package", export.PACKAGES)
-@pytest.mark.parametrize("broken", [False, True])
-def test_a_package_that_is_missing_or_broken_is_named(
-    command, tmp_path, monkeypatch, package, broken
-):
-    if broken:
-        (tmp_path / f"{package}.py").write_text("raise AttributeError('of another\\nprotobuf')")
+@pytest.mark.parametrize("content", [None, "raise AttributeError('of another\\nprotobuf')"])
+def test_a_package_that_is_missing_or_broken_is_named(tmp_path, monkeypatch, content):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)  # importing it fails
+    if content:
+        (tmp_path / "onnxscript.py").write_text(content)
         monkeypatch.syspath_prepend(tmp_path)
-        monkeypatch.delitem(sys.modules, package, raising=False)
-    else:
-        monkeypatch.setitem(sys.modules, package, None)  # importing it fails
-    status, said = command("--out", tmp_path / "out", "--checkpoint-dir", tmp_path, "--int8")
-    assert status == 2 and said.out == "" and len(said.err.splitlines()) == 1
-    for word in (f"{package} ", "pip install", "protobuf" if broken else "ImportError"):
-        assert word in said.err.replace("ModuleNotFoundError", "ImportError")
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("part", ["selector", "googlenet"])
-def test_a_missing_network_is_told_with_its_command(command, tmp_path, part):
-    for arch in (*STUDENTS, "selector"):
-        if arch != part:
-            (tmp_path / FILES[arch]).symlink_to(ROOT / "checkpoints" / FILES[arch])
-    status, said = command("--checkpoint-dir", tmp_path, "--out", tmp_path / "out")
-    assert status == 2 and said.out == "" and len(said.err.splitlines()) == 1
-    assert f"{part}.pth is missing; run " in said.err
+        monkeypatch.delitem(sys.modules, "onnxscript")
+    out, err = call("evaluation.export", "--out", tmp_path / "out", status=2)
+    assert out == "" and len(err.splitlines()) == 1 and not (tmp_path / "out").exists()
+    assert "onnxscript " in err and "pip install" in err
 
 
 @pytest.mark.parametrize(
@@ -261,9 +221,10 @@ def test_a_missing_network_is_told_with_its_command(command, tmp_path, part):
         (["--policy", "ensemble", "--one-file"], "--one-file"),
         (["--policy", "googlenet", "--int8", "--data", "missing.npz"], "missing.npz"),
         (["--policy", "googlenet", "--target", "best"], "--target"),
+        (["--checkpoint-dir", "nowhere"], "densenet121.pth"),
     ],
 )
-def test_bad_flags_are_refused_before_any_work(command, tmp_path, monkeypatch, flags, word):
+def test_bad_flags_are_refused_before_any_work(tmp_path, monkeypatch, flags, word):
     monkeypatch.setattr(export, "onnx_bytes", None)
-    status, said = command(*flags, "--out", tmp_path)
-    assert status == 2 and word in said.err and said.out == "" and not list(tmp_path.iterdir())
+    out, err = call("evaluation.export", *flags, "--out", tmp_path, status=2)
+    assert word in err and out == "" and not list(tmp_path.iterdir())
