@@ -132,8 +132,8 @@ def compression(metrics: dict, stem: str, deployed: Sequence[dict] = ()) -> str:
     and of the cascade are those in `metrics`; `deployed`, the content of deploy.json, has the sizes
     of ONNX files in eight bits. Without it, their column is left out.
     """
-    parts = {"selector": Selector(outputs=len(SELECTED))}
-    parts |= {arch: network(arch, stem) for arch in STUDENTS}
+    parts = {"selector": costs(Selector(outputs=len(SELECTED)))}
+    parts |= {arch: costs(network(arch, stem)) for arch in STUDENTS}
     routed, cascade = f"{BOTH} + selector", "cascade of all students"
     systems = {
         **{arch: [arch] for arch in STUDENTS},
@@ -147,7 +147,7 @@ def compression(metrics: dict, stem: str, deployed: Sequence[dict] = ()) -> str:
         int8["selector"] -= sum(int8[arch] for arch in SELECTED)
     whole, rows = costs(network(TEACHER, stem)), []
     for name, members in systems.items():
-        ours = costs(*(parts[member] for member in members))
+        ours = [sum(column) for column in zip(*map(parts.get, members), strict=True)]
         if name in measured:
             ours[2] = metrics["macs_per_image"][measured[name]]
         cells = []
@@ -163,14 +163,11 @@ def compression(metrics: dict, stem: str, deployed: Sequence[dict] = ()) -> str:
     return markdown(["reduction, % (published)", "parameters", *sizes, "MACs"], rows)
 
 
-def costs(*nets: nn.Module) -> list[float]:
-    """Parameters, bytes on disk in half precision, and MACs per image if all `nets` run."""
-    size = 0
-    for net in nets:
-        file = io.BytesIO()
-        torch.save({name: tensor.half() for name, tensor in net.state_dict().items()}, file)
-        size += file.tell()
-    return [sum(map(parameters, nets)), size, sum(map(macs, nets))]
+def costs(net: nn.Module) -> list[float]:
+    """Parameters in millions, bytes on disk in half precision, and MACs per image."""
+    file = io.BytesIO()
+    torch.save({name: tensor.half() for name, tensor in net.state_dict().items()}, file)
+    return [parameters(net), file.tell(), macs(net)]
 
 
 def networks() -> str:
