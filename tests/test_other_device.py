@@ -19,6 +19,7 @@ import inference
 import StudentTrain
 import teacherTrain
 import trainSelector
+from models import STUDENTS
 from utils import data
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,7 +119,10 @@ QUICK = ["--epochs", 1, "--subset", 40, "--batch-size", 20]
 COMMANDS = [
     ["teacherTrain.py", *QUICK],
     ["StudentTrain.py", "--model=1", *QUICK],
-    ["StudentTrain.py", "--model=2", "--context=degraded", *QUICK],
+    *(
+        ["StudentTrain.py", f"--model={k}", "--context=degraded", *QUICK]
+        for k in range(2, len(STUDENTS) + 1)
+    ),
     ["trainSelector.py", "--context=degraded", *QUICK],
     ["inference.py", "--context=degraded", "--subset", 40],
 ]
