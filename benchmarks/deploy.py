@@ -61,6 +61,8 @@ class Session(nn.Module):
         super().__init__()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        # The threads of one session would keep the others from working.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = onnxruntime.InferenceSession(content, options)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
