@@ -112,20 +112,15 @@ def millions(metrics: dict, name: str) -> str:
     return number(work and work / 1e6, ".1f")
 
 
-def speed(benchmarks: dict, settings: Sequence[str] = ()) -> str:
-    """Table of images/s of both sides and their ratio, from python -m benchmarks.
-
-    With `settings`, names of a sweep's settings: a column for each, in place of name and spread.
-    """
+def speed(benchmarks: dict) -> str:
+    """Table of images/s of both sides and their ratio, from python -m benchmarks."""
     rows = []
     order = list(SUBJECTS)
     for run in sorted(benchmarks["runs"], key=lambda run: order.index(run["subject"])):
-        row = [number(run[name], ",") for name in settings] or [SUBJECTS[run["subject"]].label]
-        row += [f"{run[side]:,.0f}" for side in ("ours", "plain")]
+        row = [SUBJECTS[run["subject"]].label, *(f"{run[side]:,.0f}" for side in ("ours", "plain"))]
         spread = f"{run['ratio_min']:.2f} to {run['ratio_max']:.2f}"
-        rows.append([*row, f"{run['ratio']:.1f}", *([] if settings else [spread])])
-    first = [name.removesuffix("_size") for name in settings] or ["images/s"]
-    return markdown([*first, "ours", "plain", "ratio", *([] if settings else ["spread"])], rows)
+        rows.append([*row, f"{run['ratio']:.1f}", spread])
+    return markdown(["images/s", "ours", "plain", "ratio", "spread"], rows)
 
 
 # ------------------------------------------------------------------ networks
@@ -282,11 +277,7 @@ def texts() -> dict[Path, str]:
             "contexts": markdown(heads, most),
         },
         ROOT / "docs" / "networks.md": {"networks": networks()},
-        ROOT / "docs" / "speed.md": {
-            "speed": speed(stored("benchmarks")),
-            "sweep_batches": speed(stored("sweep_batches"), ("batch_size", "threads")),
-            "sweep_images": speed(stored("sweep_images"), ("images",)),
-        },
+        ROOT / "docs" / "speed.md": {"speed": speed(stored("benchmarks"))},
         ROOT / "docs" / "tried.md": {"selectors": markdown(*selectors.table(shipped))},
         folder / "README.md": {"checkpoints": checkpoints(paths)},
     }
