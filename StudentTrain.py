@@ -86,7 +86,7 @@ def main() -> None:
     teacher, taught_by = None, None
     if not alone:
         previous = ("teacher", *models.STUDENTS)[args.model - 1]
-        names = [previous if name == "previous" else name for name in TEACHERS]
+        names = [previous if name == "previous" else name for name in args.teachers]
         paths = args.teacher or [cli.found(args, FILES[name]) for name in names]
         usual = not args.teacher and names == ["teacher"]
         stem = None if usual else args.stem  # lets in other networks, and weights of other projects
@@ -109,10 +109,10 @@ def main() -> None:
 
     settings = cli.settings(globals(), args) | {"arch": arch, "init": init, "teacher": taught_by}
     settings["data"] = data_facts(train.images, train.labels)
-    settings["teacher_views"] = 0 if alone else TEACHER_VIEWS
+    settings["teacher_views"] = 0 if alone else args.teacher_views
     run = Run(student, path, train, settings, [own for own, _ in LAYERS], resume=args.resume)
     stored = online = None  # logits of the teacher; the teacher itself, if it runs on every batch
-    if teacher and TEACHER_VIEWS and not LAYERS:
+    if teacher and args.teacher_views and not LAYERS:
         folder = logits_folder(paths[0], path, args.subset)
         stored = TeacherLogits(teacher, taught_by, run.loader, folder)
     elif teacher:
@@ -128,7 +128,7 @@ def main() -> None:
                         more = online(*more)
                 taught, *examples = more or [None]
                 loss = distillation_loss(
-                    logits, taught, labels, args.distill_loss, ALPHA, TEMPERATURE
+                    logits, taught, labels, args.distill_loss, args.alpha, args.temperature
                 )
             run.step(loss, correct=logits.argmax(dim=1) == labels)
         run.end_epoch(*score(student, val, args.batch_size))
@@ -176,7 +176,9 @@ def read_flags() -> argparse.Namespace:
         "counts twice",
     )
     args = parser.parse_args()
-    parser.prefer(args, SMALL.get(models.STUDENTS[args.model - 1], {}))
+    small = SMALL.get(models.STUDENTS[args.model - 1], {})
+    parser.set_defaults(**{name.lower(): value for name, value in small.items()})
+    args = parser.parse_args()  # with these defaults
     if args.distill_loss == "none" and args.teacher:
         raise UserError("--teacher has no effect with --distill-loss none: leave one of them out")
     return args

@@ -89,14 +89,14 @@ def main() -> None:
     # The context of an image is the same in every epoch, because its label depends on it.
     train, val, test = (in_context(split, args.context) for split in (clean, val, test))
     torch.manual_seed(args.seed)
-    selector = to_device(Selector(DEPTH, BATCH_NORM, len(models.SELECTED)), device)
+    selector = to_device(Selector(args.depth, args.batch_norm, len(models.SELECTED)), device)
     cli.announce(
-        f"Training the selector, {DEPTH} blocks, between {' and '.join(models.SELECTED)}",
+        f"Training the selector, {args.depth} blocks, between {' and '.join(models.SELECTED)}",
         **cli.training_facts(device, selector, train, val, path),
         students=", ".join(shown(cli.found(args, FILES[arch])) for arch in students),
         context=args.context,
         labels=f"by {args.label_rule}, {'' if args.label_weight else 'not '}weighted",
-        threshold="chosen on the validation images" if THRESHOLD is None else THRESHOLD,
+        threshold="chosen on the validation images" if args.threshold is None else args.threshold,
     )
 
     settings = cli.settings(globals(), args) | {"arch": "selector"}
@@ -131,8 +131,8 @@ def main() -> None:
 
     selector = for_inference(load_network(path)[0], device)
     scores = predict(selector, val)
-    thresholds = [THRESHOLD] * (len(models.SELECTED) - 1)
-    if THRESHOLD is None:
+    thresholds = [args.threshold] * (len(models.SELECTED) - 1)
+    if args.threshold is None:
         thresholds = selector_thresholds(scores, right)
     offsets = offsets_of(thresholds).to(device)
     routed = MultiStudent([networks[arch] for arch in models.SELECTED], selector, offsets)

@@ -130,7 +130,6 @@ COMMANDS = [
 
 def test_the_results_are_those_of_the_cpu(toys, float32, small_npz, tmp_path, request, monkeypatch):
     monkeypatch.setattr("evaluation.figures.draw_all", lambda *_: [])
-    monkeypatch.setattr(StudentTrain, "SMALL", {})  # which would change its constants for good
 
     def results(folder):
         places = ["--checkpoint-dir", folder]

@@ -688,10 +688,8 @@ def test_a_quick_test_leaves_what_a_whole_run_made_as_it_is(whole, small_npz, no
 
 
 def test_a_run_with_a_name_of_its_own_has_its_own_folder_and_shares_the_students(
-    whole, small_npz, monkeypatch, no_figures
+    whole, small_npz, no_figures
 ):
-    for name in ("DEPTH", "EPOCHS", "CROP"):
-        monkeypatch.setattr(trainSelector, name, getattr(trainSelector, name))  # --set changes them
     train = f"python trainSelector.py --subset 20 --data-dir {small_npz} --device cpu"
     out = typed(f"{train} --run seed-7 --seed 7 --set DEPTH=2 EPOCHS=1 CROP=0")
     recipe = made_by("runs/seed-7/selector.pth")

@@ -61,21 +61,24 @@ CHOICES = {
     "FLIP": (True, False),
     "BATCH_NORM": (True, False),
 }
-NEEDED = ("EPOCHS", "BATCH_SIZE", "LEARNING_RATE", "SEED")  # by each training script
-NEEDED += ("OPTIMIZER", "MOMENTUM", "WEIGHT_DECAY", "WARMUP", "CROP", "FLIP", "CUTOUT")
 
 
-def settings(block: Mapping[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """The hyperparameters of a run: the constants of a script in lower case, flags applied.
+def constants(block: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyperparameters in `block`, the globals of a training script, in lower case.
 
-    `block` is the globals of the script. Constants of other modules are not hyperparameters: a
-    script names them with their module, as in `models.STUDENTS`.
+    Constants of other modules are not hyperparameters: a script names them with their module, as
+    in `models.STUDENTS`.
     """
     return {
-        name.lower(): getattr(args, name.lower(), value)
+        name.lower(): value
         for name, value in block.items()
         if name.isupper() and isinstance(value, (bool, int, float, str, tuple, NoneType))
     }
+
+
+def settings(block: Mapping[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """The hyperparameters of a run: the `constants` of its script, with the flags applied."""
+    return {name: getattr(args, name) for name in constants(block)}
 
 
 def _allows(name: str, value: Any) -> bool:
@@ -182,66 +185,41 @@ class Parser(argparse.ArgumentParser):
     given, with their values, are in `typed`.
 
     Args:
-        block: the globals of the script, which --set changes.
+        names: the constants that --set may change.
     """
 
     def __init__(
-        self, *args: Any, block: Mapping[str, Any] = {}, quick: bool = False, **values: Any
+        self, *args: Any, names: Sequence[str] = (), quick: bool = False, **values: Any
     ) -> None:
         super().__init__(*args, formatter_class=argparse.RawDescriptionHelpFormatter, **values)
-        self.register("type", Path, _path)
-        self.block, self.quick = block, quick
+        # The shell leaves the ~ in --out=~/results as it is.
+        self.register("type", Path, lambda text: Path(os.path.expanduser(text)))
+        self.names, self.quick = names, quick
 
     def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
-        names = [action.dest for action in self._actions if action.dest != "help"]
-        unset = object()  # a flag may be given with the value of its default
-        parsed = super().parse_args(args, argparse.Namespace(**dict.fromkeys(names, unset)))
-        typed = {name: value for name, value in vars(parsed).items() if value is not unset}
-        for name in names:
-            setattr(parsed, name, typed.get(name, self.get_default(name)))
-        for change in typed.get("set", ()):
-            self._set(parsed, change)
-        run = typed.get("run", checkpoint.QUICK.name)
+        parsed = super().parse_args(args)
+        # Again without defaults: a flag may be given with the value of its default.
+        given = vars(super().parse_args(args, argparse.Namespace(**dict.fromkeys(vars(parsed)))))
+        parsed.typed = {name: value for name, value in given.items() if value is not None}
+        for change in parsed.typed.get("set", ()):
+            name, _, text = change.partition("=")
+            if name not in self.names:
+                self.error(f"--set {change}: choose from {', '.join(self.names)}")
+            try:
+                setattr(parsed, name.lower(), flag(name)(text))
+            except argparse.ArgumentTypeError as error:
+                self.error(f"--set {name}: {error}")
+        run = parsed.typed.get("run", checkpoint.QUICK.name)
         if not re.fullmatch(r"[\w-]+", run, re.ASCII):
             self.error(f"--run {run!r}: use letters, digits, - and _")
         folder = checkpoint.QUICK.with_name(run)
-        if "out" in names and "out" not in typed and typed.keys() & {"run", "subset"}:
+        apart = parsed.typed.keys() & {"run", "subset"}
+        if apart and "out" in given and "out" not in parsed.typed:
             parsed.out = folder / parsed.out.name
         parsed.others = getattr(parsed, "checkpoint_dir", None)
-        if "run" in typed or (self.quick and "subset" in typed and "checkpoint_dir" not in typed):
+        if "run" in apart or (self.quick and apart and "checkpoint_dir" not in parsed.typed):
             parsed.checkpoint_dir = folder
-        parsed.typed = typed
         return parsed
-
-    def _set(self, parsed: argparse.Namespace, change: str) -> None:
-        """Apply NAME=VALUE to the constants of the script, and to the flag if there is one."""
-        name, _, text = change.partition("=")
-        names = [each for each in (*NUMBERS, *CHOICES) if each in self.block]
-        if name not in names:
-            self.error(f"--set {change}: choose from {', '.join(names)}")
-        try:
-            self._put(parsed, name, flag(name)(text))
-        except argparse.ArgumentTypeError as error:
-            self.error(f"--set {name}: {error}")
-
-    def _put(self, parsed: argparse.Namespace, name: str, value: Any) -> None:
-        self.block[name] = value
-        if hasattr(parsed, name.lower()):
-            setattr(parsed, name.lower(), value)
-
-    def prefer(self, parsed: argparse.Namespace, values: Mapping[str, Any]) -> None:
-        """Give constants of the script, and their flags, these values if the user gave none."""
-        changed = [change.partition("=")[0] for change in parsed.typed.get("set", ())]
-        for name, value in values.items():
-            if name not in changed and name.lower() not in parsed.typed:
-                self._put(parsed, name, value)
-
-
-def _path(text: str) -> Path:
-    """A path of a flag. The shell leaves the ~ in --out=~/results as it is."""
-    if not text:
-        raise argparse.ArgumentTypeError("the path is empty")
-    return Path(os.path.expanduser(text))
 
 
 def common_parser(doc: str, block: Mapping[str, Any], quick: bool = False) -> Parser:
@@ -255,12 +233,13 @@ def common_parser(doc: str, block: Mapping[str, Any], quick: bool = False) -> Pa
     Raises:
         UserError: a value in `block` is not allowed by NUMBERS or CHOICES.
     """
-    for name in (*NUMBERS, *CHOICES):
-        if name in block and not _allows(name, block[name]):
+    names = [name for name in (*NUMBERS, *CHOICES) if name in block]
+    for name in names:
+        if not _allows(name, block[name]):
             raise UserError(
                 f"{name} = {block[name]!r} at the head of the script must be {_wanted(name)}"
             )
-    parser = Parser(description=doc, block=block, quick=quick)
+    parser = Parser(description=doc, names=names, quick=quick)
     add_flag(parser, "BATCH_SIZE", block["BATCH_SIZE"], "images per step")
     parser.add_argument(
         "--device",
@@ -285,11 +264,10 @@ def common_parser(doc: str, block: Mapping[str, Any], quick: bool = False) -> Pa
 def training_parser(doc: str, block: Mapping[str, Any]) -> Parser:
     """The parser of the three training scripts; `block` is that of `common_parser`.
 
-    Also raises UserError if a hyperparameter is missing.
+    The parsed arguments have all hyperparameters, also those without a flag.
     """
-    if missing := [name for name in NEEDED if name not in block]:
-        raise UserError(f"{missing[0]} is missing at the head of the script")
     parser = common_parser(doc, block, quick=True)
+    parser.set_defaults(**constants(block))
     add_flag(parser, "EPOCHS", block["EPOCHS"], "number of epochs")
     add_flag(parser, "LEARNING_RATE", block["LEARNING_RATE"], "maximum learning rate", "--lr")
     what = "random seed of initial weights, image order and augmentation"
@@ -421,13 +399,11 @@ def run(main: Callable[[], int | None]) -> None:
     except BrokenPipeError:  # the reader of the output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except (UserError, OSError) as error:
-        process = f"rank {rank()}: " if rank() else ""
-        print(f"{process}{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except torch.OutOfMemoryError as error:
-        script, told = os.path.basename(sys.argv[0]), str(error).split(". ")[0]
-        print(f"{script}: error: {told}: try a smaller --batch-size", file=sys.stderr)
+    except (UserError, OSError, torch.OutOfMemoryError) as error:
+        told, process = str(error), f"rank {rank()}: " if rank() else ""
+        if isinstance(error, torch.OutOfMemoryError):
+            told = f"{told.split('. ')[0]}: try a smaller --batch-size"
+        print(f"{process}{os.path.basename(sys.argv[0])}: error: {told}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
         if ranks() == 1 or "by peer" not in str(error):
