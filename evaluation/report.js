@@ -226,7 +226,10 @@ function drawChart() {
   const edge = { left: 44, right: width - 14, top: 4, bottom: height - 24 };
   const all = [...points, ...Object.values(curves).flat()];
   const y = scale(all.flatMap(({ interval }) => interval), edge.bottom, edge.top);
-  const x = scale([data.macs.teacher, ...all.map(({ macs }) => macs)], edge.left, edge.right);
+  const { teacher } = data.macs;
+  const parts = [teacher, ...all.map(({ macs }) => macs)].map((macs) => Math.log(macs / teacher));
+  const log = scale(parts, edge.left, edge.right);
+  const x = (macs) => log(Math.log(macs / teacher));
   chart = { x, y, markers: {} };
 
   const svg = element("svg", {
@@ -239,12 +242,14 @@ function drawChart() {
       element("path", { d: `M${edge.left} ${y(tick)}H${edge.right}`, stroke: "var(--line)" }),
       write(+(100 * tick).toFixed(2), edge.left - 6, y(tick) + 4, "end"),
     );
-  const { teacher } = data.macs;
-  for (const tick of ticks(x.low / teacher, x.high / teacher, width / 60))
+  for (const percent of [1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200]) {
+    const place = x((percent / 100) * teacher);
+    if (place < edge.left || place > edge.right) continue;
     svg.append(
-      element("path", { d: `M${x(tick * teacher)} ${edge.bottom}v5`, stroke: "var(--ink)" }),
-      write(+(100 * tick).toFixed(2), x(tick * teacher), edge.bottom + 18, "middle"),
+      element("path", { d: `M${place} ${edge.bottom}v5`, stroke: "var(--ink)" }),
+      write(percent, place, edge.bottom + 18, "middle"),
     );
+  }
   const axes = `M${edge.left} ${edge.top}V${edge.bottom}H${edge.right}`;
   svg.append(element("path", { d: axes, fill: "none", stroke: "var(--ink)" }));
   const taken = []; // boxes that labels should not cover
