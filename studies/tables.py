@@ -70,11 +70,11 @@ RECIPE = (  # hyperparameters in the table of the checkpoints
 OLDER = {"learning_rate": "lr", "teacher_views": "views"}  # their names in older checkpoints
 SHORT = ("teacher", *STUDENTS, "routed", "cascade", "cascade_teacher", "oracle")  # for the README
 SHORT_IN_CONTEXTS = (*SELECTED, "selector", *(f"{arch}, twice" for arch in SELECTED))
-LEFT_OUT = (  # policies in several contexts that docs/results.md leaves out; all.csv has them
-    "selector, weighted labels",
-    "ensemble",
-    "generalists, selector",
-    "generalists, ensemble",
+LEFT_OUT = (  # rows that docs/results.md leaves out; results/all.csv has them
+    *(LABELS[name] for name in ("better_student", "random", "oracle")),
+    contexts.ROWS["selector, weighted labels"],
+    contexts.ROWS["generalists, selector"],
+    contexts.ROWS["generalists, ensemble"],
 )
 
 
@@ -243,6 +243,11 @@ def fill(path: Path, tables: dict[str, str]) -> str:
     return text
 
 
+def most(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Table without the rows in LEFT_OUT."""
+    return markdown(heads, [row for row in rows if row[0] not in LEFT_OUT])
+
+
 def stored(name: str) -> Any:
     """The content of results/NAME.json. Raises UserError if it is missing or damaged."""
     kind = list if name in ("distillation", "deploy") else dict
@@ -261,9 +266,6 @@ def texts() -> dict[Path, str]:
     shipped = {"variants": [row for row in variants if row["depth"] == 3 and row["batch_norm"]]}
     # These measurements are of one machine: the repository is complete without them.
     deployed = stored("deploy") if (ROOT / "results" / "deploy.json").exists() else []
-    heads, rows = contexts.table(in_contexts)
-    left_out = [contexts.ROWS[name] for name in LEFT_OUT]
-    most = [row for row in rows if row[0] not in left_out]
     tables = {
         ROOT / "README.md": {
             "results": results(metrics, wide, SHORT),
@@ -273,8 +275,8 @@ def texts() -> dict[Path, str]:
             "compression": compression(metrics, stem, deployed),
             "results": results(metrics, wide),
             "distillation": markdown(*distillation.table(stored("distillation"))),
-            "routing": markdown(*policies.table(stored("routing"))),
-            "contexts": markdown(heads, most),
+            "routing": most(*policies.table(stored("routing"))),
+            "contexts": most(*contexts.table(in_contexts)),
         },
         ROOT / "docs" / "networks.md": {"networks": networks()},
         ROOT / "docs" / "speed.md": {"speed": speed(stored("benchmarks"))},
