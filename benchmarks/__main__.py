@@ -15,7 +15,6 @@ Plain is the common practice (benchmarks/plain.py): torchvision's dataset, one t
 a DataLoader with two workers, float32. benchmarks/deploy.py measures inference.
 """
 
-import argparse
 import itertools
 import multiprocessing
 import os
@@ -29,10 +28,10 @@ import torch
 import torchvision
 from torch.utils.benchmark import Timer
 
-from benchmarks.side import peak, prepare, work
-from benchmarks.subjects import BATCH_SIZE, STEM, SUBJECTS, Place
+from benchmarks.subjects import BATCH_SIZE, STEM, SUBJECTS, Place, peak, prepare, work
 from models import macs, network
 from utils import cli
+from utils.checkpoint import CHECKPOINTS
 from utils.device import has_bf16, pick_device, precision
 from utils.files import shown, try_folder, write_json
 
@@ -115,11 +114,9 @@ def machine(device: torch.device) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.Parser(description=__doc__)
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=", ".join(SUBJECTS))
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the results to this file")
+    cli.add_path(parser, "--json", "write the results to this file")
     cli.add_flag(parser, "ROUNDS", ROUNDS, "pairs of runs per subject")
     parser.add_argument("--device", default="auto", help="default: %(default)s")
     for flag, default, what in (
@@ -130,10 +127,9 @@ def main() -> None:
         what += "; several values: each is measured"
         number = {"type": cli.flag("BATCH_SIZE"), "nargs": "+", "metavar": "N"}
         parser.add_argument(flag, default=[default], help=what, **number)
-    parser.add_argument("--data", "--data-dir", default="cifar10", metavar="PATH")
-    parser.add_argument(
-        "--checkpoint-dir", type=Path, default=cli.ROOT / "checkpoints", metavar="PATH"
-    )
+    cli.add_data(parser)
+    cli.add_path(parser, "--checkpoint-dir", "folder of the .pth files (default: checkpoints)")
+    parser.set_defaults(checkpoint_dir=CHECKPOINTS)
     args = parser.parse_args()
     if unknown := [name for name in args.subjects if name not in SUBJECTS]:
         parser.error(f"no subject {unknown[0]!r}: choose from {', '.join(SUBJECTS)}")

@@ -32,8 +32,7 @@ from evaluation.export import (
 from evaluation.policies import System, system_of, thresholds_of
 from models import NETWORKS, SELECTED, STUDENTS, Cascade, Recorded, macs
 from utils import cli
-from utils.checkpoint import CHECKPOINTS, FILES, check_data, load_parts
-from utils.data import load_splits
+from utils.checkpoint import CHECKPOINTS, FILES, load_system
 from utils.device import autocast, for_inference
 from utils.files import shown, try_folder, write_json
 from utils.logits import top1
@@ -159,9 +158,7 @@ def main() -> None:
     args = parser.parse_args()
     check_packages(PACKAGES)
     try_folder(args.out)
-    parts = load_parts(lambda file: args.checkpoint_dir / file, tuple(FILES))
-    train, val, test = load_splits(args.data, seen_by=parts["teacher"][1])
-    check_data(args.checkpoint_dir / FILES["teacher"], parts["teacher"][1], test.data)
+    parts, (train, val, test) = load_system(args.checkpoint_dir, tuple(FILES), args.data)
     test, some = test.take(slice(args.subset)), train.images[:CALIBRATION].numpy()
     work = {name: macs(net, test.data.size) for name, (net, _) in parts.items()}
     ready = {

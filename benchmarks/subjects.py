@@ -5,6 +5,8 @@ repeatedly, does one piece of work, and returns its number of images.
 """
 
 import itertools
+import resource
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -161,3 +163,35 @@ SUBJECTS = {
     **_training("distillation, training", _alone, _distilled, our_epoch),
     **_training("distillation", "distillation", _distilled, _plain),
 }
+
+
+# ------------------------------------------------------------------ the process of one side
+
+_prepared: list[Callable[[], float]] = []  # the work of this process
+
+
+def prepare(subject: str, side: str, threads: int | None, place: Place) -> None:
+    """Prepare the piece of `side`, "ours" or "plain"."""
+    if threads:
+        torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    piece = getattr(SUBJECTS[subject], side)(place)
+
+    def timed() -> float:
+        started = time.perf_counter()
+        images = piece()
+        if place.device.type == "cuda":
+            torch.cuda.synchronize()
+        return images / (time.perf_counter() - started)
+
+    _prepared.append(timed)
+
+
+def work() -> float:
+    """Do the piece of work. Returns images per second."""
+    return _prepared[0]()
+
+
+def peak() -> int:
+    """The peak memory of this process in MB."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

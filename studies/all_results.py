@@ -6,6 +6,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from evaluation.significance import wilson_interval
 from models import NETWORKS, SELECTED, STUDENTS, TEACHER, Selector, network, parameters
 from utils.checkpoint import FILES, ROOT, read_checkpoint
@@ -23,7 +25,8 @@ IMAGES = 10_000  # in the test set
 @functools.cache
 def size(part: str, stem: str) -> tuple[int, int]:
     """The number of parameters of a network, and of bytes of its weights in half precision."""
-    net = Selector(outputs=len(SELECTED)) if part == "selector" else network(part, stem)
+    with torch.device("meta"):  # counting needs no weights
+        net = Selector(outputs=len(SELECTED)) if part == "selector" else network(part, stem)
     weights = net.state_dict().values()
     half = sum(2 * each.numel() if each.is_floating_point() else each.nbytes for each in weights)
     return round(1e6 * parameters(net)), half

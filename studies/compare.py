@@ -12,7 +12,6 @@ images after each epoch, and the accuracy on the test images against MACs.
 
 import csv
 import json
-import shlex
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from evaluation.significance import mcnemar_p, paired_interval, wilson_interval
 from evaluation.testset import LABELS, ROUTED
 from models import NETWORKS, STUDENTS
 from studies.policies import CURVES, curve
-from utils import checkpoint, cli
+from utils import cli
 from utils.files import UserError, read_json, replacing, shown
 from utils.method import share
 from utils.safe_load import read_arrays
@@ -90,12 +89,10 @@ def read(folder: Path) -> Evaluation:
     """Read the evaluation in `folder`, or of the run in it. Raises UserError if there is none."""
     place = folder if (folder / "metrics.json").exists() else folder / "inference"
     if not (place / "metrics.json").exists():
-        words = ["--checkpoint-dir", folder, "--out", place]
-        if folder.resolve().parent == checkpoint.QUICK.parent:
-            words = ["--run", folder.resolve().name]
-        command = shlex.join(["python", "inference.py", *map(str, words)])
-        advice = f"evaluate it with: {command}" if any(folder.glob("*.pth")) else "name another"
-        raise UserError(f"{folder} has no metrics.json of inference.py: {advice}")
+        raise UserError(
+            f"{folder} has no metrics.json of inference.py: evaluate a run first, with "
+            f"python inference.py --run {folder.name}"
+        )
     metrics = read_json(place / "metrics.json", dict)
     names = [f"predictions/{name}" for name in metrics.get("accuracy", ())]
     names += [f"logits/{name}" for name in metrics.get("weights", ())]

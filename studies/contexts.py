@@ -40,7 +40,7 @@ from studies.policies import confidences, first_confidence, network_facts, polic
 from studies.selectors import Images, fit, lesson, thresholds_of
 from utils import cli
 from utils.augment import Augmentation
-from utils.checkpoint import FILES, QUICK, check_data, fingerprint_of, load_network, load_parts
+from utils.checkpoint import FILES, QUICK, fingerprint_of, load_network, load_system
 from utils.contexts import (
     CONTEXTS,
     DEGRADED,
@@ -52,7 +52,7 @@ from utils.contexts import (
     in_context,
     kinds,
 )
-from utils.data import Split, data_facts, described, fingerprint, load_splits
+from utils.data import Split, data_facts, described, fingerprint
 from utils.device import for_inference, pick_device
 from utils.files import UserError, replacing, shown, try_folder
 from utils.logits import predict, top1
@@ -126,11 +126,8 @@ def main() -> None:
     device = pick_device(args.device)
     try_folder(args.out)
 
-    folder = args.checkpoint_dir / "contexts"
-    parts = load_parts(lambda file: folder / file)
-    facts = parts[SELECTED[0]][1]
-    train, val, test = load_splits(args.data, args.subset, device, facts)
-    check_data(folder / FILES[SELECTED[0]], facts, test.data)
+    folder, names = args.checkpoint_dir / "contexts", (*STUDENTS, "selector")
+    parts, (train, val, test) = load_system(folder, names, args.data, args.subset, device)
     ready = {name: for_inference(net, device) for name, (net, _) in parts.items()}
     system = assemble("selector", parts, ready)
     selector, thresholds = ready["selector"], system.thresholds
@@ -152,9 +149,13 @@ def main() -> None:
     )
 
     def selectors(students: dict[str, Images], *labels: torch.Tensor) -> list[Policy]:
-        """Train one selector per seed on the same labels and weights."""
-        seeds = tqdm(range(args.seeds), unit="selector", leave=False)
-        return [trained(students, *labels, seed) for seed in seeds]
+        """Train a selector per seed on these labels and weights; thresholds are of validation."""
+        runs = []
+        for seed in tqdm(range(args.seeds), unit="selector", leave=False):
+            net = fit(students["train"], *labels, seed, SELECTOR_EPOCHS, AUGMENTATION)
+            nets = {split: students[split].scored(net) for split in ("val", "test")}
+            runs.append((nets, routing(thresholds_of(nets["val"]))))
+        return runs
 
     def one(students: dict[str, Images], rule: Rule) -> list[Policy]:
         return [({split: students[split].nets for split in ("val", "test")}, rule)]
@@ -192,25 +193,21 @@ def main() -> None:
 
 def planned(args: argparse.Namespace, data: str) -> dict[str, Network]:
     """All networks of the study; those that are trained in it, on images that `data` describes."""
-    shipped = {name: cli.found(args, file) for name, file in FILES.items()}
     generalists = GENERALISTS if args.subset is None else QUICK / "generalists"
-
-    def student(arch: str, context: str, folder: Path) -> Network:
+    rows = {"teacher": (cli.found(args, FILES["teacher"]), TEACHER, "clean")}
+    for arch, context in TRAINED_ON.items():
+        rows[arch] = args.checkpoint_dir / "contexts" / FILES[arch], arch, context
+    for stage in STAGES:
+        for arch in SELECTED:
+            rows[f"{arch}, {stage}"] = generalists / stage / FILES[arch], arch, "mixed"
+    networks = {}
+    for name, (path, arch, context) in rows.items():
         made = {}
         if context != "clean":
-            init = fingerprint_of(load_network(shipped[arch], arch)[0])
+            init = fingerprint_of(load_network(cli.found(args, FILES[arch]), arch)[0])
             made = {"context": context, "data": data, "init": init}
-        return Network(folder / FILES[arch], arch, made)
-
-    specialists = {
-        arch: student(arch, context, args.checkpoint_dir / "contexts")
-        for arch, context in TRAINED_ON.items()
-    }
-    return {"teacher": Network(shipped["teacher"], TEACHER, {}), **specialists} | {
-        f"{arch}, {stage}": student(arch, "mixed", generalists / stage)
-        for stage in STAGES
-        for arch in SELECTED
-    }
+        networks[name] = Network(path, arch, made)
+    return networks
 
 
 def in_contexts(train: Split, val: Split, test: Split) -> dict[str, Split]:
@@ -327,16 +324,6 @@ def cascading(val: Networks) -> Rule:
     logits, work = ([each[arch] for arch in SELECTED] for each in (val.logits, val.work))
     thresholds = cascade_thresholds(logits, val.labels, work)
     return lambda nets: (nets.run("cascade", thresholds), first_confidence(nets))
-
-
-def trained(
-    students: Mapping[str, Images], targets: torch.Tensor, weights: torch.Tensor, seed: int
-) -> Policy:
-    """Train a selector on these labels, and choose its threshold on the validation images."""
-    train = students["train"]
-    selector = fit(train, targets, weights, seed, SELECTOR_EPOCHS, AUGMENTATION)
-    nets = {split: students[split].scored(selector) for split in ("val", "test")}
-    return nets, routing(thresholds_of(nets["val"]))
 
 
 # ------------------------------------------------------------------ results

@@ -41,9 +41,9 @@ from evaluation.testset import LABELS, ROUTED
 from models import NETWORKS, SELECTED, STUDENTS, confidence, macs
 from studies import figures, number, write
 from utils import cli
-from utils.checkpoint import FILES, check_data, fingerprint_of, load_parts
+from utils.checkpoint import FILES, fingerprint_of, load_system
 from utils.contexts import in_context
-from utils.data import described, load_splits
+from utils.data import described
 from utils.device import for_inference, pick_device
 from utils.files import UserError, replacing, shown, try_folder
 from utils.logits import predict
@@ -247,19 +247,16 @@ def collect(args: argparse.Namespace) -> None:
     was trained for other students.
     """
     device = pick_device(args.device)
-    paths = {name: args.checkpoint_dir / file for name, file in FILES.items()}
-    names = [name for name, path in paths.items() if name != "teacher" or path.exists()]
-    parts = load_parts(lambda file: args.checkpoint_dir / file, names)
-    first, facts = parts[STUDENTS[0]][1], parts["selector"][1]
-    _, *splits = load_splits(args.data, args.subset, device, first)
-    check_data(paths[STUDENTS[0]], first, splits[0].data)
-    splits = [in_context(split, args.context) for split in splits]
+    taught = (args.checkpoint_dir / FILES["teacher"]).exists()
+    names = [name for name in FILES if name != "teacher" or taught]
+    parts, splits = load_system(args.checkpoint_dir, names, args.data, args.subset, device)
+    splits = [in_context(split, args.context) for split in splits[1:]]
     print(f"computing logits for {described(*splits)}, {args.context}", flush=True)
     about = {
-        "classes": first["classes"],
+        "classes": splits[0].classes,
         "weights": {name: fingerprint_of(net) for name, (net, _) in parts.items()},
         "macs": {name: macs(net, splits[0].data.size) for name, (net, _) in parts.items()},
-        "thresholds": thresholds_of(facts),
+        "thresholds": thresholds_of(parts["selector"][1]),
         "context": args.context,
     }
     arrays = {
@@ -283,18 +280,13 @@ def collected(path: Path) -> tuple[Networks, Networks, dict[str, list[float]]]:
     Raises UserError if the file is missing, damaged, or was not written by `collect`.
     """
     try:
-        stored = read_arrays(path, ["validation", "about", "selector", "labels"])
+        stored = read_arrays(path, ["validation", "about", "labels"])
         about, middle = json.loads(str(stored["about"])), int(stored["validation"])
-        work, thresholds = about["macs"], dict.fromkeys(CURVES) | about["thresholds"]
-        thresholds = {name: np.atleast_1d(each).tolist() for name, each in thresholds.items()}
+        work, thresholds = about["macs"], about["thresholds"]
         labels = torch.from_numpy(stored["labels"].astype(np.int64))
         names = [name for name in FILES if name != "teacher" or name in work]
         shapes = dict.fromkeys(names, (len(labels), len(about["classes"])))
-        old = stored["selector"].ndim == 1  # the logits of student 1 of two
-        shapes["selector"] = (len(labels),) if old else (len(labels), len(SELECTED))
-        logits = read_logits(path, shapes)
-        if old:
-            logits["selector"] = F.pad(logits["selector"][:, None], (0, 1))
+        logits = read_logits(path, shapes | {"selector": (len(labels), len(SELECTED))})
         if not 0 < middle < len(labels) or not set(names) <= set(work):
             raise ValueError("it has no validation images, no test images or no MACs")
     except (UserError, LookupError, TypeError, ValueError) as error:

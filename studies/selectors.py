@@ -1,19 +1,18 @@
 """The selector study: can a selector predict from the image alone which student is correct?
 
-    python -m studies.selectors                  writes selectors.json and selectors.png to results/
-    python -m studies.selectors --out-of-fold    makes out_of_fold.npz again, first
+    python -m studies.selectors    writes selectors.json and selectors.png to results/
 
 Trains many small selectors with several seeds, with different kinds of labels and depths; takes a
 quarter of an hour on two cores. Needs the students' checkpoints and CIFAR-10. Thresholds are chosen
 on images that are not used otherwise. All results are measured on the test images.
 
-Out-of-fold labels come from students trained on one half of the training images, without the
-teacher, which has seen all of them. These students classify the other half; their logits are stored
-in results/out_of_fold.npz. `--out-of-fold` trains them in runs/half/, which takes hours without a
-GPU; after Ctrl-C, it continues.
+Out-of-fold labels come from students trained on the second half of the training split, without the
+teacher, which has seen all of it: `StudentTrain.py --distill-loss none --epochs 6 --indices PATH`.
+Their logits for the first images of the other half are stored in results/out_of_fold.npz: `logits`,
+float16 (2, 10000, 10), and `of`, the fingerprint of the training split. For other images, these
+labels are left out.
 """
 
-import argparse
 import itertools
 import statistics
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -34,10 +32,10 @@ from studies import ends, figures, write
 from studies.policies import policy_facts
 from utils import cli
 from utils.augment import Augmentation, Batches, crop_and_flip
-from utils.checkpoint import ALONE, FILES, check_data, load_network, load_parts
-from utils.data import Split, described, fingerprint, load_splits
+from utils.checkpoint import load_system
+from utils.data import Split, described, fingerprint
 from utils.device import autocast, for_inference, pick_device, to_device
-from utils.files import UserError, replacing, shown, try_folder
+from utils.files import UserError, shown, try_folder
 from utils.logits import predict
 from utils.method import label_weights, selector_labels, selector_thresholds, share
 from utils.optim import one_cycle, optimizers
@@ -46,8 +44,7 @@ from utils.safe_load import read_arrays, read_logits
 BATCH_SIZE = 500  # images per step, for the students' logits
 SEEDS = 5  # runs per selector
 OUT = Path("results")  # for selectors.json and selectors.png
-HALF = Path("runs/half")  # for the students trained on half of the images
-HALF_EPOCHS = 6  # of these students
+FOLDS = Path("results/out_of_fold.npz")  # logits of students of the other half
 STEPS = 240  # training steps per selector, rounded up to whole epochs
 STEP = 128  # images per training step of a selector
 IMAGES = 10_000  # number of training images, from the first on
@@ -79,14 +76,13 @@ class Variant:
     batch_norm: bool = True
 
 
-VARIANTS = tuple(
-    dict.fromkeys(
-        [Variant(labels, weighted) for labels in LABELS for weighted in (False, True)]
-        + [
-            Variant("train", depth=depth, batch_norm=batch_norm)
-            for depth, batch_norm in itertools.product((1, 2, 3, 4), (True, False))
-        ]
-    )
+VARIANTS = (
+    *(Variant(labels, weighted) for labels in LABELS for weighted in (False, True)),
+    *(
+        Variant("train", depth=depth, batch_norm=batch_norm)
+        for depth, batch_norm in itertools.product((1, 2, 3, 4), (True, False))
+        if (depth, batch_norm) != (3, True)  # the first one
+    ),
 )
 
 
@@ -181,35 +177,19 @@ def shifted(split: Split) -> Split:
     return replace(split, images=moved)
 
 
-def out_of_fold(args: argparse.Namespace, train: Split) -> Images | None:
-    """The first IMAGES training images, with logits of students that were not trained on them.
+def out_of_fold(path: Path, train: Split) -> Images | None:
+    """The first IMAGES training images, with the logits at `path` by students of the other half.
 
-    With `args.out_of_fold`, the students are trained on the second half of `train`, which has a
-    random order, and their logits are stored. None if no logits are stored for these images.
+    None if no logits are stored for these images.
     """
-    middle, logits = len(train) // 2, []
-    first = train.take(slice(min(IMAGES, middle)))
-    of, saved = fingerprint([train.images, train.labels]), args.out / "out_of_fold.npz"
-    if args.out_of_fold:
-        with replacing(HALF / "indices.npy") as file:
-            np.save(file, train.indices[middle:])
-        for k, arch in enumerate(SELECTED, 1):
-            words = ["--model", k, "--distill-loss", "none", "--epochs", HALF_EPOCHS]
-            words += ["--indices", HALF / "indices.npy", "--checkpoint-dir", HALF]
-            words += cli.retyped(args, "data", "device", "subset")
-            cli.run_script("StudentTrain.py", [*map(str, words)])
-            student, _ = load_network(HALF / ALONE[arch], arch)
-            logits.append(predict(for_inference(student, train.images.device), first, arch))
-        with replacing(saved) as file:
-            np.savez_compressed(file, of=of, logits=torch.stack(logits).half().cpu().numpy())
-        return images_of(first, logits)
+    first = train.take(slice(min(IMAGES, len(train) // 2)))
     try:
-        if read_arrays(saved, ["of"])["of"] == of:
+        if read_arrays(path, ["of"])["of"] == fingerprint([train.images, train.labels]):
             shape = (len(SELECTED), len(first), len(train.classes))
-            return images_of(first, read_logits(saved, {"logits": shape})["logits"])
+            return images_of(first, read_logits(path, {"logits": shape})["logits"])
     except (UserError, LookupError):
         pass  # as if the file were missing
-    print(f"no out-of-fold logits in {shown(saved)} for these images: see --out-of-fold")
+    print(f"{shown(path)} has no logits for these images: none are trained out of fold")
     return None
 
 
@@ -273,18 +253,14 @@ def table(results: dict) -> tuple[list[str], list[list[str]]]:
 def main() -> None:
     parser = cli.common_parser(__doc__, globals())
     cli.add_flag(parser, "SEEDS", SEEDS, "number of runs per selector")
-    what = "train students on one half of the training images, and store their logits for the other"
-    parser.add_argument("--out-of-fold", action="store_true", help=what)
     cli.add_out(parser, OUT, "selectors.json and selectors.png")
     args = parser.parse_args()
     device = pick_device(args.device)
     try_folder(args.out)
-    loaded = load_parts(lambda file: args.checkpoint_dir / file, SELECTED)
-    facts = loaded[SELECTED[0]][1]
-    train, val, test = load_splits(args.data, args.subset, device, facts)
-    check_data(args.checkpoint_dir / FILES[SELECTED[0]], facts, train.data)
+    loaded, splits = load_system(args.checkpoint_dir, SELECTED, args.data, args.subset, device)
+    train, val, test = splits
     students = [for_inference(student, device) for student, _ in loaded.values()]
-    folds = out_of_fold(args, train)
+    folds = out_of_fold(FOLDS, train)
     print(f"training selectors on {described(train, val, test)}", flush=True)
     train, half = train.take(slice(IMAGES)), len(val) // 2
     if not half:

@@ -50,6 +50,7 @@ CHOSEN = {  # chosen on the validation images: name in the table, key in the che
     "temperature of the probabilities": "temperature",
 }
 RECIPE = (  # hyperparameters in the table of the checkpoints
+    "init",
     "epochs",
     "batch_size",
     "optimizer",
@@ -134,7 +135,7 @@ def compression(metrics: dict, stem: str, deployed: Sequence[dict] = ()) -> str:
     of ONNX files in eight bits. Without it, their column is left out.
     """
     parts = {"selector": costs(Selector(outputs=len(SELECTED)))}
-    parts |= {arch: costs(network(arch, stem)) for arch in STUDENTS}
+    parts |= {arch: costs(bare(arch, stem)) for arch in STUDENTS}
     routed, cascade = f"{BOTH} + selector", "cascade of all students"
     systems = {
         **{arch: [arch] for arch in STUDENTS},
@@ -146,7 +147,7 @@ def compression(metrics: dict, stem: str, deployed: Sequence[dict] = ()) -> str:
     int8 = {row["system"]: row["bytes"] for row in deployed if row["runtime"] == "ONNX int8"}
     if int8:  # the size of the system "selector" includes its students
         int8["selector"] -= sum(int8[arch] for arch in SELECTED)
-    whole, rows = costs(network(TEACHER, stem)), []
+    whole, rows = costs(bare(TEACHER, stem)), []
     for name, members in systems.items():
         ours = [sum(column) for column in zip(*map(parts.get, members), strict=True)]
         if name in measured:
@@ -164,6 +165,13 @@ def compression(metrics: dict, stem: str, deployed: Sequence[dict] = ()) -> str:
     return markdown(["reduction, % (published)", "parameters", *sizes, "MACs"], rows)
 
 
+def bare(arch: str, stem: str) -> nn.Module:
+    """A network whose weights have no values: it is made at once, and its costs are the same."""
+    with torch.device("meta"):
+        net = network(arch, stem)
+    return net.to_empty(device="cpu")
+
+
 def costs(net: nn.Module) -> list[float]:
     """Parameters in millions, bytes on disk in half precision, and MACs per image."""
     file = io.BytesIO()
@@ -173,16 +181,11 @@ def costs(net: nn.Module) -> list[float]:
 
 def networks() -> str:
     """Table of all networks: parameters, and MACs for one 32x32 image with each stem."""
-    with torch.device("meta"):  # counting needs no weights
-        nets = {arch: {stem: network(arch, stem) for stem in STEMS} for arch in NETWORKS}
-        rows = [
-            [
-                f"`{arch}`",
-                f"{parameters(stems[STEMS[0]]):.2f}",
-                *(f"{macs(net) / 1e6:.1f}" for net in stems.values()),
-            ]
-            for arch, stems in nets.items()
-        ]
+    rows = []
+    for arch in NETWORKS:
+        nets = [bare(arch, stem) for stem in STEMS]
+        work = [f"{macs(net) / 1e6:.1f}" for net in nets]
+        rows.append([f"`{arch}`", f"{parameters(nets[0]):.2f}", *work])
     return markdown(["name", "M parameters", *(f"MMACs, `{stem}`" for stem in STEMS)], rows)
 
 
@@ -209,22 +212,11 @@ def _facts(path: Path) -> dict[str, str]:
         "validation top-1, %": f"{100 * info['val_accuracy']:.2f}",
         "test top-1, %": "" if test is None else f"{100 * test:.2f}",
         "PyTorch": info["torch_version"],
-        "made by": f"`{command(path.stem, info)}`",
+        "made by": f"`{COMMANDS[path.stem]}`",
         "epoch of the weights": str(info["epoch"]),
         **{f"`{name}`": str(value) for name, value in values.items() if value is not None},
         **{name: str(info[key]).strip("[]") for name, key in CHOSEN.items() if key in info},
     }
-
-
-def command(name: str, info: dict) -> str:
-    """The command that trained NAME.pth; initial weights, if any, are called FIRST.pth."""
-    words, recipe = COMMANDS[name], info["hyperparameters"]
-    if recipe.get("init"):
-        rate = recipe.get("learning_rate", recipe.get("lr"))  # "lr" in older checkpoints
-        flags = {"init": "FIRST.pth", "epochs": recipe["epochs"], "lr": rate}
-        flags["seed"] = recipe["seed"]
-        words += "".join(f" --{name} {value}" for name, value in flags.items())
-    return words
 
 
 def fill(path: Path, tables: dict[str, str]) -> str:

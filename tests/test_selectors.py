@@ -1,9 +1,9 @@
 """The selector study finds a signal in the images if there is one, and none otherwise."""
 
 import json
-from argparse import Namespace
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from programs import call
@@ -11,9 +11,8 @@ from programs import call
 from models import SELECTED, network
 from studies import selectors
 from studies.selectors import Variant, images_of, out_of_fold, shifted, study, train_selector
-from utils import cli
-from utils.checkpoint import ALONE, FILES, save_checkpoint
-from utils.data import load_sample, load_splits, named_images
+from utils.checkpoint import FILES, save_checkpoint
+from utils.data import fingerprint, load_sample, load_splits
 from utils.files import UserError
 from utils.logits import predict
 
@@ -82,59 +81,32 @@ def test_images_that_tell_the_students_never_apart_are_refused(split):
         next(study((Variant("train"),), {"train": images}, images, images, seeds=1, steps=1))
 
 
-def test_a_trained_selector_is_told_with_its_intervals():
-    row = {
-        "labels": "train",
-        "weighted": True,
-        "depth": 3,
-        "batch_norm": False,
-        "accuracy": {"mean": 0.9061, "std": 0.001, "interval": [0.9002, 0.9116]},
-        "auroc": {"mean": 0.5123, "std": 0.0104, "interval": [0.461, 0.563]},
-        "runs": [{"mcnemar_p": 0.91}, {"mcnemar_p": 0.034}],
-    }
-    assert selectors.table({"variants": [row]})[1] == [
-        [
-            "train, weighted",
-            "3, no batch norm",
-            "90.61",
-            "0.512 (0.46 to 0.56)",
-            "0.034 to 0.91",
-        ]
-    ]
-
-
-def test_the_command_learns_from_students_that_saw_the_other_half_only(
+def test_the_command_learns_out_of_fold_only_where_logits_of_these_images_are_stored(
     toys, small_npz, tmp_path, monkeypatch
 ):
-    """Out of fold, the students are trained on one half and their logits are of the other."""
-    train, trained_on = load_splits(small_npz, 200)[0], []
-
-    def run_script(script, flags):
-        flags = dict(zip(flags[::2], flags[1::2], strict=True))
-        trained_on.append(set(named_images(train, flags["--indices"]).indices))
-        arch = SELECTED[int(flags["--model"]) - 1]
-        path = tmp_path / flags["--checkpoint-dir"] / ALONE[arch]
-        save_checkpoint(path, network(arch), {"arch": arch, "stem": "cifar-pool"}, 1, 0.1)
-
+    train, folds = load_splits(small_npz, 200)[0], tmp_path / "folds.npz"
     for arch in SELECTED:
         made = {"arch": arch, "stem": "cifar-pool"}
         save_checkpoint(tmp_path / FILES[arch], network(arch), made, 1, 0.1)
-
-    def command(*words):
-        flags = f"--data-dir {small_npz} --device cpu --seeds 2 --subset 200"
-        flags += f" --out {tmp_path} --checkpoint-dir {tmp_path}"
-        out, _ = call("studies.selectors", *flags.split(), *words)
-        return json.loads((tmp_path / "selectors.json").read_text()), out
-
-    monkeypatch.setattr(cli, "run_script", run_script)
-    monkeypatch.setattr(selectors, "HALF", tmp_path / "half")
+    monkeypatch.setattr(selectors, "FOLDS", folds)
     monkeypatch.setattr(selectors, "STEPS", 2)
     variants = Variant("train"), Variant("out of fold"), Variant("held out", weighted=True)
     monkeypatch.setattr(selectors, "VARIANTS", variants)
-    results, out = command()
-    assert [row["labels"] for row in results["variants"]] == ["train", "held out"]
-    assert "--out-of-fold" in out and (tmp_path / "selectors.png").stat().st_size > 10_000
-    results, _ = command("--out-of-fold")
+
+    def command():
+        flags = f"--data-dir {small_npz} --device cpu --seeds 2 --subset 200"
+        flags += f" --out {tmp_path} --checkpoint-dir {tmp_path}"
+        call("studies.selectors", *flags.split())
+        return json.loads((tmp_path / "selectors.json").read_text())
+
+    def store(of):
+        logits = torch.randn(len(SELECTED), 100, len(train.classes))
+        np.savez(folds, of=of, logits=logits.half().numpy())
+
+    assert [row["labels"] for row in command()["variants"]] == ["train", "held out"]
+    assert (tmp_path / "selectors.png").stat().st_size > 10_000
+    store(fingerprint([train.images, train.labels]))
+    results = command()
     assert [len(row["runs"]) for row in results["variants"]] == [2, 2, 2]
     assert {name: facts["images"] for name, facts in results["told"].items()} == {
         "train": 200,
@@ -142,10 +114,5 @@ def test_the_command_learns_from_students_that_saw_the_other_half_only(
         "held out": 30,
         "out of fold": 100,
     }
-    args = Namespace(out=tmp_path, out_of_fold=False)
-    of = out_of_fold(args, train).split.indices
-    assert len(trained_on) == len(SELECTED) and all(not seen & set(of) for seen in trained_on)
-    assert set(of) | trained_on[0] == set(train.indices)
-    assert "--out-of-fold" not in command()[1]  # the stored logits are enough
-    train.labels[0] = (train.labels[0] + 1) % 10
-    assert out_of_fold(args, train) is None  # they are of other images
+    store("other images")
+    assert out_of_fold(folds, train) is None

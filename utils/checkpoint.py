@@ -25,8 +25,10 @@ from utils.data import (
     CIFAR10,
     CLASSES,
     DataSet,
+    Split,
     fingerprint,
     listed,
+    load_splits,
     numbered,
 )
 from utils.distributed import by_first, rank
@@ -268,6 +270,24 @@ def load_parts(
                 "these: run trainSelector.py again"
             )
     return parts
+
+
+def load_system(
+    folder: Path,
+    names: Sequence[str],
+    data: str | Path,
+    subset: int | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[dict[str, tuple[nn.Module, dict[str, Any]]], tuple[Split, Split, Split]]:
+    """`load_parts` of these names from `folder`, and `load_splits` of the data set, for them.
+
+    Raises UserError as these do, or if the networks were trained on another data set.
+    """
+    parts = load_parts(lambda file: folder / file, names)
+    facts = parts[names[0]][1]
+    splits = load_splits(data, subset, device, facts)
+    check_data(folder / FILES[names[0]], facts, splits[0].data)
+    return parts, splits
 
 
 def data_of(checkpoint: Mapping[str, Any]) -> DataSet:
