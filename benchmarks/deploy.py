@@ -30,7 +30,7 @@ from evaluation.export import (
     onnx_bytes,
 )
 from evaluation.policies import System, system_of, thresholds_of
-from models import NETWORKS, SELECTED, STUDENTS, Cascade, Recorded, macs
+from models import NETWORKS, SELECTED, STUDENTS, Recorded, macs
 from utils import cli
 from utils.checkpoint import CHECKPOINTS, FILES, load_system
 from utils.device import autocast, for_inference
@@ -83,8 +83,8 @@ def systems_of(
     systems = {name: System(nets[name], [(name,)], []) for name in ("teacher", *STUDENTS)}
     for policy, chosen in thresholds.items():
         if policy == "cascade_selected":
-            order = tuple(sorted(SELECTED, key=work.get))
-            systems[policy] = System(Cascade([nets[arch] for arch in order], chosen), [order], [])
+            selected = {arch: nets[arch] for arch in SELECTED}
+            systems[policy] = system_of("cascade", selected, work, chosen)
         else:
             systems[policy] = system_of(policy, nets, work, chosen)
     return systems

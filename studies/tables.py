@@ -127,12 +127,12 @@ def speed(benchmarks: dict) -> str:
 # ------------------------------------------------------------------ networks
 
 
-def compression(metrics: dict, stem: str, deployed: Sequence[dict] = ()) -> str:
+def compression(metrics: dict, stem: str, deployed: Sequence[dict]) -> str:
     """Table of reductions relative to the teacher in %, ours and published.
 
     Files have half precision. The MACs of the routed system, where only one student runs per image,
     and of the cascade are those in `metrics`; `deployed`, the content of deploy.json, has the sizes
-    of ONNX files in eight bits. Without it, their column is left out.
+    of ONNX files in eight bits.
     """
     parts = {"selector": costs(Selector(outputs=len(SELECTED)))}
     parts |= {arch: costs(bare(arch, stem)) for arch in STUDENTS}
@@ -145,8 +145,8 @@ def compression(metrics: dict, stem: str, deployed: Sequence[dict] = ()) -> str:
     }
     measured = {routed: "routed", cascade: "cascade"}
     int8 = {row["system"]: row["bytes"] for row in deployed if row["runtime"] == "ONNX int8"}
-    if int8:  # the size of the system "selector" includes its students
-        int8["selector"] -= sum(int8[arch] for arch in SELECTED)
+    # The size of the system "selector" includes its students.
+    int8["selector"] -= sum(int8[arch] for arch in SELECTED)
     whole, rows = costs(bare(TEACHER, stem)), []
     for name, members in systems.items():
         ours = [sum(column) for column in zip(*map(parts.get, members), strict=True)]
@@ -156,13 +156,12 @@ def compression(metrics: dict, stem: str, deployed: Sequence[dict] = ()) -> str:
         for mine, of, theirs in zip(ours, whole, PUBLISHED.get(name, (None,) * 3), strict=True):
             published = "" if theirs is None else f" ({theirs:.1f})"
             cells.append(f"{100 * (1 - mine / of):.1f}{published}")
-        if int8:
-            small = sum(int8[member] for member in members)
-            cells.insert(2, f"{100 * (1 - small / whole[1]):.1f}")
+        small = sum(int8[member] for member in members)
+        cells.insert(2, f"{100 * (1 - small / whole[1]):.1f}")
         titles = (NETWORKS[part].title if part in NETWORKS else part for part in name.split(" + "))
         rows.append([" + ".join(titles), *cells])
-    sizes = ["size on disk", *(["size in eight bits"] if int8 else [])]
-    return markdown(["reduction, % (published)", "parameters", *sizes, "MACs"], rows)
+    heads = ["reduction, % (published)", "parameters", "size on disk", "size in eight bits", "MACs"]
+    return markdown(heads, rows)
 
 
 def bare(arch: str, stem: str) -> nn.Module:
@@ -256,8 +255,7 @@ def texts() -> dict[Path, str]:
     metrics, wide, in_contexts = map(stored, ("metrics", "cifar/metrics", "contexts"))
     variants = stored("selectors")["variants"]
     shipped = {"variants": [row for row in variants if row["depth"] == 3 and row["batch_norm"]]}
-    # These measurements are of one machine: the repository is complete without them.
-    deployed = stored("deploy") if (ROOT / "results" / "deploy.json").exists() else []
+    deployed = stored("deploy")
     tables = {
         ROOT / "README.md": {
             "results": results(metrics, wide, SHORT),
@@ -271,13 +269,11 @@ def texts() -> dict[Path, str]:
             "contexts": most(*contexts.table(in_contexts)),
         },
         ROOT / "docs" / "networks.md": {"networks": networks()},
+        ROOT / "docs" / "deployment.md": {"deployment": markdown(*deploy.table(deployed))},
         ROOT / "docs" / "speed.md": {"speed": speed(stored("benchmarks"))},
         ROOT / "docs" / "tried.md": {"selectors": markdown(*selectors.table(shipped))},
         folder / "README.md": {"checkpoints": checkpoints(paths)},
     }
-    if deployed:
-        deployment = markdown(*deploy.table(deployed))
-        tables[ROOT / "docs" / "deployment.md"] = {"deployment": deployment}
     filled = {path: fill(path, those) for path, those in tables.items()}
     return filled | {ROOT / "results" / "all.csv": all_results()}
 

@@ -72,17 +72,3 @@ def test_systems_take_turns_on_the_same_images():
     one, two = ([[k] for k in range(*ends)] for ends in ((0, 20), (20, 30)))
     turns = [(name, each) for images in (one, two) for name in "ababab" for each in images]
     assert taken == turns
-
-
-def test_the_table_by_hand():
-    row = {"system": "teacher", "runtime": "PyTorch", "top1": 0.93214, "bytes": 47_243_903}
-    single = row | {"threads": 1, "batch": 1, "ms": 12.345, "images_per_s": 81.0}
-    many = row | {"threads": 2, "batch": 128, "ms": 100.0, "images_per_s": 1280.4}
-    heads, lines = deploy.table([many, single])
-    assert heads[2:] == [
-        "top-1, %",
-        "MB",
-        "one image, ms; 1 thread",
-        "128 images, images/s; 2 threads",
-    ]
-    assert lines == [[deploy.LABELS["teacher"], "PyTorch", "93.21", "47.2", "12.3", "1,280"]]

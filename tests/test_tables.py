@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.subjects import SUBJECTS
-from models import STUDENTS, Selector
+from models import Selector
 from studies import tables
 from utils import cli
 from utils.checkpoint import save_checkpoint
-from utils.files import UserError, write_json
+from utils.files import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -77,30 +76,6 @@ def test_reductions_by_hand():
     assert rows["cascade of all students"][3:] == ["72.5", "80.0"]  # 13 MB
 
 
-def test_the_table_of_deployment_is_written_once_it_is_measured(toys, tmp_path, monkeypatch):
-    """The tables are filled without, and then with results/deploy.json."""
-    for slow in ("checkpoints", "networks", "all_results"):
-        monkeypatch.setattr(tables, slow, lambda *_: "")
-    for name in ("README.md", ".gitignore", "docs", "results", "checkpoints"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "results").unlink()
-    (tmp_path / "results").mkdir()
-    for path in (ROOT / "results").iterdir():
-        if path.name != "deploy.json":
-            (tmp_path / "results" / path.name).symlink_to(path)
-    monkeypatch.setattr(tables, "ROOT", tmp_path)
-    page, report = (tmp_path / "docs" / name for name in ("deployment.md", "results.md"))
-    found = tables.texts()
-    assert page not in found and "size in eight bits" not in found[report]
-    settings = {"runtime": "ONNX int8", "threads": 1, "batch": 1, "top1": 0.9, "ms": 12.3}
-    systems = ("teacher", *STUDENTS, "selector", "cascade")
-    rows = [{"system": name, "bytes": 10**8, **settings} for name in systems]
-    write_json(tmp_path / "results" / "deploy.json", rows)
-    found = tables.texts()
-    assert "ResNet-50 | ONNX int8 | 90.00 | 100.0 | 12.3 |" in found[page]
-    assert "size in eight bits" in found[report]
-
-
 def test_a_checkpoint_is_described_as_it_is(tmp_path):
     path = tmp_path / "selector.pth"
     made = {"depth": 1, "batch_norm": False, "augmentation": {"crop": 4, "flip": True}}
@@ -124,23 +99,6 @@ def test_a_table_goes_between_its_markers_and_nowhere_else(tmp_path):
     )
     with pytest.raises(UserError, match="README.md lacks <!-- two -->"):
         tables.fill(path, {"two": "new"})
-
-
-def test_the_speed_is_shown_as_measured():
-    run = {
-        "subject": "data",
-        "ours": 1234.5,
-        "plain": 100.4,
-        "ratio": 12.34,
-        "ratio_min": 9.876,
-        "ratio_max": 14.0,
-    }
-    last = run | {"subject": "distillation googlenet"}
-    table = tables.speed({"runs": [last, run]})
-    assert cells(table)[1:] == ["1,234", "100", "12.3", "9.88 to 14.00"]
-    assert [cells(table, k)[0] for k in (2, 3)] == [
-        SUBJECTS[name].label for name in ("data", "distillation googlenet")
-    ]
 
 
 def test_in_the_terminal_the_columns_are_aligned():
