@@ -14,12 +14,7 @@ from torchvision.datasets import CIFAR100
 
 from utils import data, download
 from utils.augment import Augmentation, Batches, crop_and_flip, cut_out
-from utils.data import (
-    Split,
-    load_splits,
-    named_images,
-    normalize,
-)
+from utils.data import Split, load_splits, named_images, normalize
 from utils.files import UserError
 
 PLAIN = Augmentation(crop=0, flip=False, cutout=0)
@@ -71,21 +66,15 @@ def test_images_are_taken_by_their_index_as_often_as_it_is_named(split, tmp_path
 
 @pytest.mark.parametrize(
     "indices",
-    [[7, 3], [10], [-1], [[7]], [7.0], np.array([], int), np.array([{}])],
-    ids=["other", "large", "negative", "column", "float", "empty", "object"],
+    [None, [7, 3], [10], [-1], [[7]], [7.0], np.array([], int), np.array([{}])],
+    ids=["no file", "other", "large", "negative", "column", "float", "empty", "object"],
 )
 def test_indices_that_name_no_images_are_refused(split, tmp_path, indices):
-    path = save(tmp_path / "a.npy", np.array(indices))
+    path = tmp_path / "a.npy"
+    if indices is not None:
+        save(path, np.array(indices))
     with pytest.raises(UserError, match=str(path)):
         named_images(split, path)
-
-
-def test_a_file_that_holds_no_indices_is_refused(split, tmp_path):
-    for content in (None, b"no numbers"):
-        if content:
-            (tmp_path / "a.npy").write_bytes(content)
-        with pytest.raises(UserError, match="a.npy"):
-            named_images(split, tmp_path / "a.npy")
 
 
 # ------------------------------------------------------------------ files
@@ -129,12 +118,10 @@ WRONG = {  # what is changed, and the array that the message names
         "test_images",
     ),
     "too small": (lambda a: a.update(test_images=a["test_images"][:, :31, :31]), "test_images"),
-    "a label too few": (lambda a: a.update(train_labels=a["train_labels"][1:]), "train_labels"),
     "label 10 of ten names": (
         lambda a: (a.update(classes=data.CLASSES), a["test_labels"].put(3, 10)),
         "classes",
     ),
-    "label 1000": (lambda a: a.update(test_labels=a["test_labels"] + np.int64(991)), "classes"),
     "one class": (
         lambda a: a.update(train_labels=a["train_labels"] * 0, test_labels=a["test_labels"] * 0),
         "classes",
@@ -187,7 +174,7 @@ def test_own_file_with_a_wrong_array_is_refused(wrong, arrays, tmp_path):
     assert named in message
 
 
-@pytest.mark.parametrize("kind", ["cut", "empty", "array", "damaged byte", "pipe"])
+@pytest.mark.parametrize("kind", ["cut", "array", "damaged byte", "pipe"])
 def test_what_is_no_whole_npz_file_is_refused(kind, arrays, tmp_path):
     path = tmp_path / "mine.npz"
     np.savez(path, **arrays)
@@ -202,7 +189,7 @@ def test_what_is_no_whole_npz_file_is_refused(kind, arrays, tmp_path):
         content[2_000] ^= 1
         path.write_bytes(content)
     else:
-        os.truncate(path, 100_000 if kind == "cut" else 0)
+        os.truncate(path, 100_000)
     assert str(path) in error_of(path)
 
 
@@ -302,13 +289,6 @@ def test_own_images_have_their_own_size_mean_and_deviation_unless_a_network_says
     assert (train.data.mean, train.data.std) == (data.MEAN, data.STD)
 
 
-def test_cutout_reaches_every_part_of_a_large_image():
-    images = torch.full((200, 96, 96, 3), 255, dtype=torch.uint8)
-    ((batch,),) = Batches(images, 200, 0, Augmentation(0, False, 16)).epoch(0)
-    blank = (batch[:, 0] == 0).any(dim=0)
-    assert blank.double().mean() > 0.9 and blank[48:, 48:].double().mean() > 0.9
-
-
 @pytest.fixture
 def cache(arrays, tmp_path, monkeypatch):
     """A folder with a cifar10.npz that utils.data accepts."""
@@ -318,54 +298,39 @@ def cache(arrays, tmp_path, monkeypatch):
     return tmp_path / "cifar10.npz"
 
 
-def no_fetch(folder, check, download):
-    raise AssertionError("fetched, although the file is there")
-
-
-def test_cached_cifar10_is_read_and_not_fetched(cache, arrays, monkeypatch):
-    monkeypatch.setattr(data, "fetch", no_fetch)
-    train, val, test = load_splits(cache.parent)
-    assert (len(train), len(val), len(test)) == (90, 10, 20)
-    assert np.array_equal(train.images, arrays["train_images"][train.indices])
-
-
 def test_cifar10_is_fetched_once(cache, arrays, monkeypatch):
     cache.unlink()
     monkeypatch.setattr(data, "FOLDER", cache.parent)
     monkeypatch.setattr(data, "fetch", lambda folder, check, download: arrays if download else None)
     first = load_splits(cache.parent)
-    monkeypatch.setattr(data, "fetch", no_fetch)
+    monkeypatch.setattr(data, "fetch", None)
     for split, again in zip(first, load_splits(cache.parent), strict=True):
         assert torch.equal(split.images, again.images)
+    train, val, test = first
+    assert (len(train), len(val), len(test)) == (90, 10, 20)
+    assert np.array_equal(train.images, arrays["train_images"][train.indices])
     assert load_splits(cache)[0].classes == data.CLASSES  # it can also be used as an own data set
 
 
 def test_cache_with_other_images_is_found(cache, arrays):
     arrays["train_images"][7, 0, 0, 0] ^= 1  # a valid zip file: only the SHA-256 is wrong
     np.savez(cache, **arrays)
-    message = error_of(cache.parent)
-    assert "train_images" in message and f"delete {cache}" in message
+    assert str(cache) in error_of(cache.parent)
 
 
 # ------------------------------------------------------------------ crop, flip, cutout, normalize
 
 
-@pytest.mark.parametrize("flipped", [False, True])
-def test_crop_and_flip_equals_padding_slicing_and_mirroring(flipped):
+@pytest.mark.parametrize("first", [0, 1])
+def test_crop_and_flip_equals_padding_slicing_and_mirroring(first):
     shifts = [(row, column) for row in range(-4, 5) for column in range(-4, 5)]
     images = random_images(len(shifts), 12)
-    flip = torch.full((len(shifts),), flipped)
+    flip = (torch.arange(len(shifts)) + first) % 2 == 0  # every other image
     got = crop_and_flip(torch.from_numpy(images), torch.tensor(shifts), flip).numpy()
     for k, (row, column) in enumerate(shifts):
         padded = np.pad(images[k], ((4, 4), (4, 4), (0, 0)), mode="reflect")
         expected = padded[4 + row : 16 + row, 4 + column : 16 + column]
-        np.testing.assert_array_equal(got[k], expected[:, ::-1] if flipped else expected)
-
-
-def test_each_image_is_flipped_by_its_own_draw():
-    images = torch.from_numpy(random_images(3))
-    got = crop_and_flip(images, torch.zeros(3, 2).long(), torch.tensor([True, False, True]))
-    assert torch.equal(got, torch.stack([images[0].flip(1), images[1], images[2].flip(1)]))
+        np.testing.assert_array_equal(got[k], expected[:, ::-1] if flip[k] else expected)
 
 
 @pytest.mark.parametrize("side", [4, 5])
@@ -424,11 +389,13 @@ def test_batches_show_crops_and_mirror_images_of_their_own_image():
     assert {match >= 81 for match in found} == {True, False}
 
 
-def test_cutout_blanks_part_of_each_image():
-    images = torch.full((8, 32, 32, 3), 255, dtype=torch.uint8)
-    ((batch,),) = Batches(images, 8, 0, Augmentation(0, False, 8)).epoch(0)
-    blank = (batch == 0).all(1).sum((1, 2))
-    assert ((blank >= 16) & (blank <= 64)).all()  # a quarter of the square, where it is in a corner
+def test_cutout_reaches_every_part_of_large_images_and_blanks_a_quarter_of_the_square_or_more():
+    images = torch.full((200, 96, 96, 3), 255, dtype=torch.uint8)
+    ((batch,),) = Batches(images, 200, 0, Augmentation(0, False, 16)).epoch(0)
+    blank = (batch == 0).all(dim=1)
+    count, anywhere = blank.sum(dim=(1, 2)), blank.any(dim=0)
+    assert count.min() >= 64 and count.max() == 256
+    assert anywhere.double().mean() > 0.9 and anywhere[48:, 48:].double().mean() > 0.9
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(103, 10), (65, 64), (5, 64), (64, 64)])
