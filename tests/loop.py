@@ -1,4 +1,4 @@
-"""A training loop like that of the scripts, with hooks for tests; and a tiny network."""
+"""A training loop like that of the scripts, with hooks for tests; and two small networks."""
 
 import numpy as np
 import torch
@@ -22,6 +22,21 @@ class Pixels(nn.Module):
     def forward(self, images):
         self.asked += len(images)
         return self.fc(images.flatten(1))
+
+
+class Tiny(nn.Module):
+    """A classifier with batch norm and dropout, which make resuming difficult."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, stride=4)
+        self.inner = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.dropout = nn.Dropout(0.5)
+        self.fc = nn.Linear(256, 10)
+
+    def forward(self, images):
+        return self.fc(self.dropout(self.norm(self.inner(self.conv(images))).flatten(1)))
 
 
 class Loop(Run):

@@ -11,8 +11,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from loop import Loop
-from torch import nn
+from loop import Loop, Pixels, Tiny
 
 from utils.augment import Augmentation, Batches
 from utils.checkpoint import load_network
@@ -22,31 +21,6 @@ from utils.files import UserError
 from utils.logits import TeacherLogits
 
 COUNT, BATCH_SIZE, EPOCHS = 50, 7, 2  # batches of 7 and 6: two processes share the 7 unevenly
-
-
-class Plain(nn.Module):
-    """A network whose output for an image does not depend on the rest of the batch."""
-
-    def __init__(self):
-        super().__init__()
-        self.fc = nn.Linear(3 * 32 * 32, 10)
-
-    def forward(self, images):
-        return self.fc(images.flatten(1))
-
-
-class Tricky(nn.Module):
-    """A network with batch norm and dropout."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3, stride=4)
-        self.norm = nn.BatchNorm2d(4)
-        self.dropout = nn.Dropout(0.5)
-        self.fc = nn.Linear(256, 10)
-
-    def forward(self, images):
-        return self.fc(self.dropout(self.norm(self.conv(images)).flatten(1)))
 
 
 def train(net_class, path):
@@ -88,7 +62,7 @@ def teacher_logits(folder):
     torch.manual_seed(0)
     batches = Batches(load_sample(COUNT).images, 7, 0, Augmentation(), 2, (rank(), ranks()))
     with mock.patch("utils.device.has_bf16", return_value=False):
-        return TeacherLogits(Plain().eval(), "teacher", batches, folder).epoch(1)
+        return TeacherLogits(Pixels().eval(), "teacher", batches, folder).epoch(1)
 
 
 def missing(folder):
@@ -104,7 +78,7 @@ def missing(folder):
 if __name__ == "__main__":
     join_group(torch.device("cpu"))
     folder = Path(sys.argv[1])
-    found = {net.__name__: train(net, folder / f"{net.__name__}.pth") for net in (Plain, Tricky)}
+    found = {net.__name__: train(net, folder / f"{net.__name__}.pth") for net in (Pixels, Tiny)}
     found["answers"] = teacher_logits(folder / "teacher.logits")
     found["gathered"] = gather(torch.arange(7).tensor_split(ranks())[rank()])
     found["missing"] = missing(folder)

@@ -47,13 +47,13 @@ def two(tmp_path_factory):
 def one(tmp_path_factory):
     """The same with one process."""
     folder = tmp_path_factory.mktemp("one")
-    nets = (one_process.Plain, one_process.Tricky)
+    nets = (one_process.Pixels, one_process.Tiny)
     return folder, {
         net.__name__: one_process.train(net, folder / f"{net.__name__}.pth") for net in nets
     }
 
 
-@pytest.mark.parametrize("net", ["Plain", "Tricky"])
+@pytest.mark.parametrize("net", ["Pixels", "Tiny"])
 def test_every_batch_is_dealt_out_and_all_processes_have_the_same_weights(one, two, net):
     seen, parts = one[1][net]["seen"], [found[net]["seen"] for found in two[1]]
     for whole, *shares in zip(seen, *parts, strict=True):
@@ -77,23 +77,23 @@ def test_processes_share_out_the_images_that_a_teacher_is_asked_for(tmp_path, tw
 def test_two_processes_learn_what_one_learns(one, two):
     """For a network without batch norm, even if the shares have different sizes."""
     ours, theirs = (
-        torch.load(folder / "Plain.state.pth", weights_only=True) for folder in (one[0], two[0])
+        torch.load(folder / "Pixels.state.pth", weights_only=True) for folder in (one[0], two[0])
     )
     torch.testing.assert_close(ours["net"], theirs["net"], rtol=1e-4, atol=1e-6)
-    for row, other in zip(one[1]["Plain"]["history"], two[1][0]["Plain"]["history"], strict=True):
+    for row, other in zip(one[1]["Pixels"]["history"], two[1][0]["Pixels"]["history"], strict=True):
         assert row["train_loss"] == pytest.approx(other["train_loss"], rel=1e-4)
         assert row["train_accuracy"] == other["train_accuracy"]
 
 
 def test_validation_accuracy_is_that_of_one_process_on_the_same_weights(two):
     folder, found = two
-    net = one_process.Tricky()
-    net.load_state_dict(torch.load(folder / "Tricky.state.pth", weights_only=True)["net"])
+    net = one_process.Tiny()
+    net.load_state_dict(torch.load(folder / "Tiny.state.pth", weights_only=True)["net"])
     sample, count = load_sample(), one_process.COUNT
     logits = predict(net, sample.images[count : 2 * count + 1])
     accuracy = top1(logits, sample.labels[count : 2 * count + 1])
     for each in found:
-        assert each["Tricky"]["history"][-1]["val_accuracy"] == accuracy
+        assert each["Tiny"]["history"][-1]["val_accuracy"] == accuracy
         assert each["gathered"].tolist() == list(range(7))
 
 

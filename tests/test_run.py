@@ -11,30 +11,14 @@ from operator import attrgetter
 import pytest
 import torch
 import torch.nn.functional as F
-from loop import Loop
+from loop import Loop, Tiny
 from programs import call
-from torch import nn
 
 from utils.files import UserError, previous
 from utils.logits import predict
 from utils.run import Run
 
 EPOCHS, IMAGES, BATCH_SIZE = 3, 40, 8
-
-
-class Tiny(nn.Module):
-    """A classifier with batch norm and dropout, which make resuming difficult."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3, stride=4)
-        self.inner = nn.Conv2d(4, 4, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(4)
-        self.dropout = nn.Dropout(0.5)
-        self.fc = nn.Linear(256, 10)
-
-    def forward(self, images):
-        return self.fc(self.dropout(self.norm(self.inner(self.conv(images))).flatten(1)))
 
 
 def trainer(
@@ -75,22 +59,17 @@ def history(path):
         return list(csv.DictReader(file))
 
 
-def test_the_best_epoch_by_validation_is_kept_and_not_the_last(tmp_path, sample):
+def test_the_best_epoch_by_validation_is_kept_and_the_history_tells_of_all(tmp_path, sample):
     path = tmp_path / "teacher.pth"
     trainer(path, sample, accuracies=[0.5, 0.9, 0.1]).fit()
     checkpoint = torch.load(path, weights_only=True)
     assert (checkpoint["epoch"], checkpoint["val_accuracy"]) == (2, 0.9)
-    assert [float(row["val_accuracy"]) for row in history(path)] == [0.5, 0.9, 0.1]
-
-
-def test_the_history_tells_losses_accuracies_and_speed_of_every_epoch(tmp_path, sample):
-    path = tmp_path / "teacher.pth"
-    trainer(path, sample).fit()
     rows = history(path)
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
+    assert [float(row["val_accuracy"]) for row in rows] == [0.5, 0.9, 0.1]
     for row in rows:
         assert 0 < float(row["train_loss"]) < 10 and 0 <= float(row["train_accuracy"]) <= 1
-        assert float(row["images_per_second"]) > 0 and float(row["seconds"]) >= 0
+        assert float(row["images_per_second"]) > 0
 
 
 def test_the_learning_rate_warms_up_to_its_maximum_and_falls_along_a_cosine(tmp_path, sample):
@@ -216,23 +195,6 @@ def test_what_is_not_finite_ends_the_run_and_spares_the_last_good_files(
     assert all(tensor.isfinite().all() for tensor in checkpoint["state_dict"].values())
     trainer(path, sample, resume=True).fit()
     assert len(history(path)) == EPOCHS
-
-
-def test_what_an_earlier_run_left_is_kept(tmp_path, sample, capsys):
-    path = tmp_path / "teacher.pth"
-    trainer(path, sample, learning_rate=0.02).fit()
-    before = files(tmp_path)
-    trainer(path, sample).fit()
-    after, out = files(tmp_path), capsys.readouterr().out
-    for name in ("teacher.pth", "teacher.state.pth"):
-        kept = previous(tmp_path / name).name
-        assert after[name] != before[name] and after[kept] == before[name] and kept in out
-
-
-def test_a_folder_that_cannot_be_written_is_found_out_before_the_first_step(tmp_path, sample):
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"teacher\.state\.pth"):
-        trainer(tmp_path / "file" / "teacher.pth", sample)
 
 
 @pytest.mark.parametrize(
