@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from programs import call
 
 import hubconf
-import inference
 from models import SELECTED, STUDENTS, TEACHER, offsets_of
-from studies import policies
 from utils.checkpoint import FILES, load_network, read_checkpoint, write_dict
-from utils.data import MEAN, STD, normalize
+from utils.data import normalize
 from utils.files import UserError
 from utils.logits import top1
 
@@ -89,12 +88,18 @@ def test_the_stem_is_the_one_asked_for(sample):
         hub("densenet121", stem="cifar", checkpoint_dir=folder)
 
 
-def test_the_example_of_the_readme_runs_as_it_stands():
+def test_the_hub_has_these_entries_and_no_others():
+    public = {name for name, it in vars(hubconf).items() if name[0] != "_" and callable(it)}
+    assert public == set(ENTRIES)  # what torch.hub.list returns
+
+
+def test_the_example_of_the_readme_runs_as_it_stands(monkeypatch, capsys):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (script,) = (block for block in blocks if "torch.hub.load(" in block)
-    script = script.replace("path/to/the/clone", str(ROOT))
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert re.fullmatch(r"tensor\(\[(\d, ){4}\d\]\) tensor\(\[([01], ){4}[01]\]\)\n", done.stdout)
+    monkeypatch.chdir(ROOT)
+    exec(script.replace("path/to/the/clone", str(ROOT)), {})
+    printed = capsys.readouterr().out
+    assert re.fullmatch(r"tensor\(\[(\d, ){4}\d\]\) tensor\(\[([01], ){4}[01]\]\)\n", printed)
 
 
 def test_the_number_of_classes_is_that_of_the_weights_or_the_one_asked_for(images):
@@ -142,19 +147,6 @@ def test_images_of_another_kind_are_refused(name, wrong):
         net(wrong)
 
 
-def test_the_help_of_every_entry_tells_shapes_and_normalization():
-    public = {name for name, it in vars(hubconf).items() if name[0] != "_" and callable(it)}
-    assert public == set(ENTRIES)  # what torch.hub.list returns
-    texts = {name: getattr(hubconf, name).__doc__ for name in ENTRIES}  # from torch.hub.help
-    for name, text in texts.items():
-        assert "(N, 3, S, S) ->" in text and (
-            name in ("teacher", TEACHER) or "those of `teacher`" in text
-        )
-    assert "num_classes: 2 to 1,000" in texts["teacher"]
-    for color in (MEAN, STD):
-        assert "({})".format(", ".join(f"{each:.4f}" for each in color)) in texts["teacher"]
-
-
 def test_the_hub_works_from_elsewhere_without_matplotlib_and_on_windows(tmp_path):
     """Windows has no fcntl."""
     code = (
@@ -200,53 +192,22 @@ def retrained(tmp_path_factory):
     return folder
 
 
-def inference_of(*flags):
-    def run(folder, monkeypatch, data):
-        words = ["--checkpoint-dir", folder, *(flags or ["--data-dir", data])]
-        monkeypatch.setattr("sys.argv", ["script.py", *map(str, words)])
-        return inference.main()
-
-    return run
-
-
-def study(folder, monkeypatch, data):
-    words = ["--collect", "--checkpoint-dir", folder, "--data-dir", data, "--out", folder / "out"]
-    monkeypatch.setattr("sys.argv", ["script.py", *map(str, words)])
-    return policies.main()
-
-
-def from_the_hub(folder, monkeypatch, data):
-    monkeypatch.setattr(hubconf, "_CHECKPOINTS", folder)
-    return hubconf.multistudent()
-
-
-PHOTO = str(ROOT / "results" / "samples.png")
-
-
 @pytest.mark.parametrize(
-    "use",
+    "words",
     [
-        inference_of(),
-        inference_of(PHOTO),
-        inference_of(PHOTO, "--policy", "cascade"),
-        study,
-        from_the_hub,
+        "inference.py --data DATA",
+        "inference.py results/samples.png",
+        "inference.py results/samples.png --policy cascade",
+        "studies.policies --collect --data DATA --out FOLDER",
     ],
 )
-def test_a_selector_of_other_students_is_refused(retrained, small_npz, monkeypatch, use):
+def test_a_selector_of_other_students_is_refused(retrained, small_npz, monkeypatch, words):
+    monkeypatch.chdir(ROOT)
+    script, *flags = words.replace("DATA", str(small_npz)).replace("FOLDER", str(retrained)).split()
+    _, err = call(script, *flags, "--checkpoint-dir", retrained, status=2)
+    assert re.search("selector.pth .*trainSelector.py", err.splitlines()[-1])
+
+
+def test_a_selector_of_other_students_is_not_loaded_by_the_hub(retrained):
     with pytest.raises(UserError, match="selector.pth .*trainSelector.py"):
-        use(retrained, monkeypatch, small_npz)
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["googlenet"],
-        ["ensemble"],
-        ["cascade", "--threshold", ",".join(["0.5"] * (len(STUDENTS) - 1))],
-    ],
-)
-def test_what_asks_no_selector_needs_none(retrained, small_npz, monkeypatch, tmp_path, flags):
-    for arch in STUDENTS:
-        (tmp_path / FILES[arch]).symlink_to(retrained / FILES[arch])
-    assert inference_of(PHOTO, "--policy", *flags)(tmp_path, monkeypatch, small_npz) == 0
+        hubconf.multistudent(checkpoint_dir=str(retrained))
