@@ -165,8 +165,8 @@ def test_the_settings_of_a_run_are_the_constants_of_its_script_with_the_flags_ap
 
 
 @pytest.mark.parametrize(
-    "script, package",  # an early and a late import
-    [("teacherTrain", "torchvision"), ("inference", "filelock"), ("studies.policies", "torch")],
+    "script, package",  # a late and an early import
+    [("inference", "filelock"), ("studies.policies", "torch")],
 )
 def test_ctrl_c_during_the_imports_ends_in_one_line(script, package, tmp_path):
     (tmp_path / f"{package}.py").write_text("raise KeyboardInterrupt")
