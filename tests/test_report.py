@@ -99,7 +99,6 @@ CONTEXTS = {"scores": "context", "contexts": ("clean", "noise"), "doubt": 0.0, "
         ({"wrong": 18}, "These networks are barely trained"),
         (CONTEXTS, "The selector is the best choice: {routed}"),
         ({"times": 20, "doubt": 0.0}, "GoogLeNet alone is as good as any policy: {googlenet}"),
-        ({"times": 20, "doubt": 0.0, "scores": "worse"}, "GoogLeNet alone is as good"),
         (
             {"times": 20, "doubt": 0.0, "scores": "knows"},
             "The selector is the best choice: {routed}",
