@@ -15,12 +15,9 @@ import torch
 from PIL import Image
 from programs import call
 
-import inference
 import StudentTrain
 import trainSelector
-from evaluation.testset import print_tables
 from models import SELECTED, STUDENTS, MultiStudent, offsets_of
-from studies import policies, selectors
 from utils.augment import Augmentation, Batches
 from utils.checkpoint import EXPECTED, FILES, fingerprint_of, load_network
 from utils.contexts import image_seeds, in_context, kinds
@@ -232,27 +229,6 @@ def test_a_run_starts_from_the_weights_that_init_names(folder, run, tmp_path):
     assert re.search("init was '[0-9a-f]{12}', is None", err)
 
 
-@pytest.mark.parametrize(
-    ("name", "stem", "named"),
-    [
-        ("teacher.pth", "cifar-pool", "teacher.pth would be overwritten"),
-        ("teacher.previous.pth", "cifar-pool", "teacher.previous.pth would be overwritten"),
-        ("teacher.state.pth", "cifar-pool", "teacher.state.pth would be overwritten"),
-        ("googlenet.pth", "cifar-pool", "'googlenet'"),
-        ("other.pth", "cifar", "--stem"),
-        ("none.pth", "cifar-pool", "none.pth"),
-    ],
-)
-def test_weights_that_cannot_be_started_from_are_refused(name, stem, named, folder, run):
-    for copy in ("other.pth", "teacher.previous.pth"):
-        shutil.copy(folder / "teacher.pth", folder / copy)
-    before = (folder / "teacher.pth").read_bytes()
-    flags = [*QUICK, "--stem", stem, "--init", folder / name]
-    _, err = run("teacherTrain.py", folder, *flags, status=2)
-    assert named in err and len(err.splitlines()) == 1
-    assert (folder / "teacher.pth").read_bytes() == before
-
-
 def test_a_student_learns_from_the_images_that_indices_names(small_npz, tmp_path, run):
     train, val, _ = load_splits(small_npz)
     path = tmp_path / "indices.npy"
@@ -298,19 +274,31 @@ def test_several_teachers_teach_the_mean_of_their_logits(folder, small_npz, tmp_
 
 
 @pytest.mark.parametrize(
-    "flags, named",
+    "words, named",
     [
-        (["--teacher", "none.pth"], "none.pth"),
-        (["--teacher", "selector.pth"], "selector.pth"),
-        (["--teacher", "teacher.pth", "selector.pth"], "selector.pth"),
-        (["--teacher", "teacher.pth", "--distill-loss", "none"], "--distill-loss"),
+        ("teacherTrain.py --init teacher.pth", "teacher.pth would be overwritten"),
+        ("teacherTrain.py --init teacher.previous.pth", "teacher.previous.pth would be"),
+        ("teacherTrain.py --init teacher.state.pth", "teacher.state.pth would be overwritten"),
+        ("teacherTrain.py --init googlenet.pth", "'googlenet'"),
+        ("teacherTrain.py --init other.pth --stem cifar", "--stem"),
+        ("teacherTrain.py --init none.pth", "none.pth"),
+        ("StudentTrain.py --model 2 --teacher none.pth", "none.pth"),
+        ("StudentTrain.py --model 2 --teacher selector.pth", "selector.pth"),
+        ("StudentTrain.py --model 2 --teacher teacher.pth selector.pth", "selector.pth"),
+        ("StudentTrain.py --model 2 --teacher teacher.pth --distill-loss none", "--distill-loss"),
     ],
 )
-def test_a_teacher_that_cannot_teach_is_refused(flags, named, folder, run, monkeypatch):
+def test_weights_that_cannot_be_started_or_learned_from_are_refused(
+    words, named, folder, run, monkeypatch
+):
+    for copy in ("other.pth", "teacher.previous.pth"):
+        shutil.copy(folder / "teacher.pth", folder / copy)
+    before = {path.name: path.read_bytes() for path in folder.glob("*.pth")}
     monkeypatch.chdir(folder)
-    _, err = run("StudentTrain.py", "new", "--model", 2, *QUICK, *flags, status=2)
+    script, *flags = words.split()
+    _, err = run(script, ".", *QUICK, *flags, status=2)
     assert named in err and len(err.splitlines()) == 1
-    assert not list(Path("new").glob("*.pth"))
+    assert {path.name: path.read_bytes() for path in folder.glob("*.pth")} == before
 
 
 # ------------------------------------------------------------------ resuming
@@ -416,38 +404,6 @@ def test_what_a_comparison_needs_is_kept(pipeline, small_npz):
         assert len(metrics["val_accuracy_per_epoch"][name]) == 2
         if name != "selector":  # with its thresholds it is another
             assert facts["val_accuracy"] == max(metrics["val_accuracy_per_epoch"][name])
-
-
-def test_of_many_classes_the_worst_ten_and_all_are_printed_in_percent(capsys):
-    classes = {f"class {k}": k / 100 for k in range(100)}
-    accuracy = {"googlenet": 0.25, "routed": 0.495}
-    print_tables(
-        {
-            "accuracy": accuracy | {"better_student": 0.25},
-            "accuracy_interval": {},
-            "macs_per_image": {"googlenet": 9e6},
-            "images_per_second": {},
-            "per_class": {"googlenet": dict.fromkeys(classes, 0.25), "routed": classes},
-            "route_share": {"densenet121": 0.125},
-            "route_share_per_class": dict.fromkeys(classes, 0.125),
-            "context": "mixed",
-            "per_context": {
-                "fog": {
-                    "accuracy": accuracy,
-                    "images": 8,
-                    "sent": {"densenet121": 1, "googlenet": 7},
-                }
-            },
-        }
-    )
-    out = capsys.readouterr().out
-    rows = re.findall(r"^(class \d+|all|fog) +25.0 +(\S+) +12.5", out, re.MULTILINE)
-    assert rows == [
-        *((f"class {k}", f"{k}.0") for k in range(10)),
-        ("all", "49.5"),
-        ("fog", "49.5"),
-    ]
-    assert out.count("GoogLeNet") == 1 and re.search("12.5 +87.5", out)
 
 
 def test_figures_and_report_are_written_and_the_report_is_named_last(pipeline):
@@ -616,27 +572,26 @@ def test_the_next_commands_typed_as_printed_lead_to_predictions_in_the_classes_o
 
 
 @pytest.mark.parametrize(
-    "main, words",
+    "words",
     [
-        (StudentTrain.main, ["--model", "2"]),
-        (trainSelector.main, []),
-        (inference.main, ["--out", "out"]),
-        (policies.main, ["--collect", "--out", "out"]),
-        (selectors.main, ["--out", "out"]),
+        "StudentTrain.py --model 2",
+        "trainSelector.py",
+        "inference.py --out out",
+        "studies.policies --collect --out out",
+        "studies.selectors --out out",
     ],
 )
 def test_networks_for_other_classes_than_the_datas_are_refused(
-    main, words, pipeline, small_npz, tmp_path, monkeypatch
+    words, pipeline, small_npz, tmp_path, monkeypatch
 ):
     with np.load(small_npz) as file:
         np.savez(tmp_path / "mine.npz", **{name: file[name] for name in file if name != "classes"})
     for file in FILES.values():
         (tmp_path / file).symlink_to(pipeline[0] / file)
-    words += ["--data-dir", "mine.npz", "--checkpoint-dir", ".", "--device", "cpu"]
-    monkeypatch.setattr("sys.argv", ["script.py", *words])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"\.pth calls class 0 'airplane', and mine.npz 'class 0'"):
-        main()
+    words += " --data-dir mine.npz --checkpoint-dir . --device cpu"
+    _, err = call(*words.split(), status=2)
+    assert ".pth calls class 0 'airplane', and mine.npz 'class 0'" in err
     made = {path.suffix for path in Path().rglob("*")}
     assert made <= {".pth", ".lock", ".npz", ""}
 
