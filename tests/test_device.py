@@ -1,41 +1,10 @@
-"""The precision chosen for each processor, and the effect of keep_freed_memory."""
-
-import platform
-import subprocess
-import sys
-from pathlib import Path
+"""The precision chosen for each processor, and the parts in which a CPU answers."""
 
 import pytest
 import torch
 
 from utils import device
 from utils.device import for_inference
-
-ROOT = Path(__file__).resolve().parent.parent
-FAULTS = """
-from resource import RUSAGE_SELF, getrusage
-import torch
-from utils.device import keep_freed_memory
-
-def faults():
-    for number in range(40):
-        if number == 30:  # the C library has found places for all
-            before = getrusage(RUSAGE_SELF).ru_minflt
-        activations = [torch.ones(size) for size in (10_000_000, 5_000_000, 1_000_000)]
-        del activations
-    return getrusage(RUSAGE_SELF).ru_minflt - before
-
-print(faults(), keep_freed_memory() or faults())
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to")
-def test_memory_that_is_freed_is_not_cleared_by_the_kernel_again():
-    found = subprocess.check_output([sys.executable, "-c", FAULTS], cwd=ROOT, text=True)
-    given_back, kept = map(int, found.split())
-    if given_back < 100:  # ten times 64 MB, in pages of 4 kB or 2 MB
-        pytest.skip("this kernel does not count the pages that it clears")
-    assert kept < given_back / 10
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,10 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from models import Cascade, Recorded, confidence, offsets_of
 from utils import method
 from utils.method import (
-    absolute_error,
     best_temperature,
     best_threshold,
     cascade_thresholds,
@@ -72,12 +70,6 @@ def test_unknown_loss_is_refused_by_name():
         distillation_loss(torch.zeros(1, 1), torch.zeros(1, 1), LABELS, kind="l1")
 
 
-def test_absolute_error_sums_over_the_classes():
-    logits = torch.tensor([[LN3, 0.0], [LN3, 0.0], [100.0, -100.0], [100.0, -100.0]])
-    error = absolute_error(logits, torch.tensor([0, 1, 0, 1]))
-    torch.testing.assert_close(error, torch.tensor([0.5, 1.5, 0.0, 2.0]))
-
-
 def test_the_selector_label_is_the_student_with_the_smallest_error_and_of_equal_ones_the_last():
     sure, unsure = [4.0, 0.0], [LN3, 0.0]
     student_1 = torch.tensor([sure, unsure, unsure, sure])
@@ -87,13 +79,6 @@ def test_the_selector_label_is_the_student_with_the_smallest_error_and_of_equal_
     assert result.dtype == torch.int64
     assert result.tolist() == [0, 1, 1, 1]  # student 1 is surely wrong about the last
     assert selector_labels([student_1, student_2, student_2], labels).tolist() == [0, 2, 2, 2]
-
-
-def test_with_two_students_the_loss_of_the_selector_is_the_published_binary_cross_entropy():
-    logits, labels = torch.randn(50, 2), torch.randint(0, 2, (50,))
-    loss = F.cross_entropy(logits, labels)
-    difference, better = logits[:, 0] - logits[:, 1], (labels == 0).float()
-    torch.testing.assert_close(loss, F.binary_cross_entropy_with_logits(difference, better))
 
 
 def test_the_threshold_is_the_best_on_the_images_it_is_given():

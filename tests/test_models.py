@@ -15,7 +15,6 @@ from models import (
     MultiStudent,
     Recorded,
     Selector,
-    confidence,
     macs,
     network,
     offsets_of,
@@ -121,7 +120,6 @@ def pair():
 
 SCORES = {
     "mixed": [1.0, -1.0, -2.0, 2.0, 3.0, -3.0, 0.5],
-    "all to student 2": [-1.0, -2.0, -3.0],
     "no image": [],
 }
 
@@ -196,12 +194,6 @@ OTHER = [0.0, 3.0]
 def said(*answers):
     """Images (N, students, 2); student k reads its logits from channel k."""
     return torch.tensor(answers).reshape(len(answers), -1, 2)
-
-
-def test_confidence_is_the_largest_probability():
-    assert confidence(said(SURE, TORN)[:, 0]).tolist() == pytest.approx(
-        [0.98201, 0.52498], abs=1e-5
-    )
 
 
 def test_only_an_unsure_student_is_helped_and_both_answer_together():
