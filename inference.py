@@ -92,12 +92,9 @@ def read_flags() -> argparse.Namespace:
     if args.threshold and args.target:
         parser.error("--threshold or --target, not both")
     args.policy = policy_of(parser, args)
-    if args.threshold and args.policy not in THRESHOLDS:
-        parser.error(f"--threshold: --policy {args.policy} has no threshold, leave it out")
-    if args.threshold and len(args.threshold) != (count := len(THRESHOLDS[args.policy][1])):
-        parser.error(
-            f"--threshold: --policy {args.policy} has {count} of them: name as many, with commas"
-        )
+    count = len(THRESHOLDS[args.policy][1] or ()) if args.policy in THRESHOLDS else 0
+    if args.threshold and len(args.threshold) != count:
+        parser.error(f"--threshold: --policy {args.policy} has {count} of them")
     if args.csv and not args.images:
         parser.error("--csv needs images: name files or folders")
     for name in ("context", "data", "subset", "out"):

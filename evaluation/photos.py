@@ -14,7 +14,6 @@ from utils.files import UserError
 
 # Formats of cameras and browsers (JPEG includes MPO). For EPS, Pillow would run Ghostscript.
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
-BITS = (8, 10, 12, 14, 16, 31)  # usual ranges of gray levels
 
 
 def image_files(paths: Iterable[Path]) -> Iterator[Path]:
@@ -46,8 +45,8 @@ def _below(top: Path) -> Iterator[Path]:
 def read_image(path: Path, size: int = 32) -> np.ndarray:
     """Read an image file, crop the central square and resize it: uint8 (size, size, 3) RGB.
 
-    The EXIF orientation is applied. Transparent pixels become white. Gray levels with more than 8
-    bits are scaled, see `to_8_bits`.
+    The EXIF orientation is applied. Transparent pixels become white. Of gray levels with more than
+    8 bits, the smallest becomes black and the largest white.
 
     Raises UserError, with a one-line message that names the file, if it cannot be read, is not an
     image, or has more than twice Image.MAX_IMAGE_PIXELS pixels.
@@ -79,7 +78,12 @@ def _shrink(image: Image.Image, size: int) -> np.ndarray:
     with contextlib.suppress(Exception):  # damaged EXIF data
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode[0] in "IF":  # one channel of more than 8 bits
-        image = Image.fromarray(to_8_bits(np.asarray(image)))
+        levels = np.asarray(image).astype(np.float64)
+        low, high = levels.min(), levels.max()
+        if not np.isfinite([low, high]).all():
+            raise UserError("some of its pixels are NaN or infinite")
+        scale = 255 / ((high - low) or 1)
+        image = Image.fromarray(((levels - low) * scale).round().astype(np.uint8))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
     elif image.mode in ("1", "P"):  # Pillow resizes these without interpolation
@@ -88,25 +92,6 @@ def _shrink(image: Image.Image, size: int) -> np.ndarray:
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.asarray(image.convert("RGB"))
-
-
-def to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Convert numbers to gray levels: uint8 of the same shape, 0 for black, 255 for white.
-
-    Whole numbers: white is the maximum of the smallest of BITS that holds all values, as many
-    programs store 8 or 12 bits in files of 16 or 32. Floats: white is 1 if all are in [0, 1]. All
-    others, and numbers below 0: black and white are the smallest and the largest value.
-
-    Raises UserError if a number is not finite.
-    """
-    low, high = float(values.min()), float(values.max())
-    if not np.isfinite([low, high]).all():
-        raise UserError("some of its pixels are NaN or infinite")
-    whites = [1] if values.dtype.kind == "f" else [2**bits - 1 for bits in BITS]
-    white = next((white for white in whites if high <= white), high)
-    black, white = (0, white) if low >= 0 and white in whites else (low, high)
-    scale = 255 / ((white - black) or 1)
-    return ((values.astype(np.float32) - black) * scale + 0.5).astype(np.uint8)
 
 
 def one_line(text: object) -> str:

@@ -41,8 +41,7 @@ class Cascade(nn.Module):
 
         Raises RuntimeError if traced or exported, see `refuse_tracing`.
         """
-        if not torch.jit.is_scripting():
-            refuse_tracing(self, images)
+        refuse_tracing(self, images)
         first, *others = self.students
         logits = first(images).float()
         last = torch.zeros(len(images), dtype=torch.long, device=images.device)

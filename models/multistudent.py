@@ -67,8 +67,7 @@ class MultiStudent(nn.Module):
 
         Raises RuntimeError if traced or exported, see `refuse_tracing`.
         """
-        if not torch.jit.is_scripting():
-            refuse_tracing(self, images)
+        refuse_tracing(self, images)
         choice = self.choose(images)
         parts, positions = [], []
         for k, student in enumerate(self.students):

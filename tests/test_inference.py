@@ -55,7 +55,6 @@ PICTURES = {  # by file name: a picture and the color of the result
     "rgb.png": (Image.new("RGB", (40, 40), RGB), RGB),
     "palette.png": (Image.new("RGB", (40, 40), RGB).quantize(4), RGB),
     "gray.png": (Image.new("L", (40, 40), 200), (200, 200, 200)),
-    "16-bit.png": (Image.fromarray(np.full((40, 40), 200 * 257, np.uint16)), (200, 200, 200)),
     "transparent.png": (Image.new("RGBA", (40, 40), (*RGB, 0)), (255, 255, 255)),
     "gray and alpha.png": (Image.new("LA", (40, 40), (200, 255)), (200, 200, 200)),
     "1-bit.png": (Image.new("1", (40, 40), 1), (255, 255, 255)),

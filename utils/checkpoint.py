@@ -316,9 +316,6 @@ def check_data(path: Path, checkpoint: Mapping[str, Any], data: DataSet) -> None
         said = f"has {what} {here}, and {data.name} {there}"
         if what == "classes":
             said = f"has {listed(here)}, and {data.name} has {listed(there)}"
-            if len(here) == len(there):
-                k = next(k for k in range(len(here)) if here[k] != there[k])
-                said = f"calls class {k} {here[k]!r}, and {data.name} {there[k]!r}"
         raise UserError(
             f"{shown(path)} {said}: use --data for the data set that it was trained on, or "
             "--checkpoint-dir for networks trained on this data set"

@@ -30,7 +30,6 @@ SHA256 = {
 }
 SPLIT_SEED = 0  # not the seed of a run, so that all runs have the same validation images
 
-
 MEAN = (0.4914, 0.4822, 0.4465)  # of CIFAR-10's training images, per channel, in [0, 1]
 STD = (0.2470, 0.2435, 0.2616)
 
@@ -175,7 +174,12 @@ def _arrays(data: str | Path) -> tuple[Mapping[str, np.ndarray], str]:
         return _cifar100(), "CIFAR-100"
     if is_default(data) or os.path.isdir(data):
         return _cifar10(FOLDER if is_default(data) else Path(data)), CIFAR10.name
-    return _own_arrays(Path(data)), str(data)
+    if not os.path.exists(data):
+        raise UserError(
+            f"--data {data}: no such file or folder; leave it out to download CIFAR-10 to "
+            f"{shown(FOLDER)}"
+        )
+    return _read(Path(data), "see 'Your own data' in README.md", _check_own), str(data)
 
 
 def named_images(split: Split, path: Path) -> Split:
@@ -251,8 +255,7 @@ def is_default(data: str | Path) -> bool:
 def _cifar10(folder: Path) -> dict[str, np.ndarray]:
     cache, default = folder / "cifar10.npz", is_default(folder)
     if cache.exists():
-        anew = "to download it again" if default else "with another --data"
-        return _read(cache, f"delete {cache} and run again {anew}", check_cifar10)
+        return _read(cache, f"delete {cache} and run again", check_cifar10)
     arrays = fetch(folder, check_cifar10, download=default)
     if default:  # no file is written to other folders
         with replacing(cache) as file:
@@ -278,26 +281,12 @@ def _cifar100() -> dict[str, np.ndarray]:
     }
 
 
-def _own_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The four arrays in `path`, and `classes`, generated if missing."""
-    if not path.exists():
-        raise UserError(
-            f"--data {path}: no such file or folder; leave it out to download CIFAR-10 to "
-            f"{shown(FOLDER)}"
-        )
-    return _read(path, "see 'Your own data' in README.md", _check_own)
-
-
 def _read(
     path: Path, remedy: str, check: Callable[[dict[str, np.ndarray]], None]
 ) -> dict[str, np.ndarray]:
     """Those of the four arrays and `classes` that pass `check`. Errors end with `remedy`."""
     try:
-        arrays = read_arrays(path, [*SHA256, "classes", "val_images"])
-        if "val_images" in arrays:
-            raise UserError(
-                f"{path} has val_images: put them into train_images, a tenth of which is held out"
-            )
+        arrays = read_arrays(path, [*SHA256, "classes"])
         if missing := [name for name in SHA256 if name not in arrays]:
             raise UserError(f"{path} has no {', '.join(missing)}")
         check(arrays)
