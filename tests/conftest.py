@@ -23,13 +23,6 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for programs started by tests
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_terminal_summary(terminalreporter):
-    """Print the counts that tests record with record_property("counted", text)."""
-    reports = terminalreporter.getreports("passed")
-    for line in [text for report in reports for name, text in report.user_properties]:
-        terminalreporter.line(line)
-
-
 @pytest.fixture(scope="session")
 def sample():
     """The 1,000 images of data/sample.npz, as a Split."""

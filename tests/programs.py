@@ -19,18 +19,12 @@ FORKS.set_forkserver_preload(["torch", "torchvision", "numpy", "tqdm"])
 
 
 def call(script, *flags, status=0):
-    """Run the `main` of a script in this process. Returns what it prints to stdout and stderr.
-
-    Its constants, which flags can change, are as before afterwards.
-    """
+    """Run the `main` of a script in this process. Returns what it prints to stdout and stderr."""
     printed = io.StringIO(), io.StringIO()
-    module = import_module(Path(script).name.removesuffix(".py"))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
         patch.setattr(sys, "argv", [str(script), *map(str, flags)])
-        for name in filter(str.isupper, vars(module)):
-            patch.setattr(module, name, getattr(module, name))
         with contextlib.redirect_stdout(printed[0]), contextlib.redirect_stderr(printed[1]):
-            cli.run(module.main)
+            cli.run(import_module(Path(script).name.removesuffix(".py")).main)
     while files._claims:  # released at the end of a process
         files._claims.pop().release()
     out, err = (each.getvalue() for each in printed)

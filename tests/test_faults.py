@@ -178,7 +178,7 @@ def test_a_run_struck_again_and_again_ends_in_the_very_same_weights(folder, smal
 @pytest.mark.parametrize("mode", ["kill", "power"])
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_struck_at_thirty_moments_a_run_ends_in_the_very_same_weights(
-    tmp_path, earlier, small_npz, whole, name, mode, record_property
+    tmp_path, earlier, small_npz, whole, name, mode
 ):
     reference, moments = whole(name)
     points = [1 + k * (len(moments) - 1) // 29 for k in range(30)]
@@ -191,8 +191,6 @@ def test_struck_at_thirty_moments_a_run_ends_in_the_very_same_weights(
         shutil.rmtree(folder)
 
     writing = [moment for moment in hit if not re.match("step|durable", moment)]
-    told = f"{len(hit)} moments, {len(writing)} of them inside a write"
-    record_property("counted", f"{name}, {mode}: {told}")
     assert len(hit) == 30 and len(writing) >= 15
     for file in ("pth", "previous.pth", "csv", "state.pth"):
         assert any(moment.endswith(f" {name}.{file}") for moment in writing), file

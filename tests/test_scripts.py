@@ -537,13 +537,10 @@ def test_the_next_commands_typed_as_printed_lead_to_predictions_in_the_classes_o
     names = ["cat", 'Löwe, "big"', "$x$"]
     some = sample.labels < 3
     images, labels = sample.images[some].numpy(), sample.labels[some].numpy()
-    train, test = {}, {}
-    for part, places in ((train, slice(200)), (test, slice(200, None))):
-        part |= {"images": images[places], "labels": labels[places]}
-    arrays = {f"train_{name}": it for name, it in train.items()}
-    arrays |= {f"test_{name}": it for name, it in test.items()}
+    arrays = {"train_images": images[:200], "train_labels": labels[:200]}
+    arrays |= {"test_images": images[200:], "test_labels": labels[200:], "classes": names}
     with open(tmp_path / "my data.NPZ", "wb") as file:
-        np.savez(file, **arrays, classes=names)
+        np.savez(file, **arrays)
     monkeypatch.chdir(tmp_path)  # from elsewhere
     command = f"python {shlex.quote(str(ROOT))}/teacherTrain.py --device cpu --subset 20"
     command += " --data-dir 'my data.NPZ' --checkpoint-dir 'my networks'"

@@ -35,7 +35,7 @@ EPOCH = ["--epochs", "1", "--batch-size", "40"]
 
 
 def test_the_scripts_run_to_the_report_with_other_networks_and_larger_images(tmp_path, small_npz):
-    teacher, students = "resnet18", ("again", "shufflenet_v2_x1_0")
+    teacher, students = "mobilenet_v3_small", ("again", "shufflenet_v2_x1_0")
     with np.load(small_npz) as file:
         arrays = dict(file)
     for part in ("train_images", "test_images"):
@@ -52,7 +52,7 @@ def test_the_scripts_run_to_the_report_with_other_networks_and_larger_images(tmp
     text = text.replace("NETWORKS = {", 'NETWORKS = {"again": Arch("again", SmallCNN, "blocks.0"),')
     path.write_text(text)
     commands = [
-        ("benchmarks.reproduce", *EPOCH),
+        ("benchmarks.reproduce", "--epochs", "1", "--batch-size", "5"),
         ("teacherTrain.py", *EPOCH),
         *(("StudentTrain.py", "--model", str(k + 1), *EPOCH) for k in range(len(students))),
         ("trainSelector.py", *EPOCH),
