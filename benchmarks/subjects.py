@@ -5,6 +5,7 @@ repeatedly, does one piece of work, and returns its number of images.
 """
 
 import itertools
+import multiprocessing
 import resource
 import time
 from collections.abc import Callable, Iterable
@@ -175,6 +176,8 @@ def prepare(subject: str, side: str, threads: int | None, place: Place) -> None:
     if threads:
         torch.set_num_threads(threads)
     torch.manual_seed(0)
+    # Workers of a DataLoader start as in any script, though this process was spawned.
+    multiprocessing.set_start_method(None, force=True)
     piece = getattr(SUBJECTS[subject], side)(place)
 
     def timed() -> float:

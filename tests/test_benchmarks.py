@@ -1,6 +1,8 @@
 """The fast code computes the same as the plain code, and the benchmarks measure it correctly."""
 
 import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from programs import FORKS, call
 
 from benchmarks import __main__ as bench
 from benchmarks import plain, reproduce
-from benchmarks.subjects import SUBJECTS, Place
+from benchmarks.subjects import SUBJECTS, Place, prepare
 from models import TEACHER, network
 from utils.checkpoint import FILES, load_network, save_checkpoint
 from utils.data import normalize
@@ -92,6 +94,14 @@ def test_the_numbers_are_saved_with_the_machine(benchmark, small_npz, tmp_path):
         assert run["subject"] == "data" and run["unit"] == "images/s" and run["device"] == "cpu"
         assert 0 < run["ratio_min"] <= run["ratio"] <= run["ratio_max"]
         assert run["ours"] > 0 and run["plain"] > 0 and run["ours_peak_mb"] > 50
+
+
+def test_workers_of_a_dataloader_start_in_a_side_as_in_any_script(small_npz, tmp_path):
+    """In a process that was not forked, each would import PyTorch anew, in each epoch."""
+    with ProcessPoolExecutor(1, FORKS) as side:
+        side.submit(prepare, "data", "plain", 1, Place(CPU, small_npz, tmp_path)).result()
+        method = side.submit(multiprocessing.get_start_method).result()
+    assert method == multiprocessing.get_start_method()
 
 
 @pytest.mark.parametrize(
