@@ -18,8 +18,6 @@ from utils import cli  # first: Ctrl-C while it imports PyTorch ends in one line
 # isort: split
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -141,13 +139,15 @@ def main() -> None:
     if "teacher" in val_logits:
         teacher_right = val_logits["teacher"].argmax(dim=1) == val.labels
         cascade["cascade_teacher_thresholds"] = cascade_thresholds(*seen, teacher_right)
-    report(
-        path,
-        predict(routed, test, "test"),
-        test,
-        thresholds=thresholds,
-        **cascade,
-        val_accuracy=routed_accuracy(scores + offsets, right),
+    logits, choice = predict(routed, test, "test")
+    val_accuracy = routed_accuracy(scores + offsets, right)
+    accuracy = {"val_accuracy": val_accuracy, "test_accuracy": top1(logits, test.labels)}
+    amend_checkpoint(path, thresholds=thresholds, **cascade, **accuracy)
+    print(
+        f"\nthreshold {', '.join(f'{each:.2f}' for each in thresholds)}: routed top-1 "
+        f"{val_accuracy:.2%} on the validation images, {accuracy['test_accuracy']:.2%} on "
+        f"{len(test):,} test images; {share(choice == 0):.1%} of these went to "
+        f"{models.SELECTED[0]}; wrote {shown(path)}"
     )
     for name, chosen in cascade.items():
         print(f"{name.replace('_', ' ')}: {', '.join(map(str, chosen))}")
@@ -214,24 +214,6 @@ def label(
         return selector_labels(logits, split.labels), weights
     targets = context_labels(args.context, image_seeds(split), trained_on)
     return targets.to(split.labels.device), weights
-
-
-def report(
-    path: Path, routed: tuple[torch.Tensor, torch.Tensor], test: Split, **facts: Any
-) -> None:
-    """Add `facts` and the test accuracy to the checkpoint, and print them.
-
-    `routed` are the logits (N, classes) and choices (N,) of the routed system for `test`.
-    """
-    logits, choice = routed
-    facts["test_accuracy"] = top1(logits, test.labels)
-    amend_checkpoint(path, **facts)
-    print(
-        f"\nthreshold {', '.join(f'{each:.2f}' for each in facts['thresholds'])}: routed top-1 "
-        f"{facts['val_accuracy']:.2%} on the validation images, {facts['test_accuracy']:.2%} on "
-        f"{len(test):,} test images; {share(choice == 0):.1%} of these went to "
-        f"{models.SELECTED[0]}; wrote {shown(path)}"
-    )
 
 
 if __name__ == "__main__":

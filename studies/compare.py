@@ -15,20 +15,19 @@ import json
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
-from evaluation import figures_into
+from evaluation import figures
 from evaluation.policies import Networks
 from evaluation.significance import mcnemar_p, paired_interval, wilson_interval
 from evaluation.testset import LABELS, ROUTED
 from models import NETWORKS, STUDENTS
 from studies.policies import CURVES, curve
 from utils import cli
-from utils.files import UserError, read_json, replacing, shown
+from utils.files import UserError, read_json, replacing, shown, try_folder
 from utils.method import share
 from utils.safe_load import read_arrays
 
@@ -179,7 +178,7 @@ def latex_of(table: list[list[str]]) -> str:
     return "\n".join(lines).replace("+-", r"$\pm$") + "\n"
 
 
-def draw(figures: ModuleType, evaluations: list[Evaluation], rows: list[dict[str, Any]]) -> Any:
+def draw(evaluations: list[Evaluation], rows: list[dict[str, Any]]) -> Any:
     """Accuracy after each epoch, and accuracy against MACs: a color per run, a marker per network.
 
     Lines in the second plot are policies at all thresholds.
@@ -217,7 +216,7 @@ def main() -> None:
     args = parser.parse_args()
     evaluations = [read(folder) for folder in args.folders]
     rows = compare(evaluations)
-    figures = figures_into(args.out)
+    try_folder(args.out)
     cells = [for_people(row) for row in rows]
     print(cli.aligned(HEADS, cells, left=2))
     paths = [args.out / f"compare.{kind}" for kind in ("csv", "tex", "png")]
@@ -227,7 +226,7 @@ def main() -> None:
         writer.writerows(rows)
     with replacing(paths[1], binary=False) as file:
         file.write(latex_of([HEADS, *cells]))
-    figures.save(draw(figures, evaluations, rows), paths[2])
+    figures.save(draw(evaluations, rows), paths[2])
     print(f"\nwrote {', '.join(map(shown, paths))}")
 
 

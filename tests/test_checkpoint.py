@@ -313,12 +313,6 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(path, tmp_path):
         refusal(each)
 
 
-def test_file_larger_than_any_checkpoint_is_refused(path):
-    save_selector(path)
-    os.truncate(path, 2**40)  # sparse: it takes no room on the disk
-    refusal(path)
-
-
 # ------------------------------------------------------------------ writing
 
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from programs import call
 
-import evaluation
 from evaluation import figures
 from evaluation.policies import Networks
 from evaluation.testset import evaluate, print_tables
@@ -136,14 +135,6 @@ def test_samples_are_in_groups_with_both_answers_and_the_choice():
     assert named[-1].endswith("student is right: 0.0 % of the images")
     first = [text.get_text() for text in groups[1].axes[0].texts]
     assert first[:3] == ["1 b 100 \N{BALLOT X}", "\N{BLACK RIGHT-POINTING TRIANGLE}", "2 a 100"]
-
-
-def test_without_matplotlib_nothing_is_begun(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)  # importing it fails
-    monkeypatch.delitem(sys.modules, "evaluation.figures")
-    monkeypatch.delattr(evaluation, "figures")
-    out, err = call("inference.py", "--out", tmp_path, status=2)
-    assert "pip install matplotlib" in err and out == ""
 
 
 @pytest.mark.parametrize("script", ["inference.py", "studies.policies", "studies.selectors"])

@@ -405,11 +405,6 @@ def run(main: Callable[[], int | None]) -> None:
             told = f"{told.split('. ')[0]}: try a smaller --batch-size"
         print(f"{process}{os.path.basename(sys.argv[0])}: error: {told}", file=sys.stderr)
         sys.exit(2)
-    except RuntimeError as error:
-        if ranks() == 1 or "by peer" not in str(error):
-            raise
-        print(f"rank {rank()}: another process failed, see its error", file=sys.stderr)
-        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

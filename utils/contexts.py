@@ -36,11 +36,6 @@ def pixelate(images: torch.Tensor, side: int) -> torch.Tensor:
     return F.resize(small, list(images.shape[-2:]), InterpolationMode.NEAREST)
 
 
-def jpeg(images: torch.Tensor, quality: int) -> torch.Tensor:
-    """JPEG compression; quality from 1 to 100."""
-    return F.jpeg(images, quality)
-
-
 def tilt(images: torch.Tensor, degrees: float) -> torch.Tensor:
     """Rotate; the corners are filled by reflection."""
     wide = F.pad(images, [images.shape[-1] // 4], padding_mode="reflect")
@@ -56,7 +51,7 @@ KINDS: dict[str, tuple[Callable[..., torch.Tensor], tuple[float, ...]]] = {
     "blur": (blur, (0.7, 0.9, 1.1, 1.3, 1.6)),
     "dark": (F.adjust_brightness, (0.5, 0.4, 0.3, 0.2, 0.1)),
     "pixel": (pixelate, (24, 20, 16, 12, 8)),
-    "jpeg": (jpeg, (40, 25, 15, 10, 5)),
+    "jpeg": (F.jpeg, (40, 25, 15, 10, 5)),
     "fog": (F.adjust_contrast, (0.5, 0.4, 0.3, 0.2, 0.15)),
     "bright": (F.adjust_brightness, (1.5, 2.0, 2.5, 3.0, 4.0)),
     "tilt": (tilt, (10, -15, 20, -30, 40)),
