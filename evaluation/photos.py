@@ -24,22 +24,15 @@ def image_files(paths: Iterable[Path]) -> Iterator[Path]:
     themselves; `read_image` then raises an error that names them.
     """
     for path in paths:
-        if os.path.isdir(path):
-            yield from _below(path)
-        else:
-            yield path
-
-
-def _below(top: Path) -> Iterator[Path]:
-    refused: list[OSError] = []
-    empty = True
-    for folder, below, names in os.walk(top, onerror=refused.append):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):
-                empty = False
-                yield Path(folder, name)
-    yield from [Path(error.filename) for error in refused] or ([top] if empty else [])
+        refused: list[OSError] = []
+        empty = True
+        for folder, below, names in os.walk(path, onerror=refused.append):
+            below[:] = sorted(name for name in below if not name.startswith("."))
+            for name in sorted(names):
+                if not name.startswith("."):
+                    empty = False
+                    yield Path(folder, name)
+        yield from [Path(error.filename) for error in refused] or ([path] if empty else [])
 
 
 def read_image(path: Path, size: int = 32) -> np.ndarray:

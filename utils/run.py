@@ -102,11 +102,6 @@ class Run:
             "clean" if train.context == context else context,
             train.data,
         )
-        if self.loader.size(self.loader.steps - 1) < ranks():
-            raise UserError(
-                f"--batch-size {self.batch_size}: a batch has fewer images than the {ranks()} "
-                "processes that share it; use a larger one"
-            )
         self.optimizers = optimizers(
             net,
             settings["optimizer"],
