@@ -54,7 +54,11 @@ def accuracy_against_work(routing: dict, right: Mapping[str, torch.Tensor]) -> F
         "cascade": ("cascade", (-8, 8), "right"),
         "cascade_teacher": ("cascade at the teacher's accuracy", (-8, 8), "right"),
     }
-    points = {name: _point(facts[name]) for name in labels if name in facts}
+    points = {
+        name: (facts[name]["macs"] / 1e6, 100 * facts[name]["accuracy"])
+        for name in labels
+        if name in facts
+    }
     curves = {name: _smooth(curve) for name, curve in routing["study"]["curves"].items()}
     frontier = _frontier([*points.values(), *itertools.chain(*curves.values())])
     axes.plot(*zip(*frontier, strict=True), color="#d9d9d9", lw=7, zorder=0)
@@ -89,10 +93,6 @@ def accuracy_against_work(routing: dict, right: Mapping[str, torch.Tensor]) -> F
         fontsize=10,
     )
     return figure
-
-
-def _point(facts: Mapping[str, float]) -> tuple[float, float]:
-    return facts["macs"] / 1e6, 100 * facts["accuracy"]
 
 
 def _smooth(curve: Mapping[str, Sequence[float]]) -> list[tuple[float, float]]:

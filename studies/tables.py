@@ -98,7 +98,8 @@ def results(metrics: dict, wide: dict, names: Sequence[str] = ()) -> str:
         accuracy, interval = (metrics[key].get(name) for key in ("accuracy", "accuracy_interval"))
         if accuracy is None and not published:
             continue
-        row = [LABELS[name], published, percent(accuracy), millions(metrics, name)]
+        work = metrics["macs_per_image"].get(name)
+        row = [LABELS[name], published, percent(accuracy), number(work and work / 1e6, ".1f")]
         row.append(percent(wide["accuracy"].get(name)))
         rows.append(row if names else [*row, ends(interval, ".1f", 100), theirs])
     heads = ["", "published", "ours, %", "MMACs", "without max-pool, %"]
@@ -107,11 +108,6 @@ def results(metrics: dict, wide: dict, names: Sequence[str] = ()) -> str:
 
 def percent(share: float | None) -> str:
     return number(share and 100 * share, ".2f")
-
-
-def millions(metrics: dict, name: str) -> str:
-    work = metrics["macs_per_image"].get(name)
-    return number(work and work / 1e6, ".1f")
 
 
 def speed(benchmarks: dict) -> str:
