@@ -63,9 +63,10 @@ def all_results() -> str:
     folder, rows = ROOT / "results", []
     for source, place in FOLDERS.items():
         metrics = read_json(folder / source, dict)
+        networks = {name: read_checkpoint(ROOT / place / file) for name, file in FILES.items()}
         for name in [name for name in metrics["accuracy"] if name not in LEFT_OUT]:
-            facts = read_checkpoint(ROOT / place / FILES.get(name, FILES["teacher"]))
-            made = {"context": "clean", **facts["hyperparameters"]} if name in FILES else {}
+            facts = networks.get(name, networks["teacher"])
+            made = {"context": "clean", **facts["hyperparameters"]} if name in networks else {}
             numbers = (metrics[key][name] for key in ("accuracy", "macs_per_image"))
             rows.append(row(source, name, {**made, "stem": facts["stem"]}, *numbers))
     pool = {"stem": "cifar-pool"}

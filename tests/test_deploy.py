@@ -68,8 +68,7 @@ def test_systems_take_turns_on_the_same_images():
     taken = []
     nets = {name: lambda images, name=name: taken.append((name, images.tolist())) for name in "ab"}
     systems = {name: deploy.System(net, [], []) for name, net in nets.items()}
-    times = deploy.milliseconds(systems, torch.arange(30), 1)
-    assert all(0 < each < 1000 for each in times.values())
+    assert [*deploy.milliseconds(systems, torch.arange(30), 1)] == ["a", "b"]
     one, two = ([[k] for k in range(*ends)] for ends in ((0, 20), (20, 30)))
     turns = [(name, each) for images in (one, two) for name in "ababab" for each in images]
     assert taken == turns
