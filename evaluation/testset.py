@@ -19,7 +19,7 @@ from evaluation.significance import calibration_error, wilson_interval
 from models import NETWORKS, SELECTED, STUDENTS, TEACHER, macs
 from utils import cli
 from utils.contexts import CONTEXTS
-from utils.data import Split, is_default, load_sample, load_splits
+from utils.data import Split, load_sample, load_splits
 from utils.files import UserError, replacing
 from utils.logits import predict
 from utils.method import share
@@ -56,7 +56,7 @@ def test_images(
         own = test.name != "CIFAR-10"
         return f"test images of {test.name}" if own else "CIFAR-10 test set", test
     except UserError as error:
-        if not is_default(data):  # the user asked for this file: do not replace it
+        if data != "cifar10":  # the user asked for this file: do not replace it
             raise
         print(f"\nThe CIFAR-10 test set is not available: {error}\n", file=sys.stderr)
         print("Using the 1,000 test images in data/sample.npz instead.\n", file=sys.stderr)

@@ -1,7 +1,6 @@
 """The selector: a small CNN that predicts which student has the smaller error on an image."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 WIDTHS = (32, 64, 96, 128)  # output channels of blocks 1 to 4
@@ -45,13 +44,8 @@ class Selector(SmallCNN):
 
     Args:
         depth, batch_norm: of the `SmallCNN`.
-        outputs: one per student. 1: the published selector between two students, whose output is
-            the logit of student 1; that of student 2 is then 0.
+        outputs: number of students.
     """
 
     def __init__(self, depth: int = 3, batch_norm: bool = True, outputs: int = 2) -> None:
         super().__init__(outputs, depth, batch_norm)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits = super().forward(images)
-        return F.pad(logits, (0, 1)) if self.head.out_features == 1 else logits

@@ -67,8 +67,6 @@ def test_unknown_arch_or_stem_is_refused():
 def test_selector_gives_a_logit_for_each_student(depth, batch_norm, images):
     assert Selector(depth, batch_norm)(images).shape == (4, 2)
     assert Selector(depth, batch_norm, 3).eval()(images[:1]).shape == (1, 3)
-    published = Selector(depth, batch_norm, 1)(images)
-    assert published.shape == (4, 2) and published[:, 0].any() and not published[:, 1].any()
 
 
 def test_selector_is_small():

@@ -515,7 +515,7 @@ def test_without_the_test_set_inference_falls_back_to_the_sample_and_says_so(
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.setenv("PATH", "")  # where npm would be
     flags = ["--subset", 30, "--out", tmp_path / "out"]
-    _, err = run("inference.py", pipeline[0], *flags, data=tmp_path / "empty")
+    _, err = run("inference.py", pipeline[0], *flags, data="cifar10")
     assert "test set is not available" in err and "data/sample.npz" in err
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["dataset"].startswith("sample") and metrics["images"] == 30

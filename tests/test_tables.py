@@ -80,10 +80,10 @@ def test_a_checkpoint_is_described_as_it_is(tmp_path):
     path = tmp_path / "selector.pth"
     made = {"depth": 1, "batch_norm": False, "augmentation": {"crop": 4, "flip": True}}
     made |= {"arch": "selector", "init": "0123456789ab"}
-    save_checkpoint(path, Selector(1, False, 1), made, 7, 0.5)
+    save_checkpoint(path, Selector(1, False), made, 7, 0.5)
     text = tables.checkpoints([path])
     rows = dict(re.findall(r"^\| (.+?) \| (.*) \|$", text, re.MULTILINE))
-    assert rows["parameters"] == "929"  # 32 x (3 x 9 + 1) in the block, 32 + 1 in the head
+    assert rows["parameters"] == "962"  # 32 x (3 x 9 + 1) in the block, 2 x (32 + 1) in the head
     assert rows["bytes"] == f"{path.stat().st_size:,}"
     assert rows["validation top-1, %"] == "50.00" and rows["test top-1, %"] == ""
     assert rows["`crop`"] == "4" and rows["`flip`"] == "True" and rows["`init`"] == made["init"]

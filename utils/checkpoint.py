@@ -133,9 +133,6 @@ def read_checkpoint(
     if command and not os.path.exists(path):
         raise UserError(f"{path} is missing; run {command}")
     checkpoint = read_dict(path)
-    for key in ("threshold", "cascade_threshold"):  # of two students, in older files
-        if key in checkpoint:
-            checkpoint[f"{key}s"] = [checkpoint.pop(key)]
     missing = [key for key in KEYS if key not in checkpoint]
     if missing and arch and stem:
         return _from_elsewhere(checkpoint, arch, stem)
@@ -192,7 +189,7 @@ def load_network(
     found, stem, hyperparameters = (checkpoint[key] for key in ("arch", "stem", "hyperparameters"))
     with torch.device("cpu"):  # PyTorch's default device may be another
         if found == "selector":
-            outputs = len(hyperparameters.get("selected", [1]))  # older files have one logit
+            outputs = len(hyperparameters.get("selected", SELECTED))
             shape = hyperparameters["depth"], hyperparameters["batch_norm"]
             net: nn.Module = Selector(*shape, outputs)
         else:

@@ -172,8 +172,10 @@ def _arrays(data: str | Path) -> tuple[Mapping[str, np.ndarray], str]:
     """The arrays of a data set, and its name. Only the first process needs the files."""
     if data == "cifar100":
         return _cifar100(), "CIFAR-100"
-    if is_default(data) or os.path.isdir(data):
-        return _cifar10(FOLDER if is_default(data) else Path(data)), CIFAR10.name
+    if data == "cifar10":
+        return _cifar10(FOLDER, download=True), CIFAR10.name
+    if os.path.isdir(data):
+        return _cifar10(Path(data), download=False), CIFAR10.name
     if not os.path.exists(data):
         raise UserError(
             f"--data {data}: no such file or folder; leave it out to download CIFAR-10 to "
@@ -247,17 +249,12 @@ def mean_and_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ..
     )
 
 
-def is_default(data: str | Path) -> bool:
-    """Whether `data` is "cifar10" or FOLDER, also through a link or a relative path."""
-    return data == "cifar10" or os.path.realpath(data) == os.path.realpath(FOLDER)
-
-
-def _cifar10(folder: Path) -> dict[str, np.ndarray]:
-    cache, default = folder / "cifar10.npz", is_default(folder)
+def _cifar10(folder: Path, download: bool) -> dict[str, np.ndarray]:
+    cache = folder / "cifar10.npz"
     if cache.exists():
         return _read(cache, f"delete {cache} and run again", check_cifar10)
-    arrays = fetch(folder, check_cifar10, download=default)
-    if default:  # no file is written to other folders
+    arrays = fetch(folder, check_cifar10, download)
+    if download:  # no file is written to other folders
         with replacing(cache) as file:
             np.savez(file, **arrays, classes=CLASSES)  # uncompressed, to be read quickly
     return arrays
