@@ -168,13 +168,8 @@ def read_flags() -> argparse.Namespace:
     what = "context of the student's images, see utils/contexts.py (the teacher's are clean)"
     cli.add_flag(parser, "CONTEXT", CONTEXT, what)
     cli.add_init(parser)
-    parser.add_argument(
-        "--indices",
-        type=Path,
-        metavar="PATH",
-        help="train only on the images whose indices are in this .npy file; an index listed twice "
-        "counts twice",
-    )
+    what = "train only on the images whose indices are in this .npy file; an index listed twice "
+    cli.add_path(parser, "--indices", what + "counts twice")
     args = parser.parse_args()
     small = SMALL.get(models.STUDENTS[args.model - 1], {})
     parser.set_defaults(**{name.lower(): value for name, value in small.items()})

@@ -67,12 +67,8 @@ def read_flags() -> argparse.Namespace:
     parser = cli.common_parser(__doc__, globals())
     parser.add_argument("images", nargs="*", type=Path, help="your own images, or folders of them")
     cli.add_out(parser, OUT, "metrics.json, the figures and report.html")
-    parser.add_argument(
-        "--csv",
-        type=Path,
-        metavar="PATH",
-        help="write the predictions for your own images to this file, one row per image",
-    )
+    what = "write the predictions for your own images to this file, one row per image"
+    cli.add_path(parser, "--csv", what)
     add_policy(parser, "which networks classify your own images")
     parser.add_argument(
         "--threshold",

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
 
-# Replaces the backend that a notebook sets in the environment, which may not be installed.
+# Needs no display. A notebook sets another one in the environment, which may not be installed.
 os.environ["MPLBACKEND"] = "agg"
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -33,7 +32,6 @@ COLORS = {name: color for name, (color, _) in STYLES.items()}
 MARKERS = {name: marker for name, (_, marker) in STYLES.items()}
 WRONG = "#c1121f"
 MOST = 20  # maximum number of classes in a figure
-matplotlib.use("agg")  # needs no display
 plt.rcdefaults()  # ignore a matplotlibrc, which may require LaTeX
 plt.rcParams.update(
     {

@@ -11,26 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from models import (
-    CLASS_COUNTS,
-    NETWORKS,
-    SELECTED,
-    STUDENTS,
-    TEACHER,
-    Mean,
-    Selector,
-    network,
-)
-from utils.data import (
-    CIFAR10,
-    CLASSES,
-    DataSet,
-    Split,
-    fingerprint,
-    listed,
-    load_splits,
-    numbered,
-)
+from models import CLASS_COUNTS, NETWORKS, SELECTED, STUDENTS, TEACHER, Mean, Selector, network
+from utils.data import CIFAR10, CLASSES, DataSet, Split, fingerprint, listed, load_splits, numbered
 from utils.distributed import by_first, rank
 from utils.files import UserError, previous, replacing, shown
 from utils.safe_load import brief, read_dict
