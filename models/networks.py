@@ -65,6 +65,9 @@ NETWORKS = {
 STEMS = ("cifar", "cifar-pool")
 CLASS_COUNTS = range(2, 1001)
 
+for _name in (TEACHER, *STUDENTS):
+    if _name not in NETWORKS or STUDENTS.count(_name) > 1:
+        raise ValueError(f"TEACHER or STUDENTS: {_name!r} is not in NETWORKS, or is there twice")
 if len(set(SELECTED)) < max(2, len(SELECTED)) or not set(SELECTED) <= set(STUDENTS):
     raise ValueError(f"SELECTED is {SELECTED}: choose two or more of {', '.join(STUDENTS)}")
 

@@ -45,8 +45,12 @@ def row(
     arch = TEACHER if name == "teacher" else name.split(",")[0]  # "googlenet, twice" is a GoogLeNet
     for suffix in filter(None, SUFFIXES.values()):
         arch = arch.removesuffix(suffix)
-    routed = name == "routed" or "selector" in name
-    parts = [arch] if arch in NETWORKS else [*SELECTED, "selector"] if routed else STUDENTS
+    if arch in NETWORKS:
+        parts = [arch]
+    elif name.startswith("cascade") and "contexts" not in source:
+        parts = STUDENTS
+    else:
+        parts = [*SELECTED, *(["selector"] if name == "routed" or "selector" in name else [])]
     sizes = [size(part, made["stem"]) for part in parts]
     numbers, half = (sum(column) for column in zip(*sizes, strict=True))
     percent = [f"{100 * each:.2f}" for each in (top1, *(interval or wilson_interval(top1, IMAGES)))]

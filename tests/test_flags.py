@@ -151,6 +151,12 @@ def test_a_nonsense_constant_is_refused(script, monkeypatch, tmp_path):
                 assert f"{name} = {value!r}" in refusal(script, tmp_path, "--model=1")
 
 
+@pytest.mark.parametrize("name", ["CROP", "EPOCHS"])
+def test_a_missing_constant_is_refused(name, monkeypatch, tmp_path):
+    monkeypatch.delattr(teacherTrain, name)
+    assert name in refusal("teacherTrain", tmp_path)
+
+
 def test_the_settings_of_a_run_are_the_constants_of_its_script_with_the_flags_applied():
     words = ["--epochs=7", "--lr=0.5", "--set", "CUTOUT=2"]
     args = cli.training_parser("", vars(teacherTrain)).parse_args(words)

@@ -62,6 +62,9 @@ CHOICES = {
     "BATCH_NORM": (True, False),
 }
 
+NEEDED = ("EPOCHS", "BATCH_SIZE", "LEARNING_RATE", "SEED")  # by each training script
+NEEDED += ("OPTIMIZER", "MOMENTUM", "WEIGHT_DECAY", "WARMUP", "CROP", "FLIP", "CUTOUT")
+
 
 def constants(block: Mapping[str, Any]) -> dict[str, Any]:
     """The hyperparameters in `block`, the globals of a training script, in lower case.
@@ -264,8 +267,11 @@ def common_parser(doc: str, block: Mapping[str, Any], quick: bool = False) -> Pa
 def training_parser(doc: str, block: Mapping[str, Any]) -> Parser:
     """The parser of the three training scripts; `block` is that of `common_parser`.
 
-    The parsed arguments have all hyperparameters, also those without a flag.
+    The parsed arguments have all hyperparameters, also those without a flag. Also raises UserError
+    if one of NEEDED is missing.
     """
+    if missing := [name for name in NEEDED if name not in block]:
+        raise UserError(f"{missing[0]} is missing at the head of the script")
     parser = common_parser(doc, block, quick=True)
     parser.set_defaults(**constants(block))
     add_flag(parser, "EPOCHS", block["EPOCHS"], "number of epochs")
