@@ -52,11 +52,23 @@ def test_a_row_is_a_classifier_of_torchvision_for_small_images(arch, stem):
     assert other in ([], [f"{row.first}.weight"])  # 3x3 instead of 7x7
 
 
-def test_unknown_arch_or_stem_is_refused():
-    with pytest.raises(ValueError, match="vgg16"):
-        network("vgg16")
-    with pytest.raises(ValueError, match="imagenet"):
-        network("googlenet", "imagenet")
+TWO = [nn.Identity(), nn.Identity()]
+
+
+@pytest.mark.parametrize(
+    "function, arguments, named",
+    [
+        (network, ["vgg16"], "vgg16"),
+        (network, ["googlenet", "imagenet"], "imagenet"),
+        (Selector, [0], "depth is 0"),
+        (Selector, [5], "depth is 5"),
+        (MultiStudent, [TWO, nn.Identity(), offsets_of([0.5, 0.5])], "2 students, but 3 offsets"),
+        (Cascade, [TWO, [0.5, 0.5]], "2 students, but 2 thresholds"),
+    ],
+)
+def test_what_no_network_or_system_can_be_made_of_is_refused(function, arguments, named):
+    with pytest.raises(ValueError, match=named):
+        function(*arguments)
 
 
 # ------------------------------------------------------------------ the selector
@@ -71,12 +83,6 @@ def test_selector_gives_a_logit_for_each_student(depth, batch_norm, images):
 def test_selector_is_small():
     assert parameters(Selector(3)) <= 0.15
     assert macs(Selector(3)) <= 12e6
-
-
-@pytest.mark.parametrize("depth", [0, 5])
-def test_selector_of_another_depth_is_refused(depth):
-    with pytest.raises(ValueError, match=f"depth is {depth}"):
-        Selector(depth)
 
 
 # ------------------------------------------------------------------ selector and students together
@@ -115,26 +121,14 @@ def test_each_image_is_answered_in_its_place_by_its_own_student_alone(scores, pa
     assert torch.equal(logits, images[torch.arange(len(images)), choice])
 
 
-@pytest.mark.parametrize(("threshold", "chosen"), [(0, 0), (1.1, 1)])
-def test_threshold_can_send_every_image_to_one_student(threshold, chosen, pair):
-    images = scored([-200.0, -1.0, 0.0, 1.0, 200.0])
-    logits, choice = MultiStudent(pair, Saying(2), offsets_of([threshold]))(images)
-    assert choice.tolist() == [chosen] * 5 and pair[1 - chosen].given == 0
-    assert torch.equal(logits, images[:, chosen])
-
-
-def test_threshold_is_compared_with_the_probability(pair):
-    images = scored([0.0, 0.8, 0.9])  # sigmoid: 0.5, 0.690, 0.711
-    assert MultiStudent(pair, Saying(2)).choose(images).tolist() == [0, 0, 0]
-    system = MultiStudent(pair, Saying(2), offsets_of([0.7]))
-    assert system.choose(images).tolist() == [1, 1, 0]
-
-
-def test_each_student_and_step_needs_its_threshold(pair):
-    with pytest.raises(ValueError, match="2 students, but 3 offsets"):
-        MultiStudent(pair, Saying(2), offsets_of([0.5, 0.5]))
-    with pytest.raises(ValueError, match="2 students, but 2 thresholds"):
-        Cascade(pair, [0.5, 0.5])
+@pytest.mark.parametrize(
+    "threshold, expected",
+    [(0, [0, 0, 0, 0, 0]), (0.5, [1, 0, 0, 0, 0]), (0.7, [1, 1, 1, 0, 0]), (1.1, [1, 1, 1, 1, 1])],
+)
+def test_threshold_is_compared_with_the_probability(threshold, expected, pair):
+    images = scored([-200.0, 0.0, 0.8, 0.9, 200.0])  # sigmoid: 0, 0.5, 0.690, 0.711, 1
+    system = MultiStudent(pair, Saying(2), offsets_of([threshold]))
+    assert system.choose(images).tolist() == expected
 
 
 def test_three_students_answer_by_the_sum_of_logit_and_offset_from_stored_logits():
@@ -165,13 +159,6 @@ def test_only_an_unsure_student_is_helped_and_both_answer_together():
     assert last.tolist() == [0, 1, 0, 1]
     assert logits.flatten().tolist() == pytest.approx([4, 0, 0.05, 1.5, 4, 0, 2.05, 0])
     assert (first.given, second.given) == (4, 2)
-
-
-@pytest.mark.parametrize("threshold, given", [(0.0, 0), (1.01, 2)])
-def test_a_threshold_at_either_end_runs_one_student_or_all(threshold, given):
-    second = Saying(1)
-    logits, last = Cascade([Saying(0), second], [threshold])(said([SURE, SURE], [TORN, TORN]))
-    assert second.given == given and last.tolist() == [given // 2] * 2
 
 
 def test_three_students_stop_where_they_are_sure_together():
