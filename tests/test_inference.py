@@ -51,6 +51,13 @@ def system():
     return MultiStudent([Always(3), Always(8)], Redness())
 
 
+@pytest.fixture
+def red(tmp_path):
+    path = tmp_path / "red.png"
+    Image.new("RGB", (40, 40), RGB).save(path)
+    return path
+
+
 PICTURES = {  # by file name: a picture and the color of the result
     "rgb.png": (Image.new("RGB", (40, 40), RGB), RGB),
     "palette.png": (Image.new("RGB", (40, 40), RGB).quantize(4), RGB),
@@ -84,17 +91,11 @@ def test_a_picture_is_turned_as_its_exif_data_say(tmp_path):
     assert (read_image(tmp_path / "turned.png") == upright).all()
 
 
-def test_the_middle_square_is_taken(tmp_path):
-    wide = np.zeros((32, 96, 3), np.uint8)
-    wide[:, 32:64] = 255
+def test_the_middle_square_is_taken_and_an_image_of_cifar_stays_as_it_is(tmp_path, sample):
+    wide, image = np.zeros((32, 96, 3), np.uint8), sample.images[0].numpy()
+    wide[:, 32:64] = image
     Image.fromarray(wide).save(tmp_path / "wide.png")
-    assert (read_image(tmp_path / "wide.png") == 255).all()
-
-
-def test_a_cifar_image_is_read_as_it_is(tmp_path, sample):
-    image = sample.images[0].numpy()
-    Image.fromarray(image).save(tmp_path / "cifar.png")
-    assert (read_image(tmp_path / "cifar.png") == image).all()
+    assert (read_image(tmp_path / "wide.png") == image).all()
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n"])
@@ -128,14 +129,13 @@ def test_only_the_formats_of_photos_are_opened(tmp_path):
 
 
 @pytest.mark.parametrize("error", [struct.error, MemoryError, OSError(22, "x\ny")])
-def test_however_a_decoder_fails_it_is_told_in_one_line(tmp_path, monkeypatch, error):
+def test_however_a_decoder_fails_it_is_told_in_one_line(monkeypatch, error, red):
     def fail(*_, **__):
         raise error
 
-    Image.new("RGB", (40, 40), RGB).save(tmp_path / "red.png")
     monkeypatch.setattr(Image, "open", fail)
     with pytest.raises(UserError, match="red.png: .*(Error|error|x)") as told:
-        read_image(tmp_path / "red.png")
+        read_image(red)
     assert str(told.value).isprintable()
 
 
@@ -159,10 +159,9 @@ def test_what_is_no_regular_file_is_named_and_not_waited_for(tmp_path, monkeypat
             read_image(path)
 
 
-def test_links_to_pictures_are_followed_but_not_links_to_folders_below(tmp_path):
-    Image.new("RGB", (40, 40), RGB).save(tmp_path / "red.png")
+def test_links_to_pictures_are_followed_but_not_links_to_folders_below(tmp_path, red):
     (tmp_path / "more").mkdir()
-    (tmp_path / "more/link.png").symlink_to(tmp_path / "red.png")
+    (tmp_path / "more/link.png").symlink_to(red)
     (tmp_path / "more/round").symlink_to(tmp_path)
     (tmp_path / "again").symlink_to(tmp_path / "more")
     files = list(image_files([tmp_path]))
@@ -204,8 +203,7 @@ def running(net, answered=(("densenet121",), ("googlenet",)), **more):
     return System(net.eval(), answered, answered, **more)
 
 
-def test_good_pictures_are_answered_beside_bad_ones(tmp_path, capsys, system):
-    Image.new("RGB", (40, 40), RGB).save(tmp_path / "red.png")
+def test_good_pictures_are_answered_beside_bad_ones(tmp_path, capsys, system, red):
     Image.new("RGB", (50, 50), (10, 30, 200)).save(tmp_path / "blue.png")
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "empty/below").mkdir(parents=True)
@@ -219,12 +217,10 @@ def test_good_pictures_are_answered_beside_bad_ones(tmp_path, capsys, system):
     assert "notes.txt: not an image" in err and "missing.png: No such file" in err
     assert "empty: a folder that has no images" in err and "3 of the files" in err
     assert "Traceback" not in err
-    good = [tmp_path / "red.png"]
-    assert print_predictions(running(system), good, CIFAR10, 2, torch.device("cpu")) == 0
+    assert print_predictions(running(system), [red], CIFAR10, 2, torch.device("cpu")) == 0
 
 
-def test_the_mean_of_a_cascade_is_named(tmp_path, capsys):
-    Image.new("RGB", (40, 40), RGB).save(tmp_path / "red.png")
+def test_the_mean_of_a_cascade_is_named(tmp_path, capsys, red):
     cascade = Cascade([Always(3), Always(8)], [1.01]).eval()  # never sure enough
     both = running(cascade, [("googlenet",), SELECTED])
     assert print_predictions(both, [tmp_path], CIFAR10, 2, torch.device("cpu")) == 0

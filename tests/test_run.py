@@ -72,17 +72,6 @@ def test_the_best_epoch_by_validation_is_kept_and_the_history_tells_of_all(tmp_p
         assert float(row["images_per_second"]) > 0
 
 
-def test_the_learning_rate_warms_up_to_its_maximum_and_falls_along_a_cosine(tmp_path, sample):
-    found = rates(tmp_path / "t.pth", sample)
-    peak = found.index(max(found))
-    assert max(found) == pytest.approx(0.01, rel=0.05)
-    assert peak == pytest.approx(0.25 * len(found), abs=1)
-    assert found[: peak + 1] == sorted(found[: peak + 1])
-    assert found[peak:] == sorted(found[peak:], reverse=True)
-    assert found[peak + (len(found) - peak) // 2] == pytest.approx(0.005, rel=0.15)
-    assert found[-1] < 0.001
-
-
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_a_run_of_few_steps_ends_too(tmp_path, sample, steps):
     """OneCycleLR divides by zero if the warm-up has only one step."""

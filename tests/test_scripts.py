@@ -357,8 +357,6 @@ def test_the_metrics_are_those_of_the_networks_in_the_checkpoints(pipeline, smal
     right = {name: predict(nets[name], test).argmax(1) == test.labels for name in nets}
     for name in names:
         assert accuracy[name] == pytest.approx(right[name].double().mean().item(), abs=ONE)
-    some = torch.stack([right[arch] for arch in SELECTED]).any(dim=0).double().mean().item()
-    assert accuracy["oracle"] == pytest.approx(some, abs=ONE)
     students = [accuracy[arch] for arch in SELECTED]
     assert accuracy["better_student"] == max(students)
     assert accuracy["random"] == pytest.approx(sum(students) / len(students))
@@ -370,11 +368,6 @@ def test_the_metrics_are_those_of_the_networks_in_the_checkpoints(pipeline, smal
     intervals = metrics["accuracy_interval"]
     assert set(intervals) == set(accuracy) - {"random"}
     assert all(low <= accuracy[name] <= high for name, (low, high) in intervals.items())
-    work = metrics["macs_per_image"]
-    selecting = work["routed"] - share * work["densenet121"] - (1 - share) * work["googlenet"]
-    assert selecting == pytest.approx(9.1e6, rel=0.05)
-    assert work["ensemble"] == sum(work[arch] for arch in SELECTED)
-    assert work[STUDENTS[-1]] <= work["cascade"] <= sum(work[arch] for arch in STUDENTS)
     assert all(speed > 0 for speed in metrics["images_per_second"].values())
     assert f"{100 * accuracy['routed']:.2f}" in printed["inference"][0]
 
