@@ -1,7 +1,5 @@
 """Run a script, and kill or interrupt it at a chosen moment between its writes to the disk.
 
-    python tests/fault_driver.py AT MODE script.py [its flags]
-
 The moments, numbered from 1, are each step of an optimizer and, of each file written as NAME.part
 and renamed: `opened`, `half` written, `written`, `synced` to the disk, `renamed`, and `durable`,
 when its folder is synced too. What happens at moment AT depends on MODE:
@@ -152,7 +150,3 @@ def drop_privileges() -> None:
     version_3, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     if ctypes.CDLL(None, use_errno=True).capset(version_3, nothing):
         raise OSError(ctypes.get_errno(), "capset")
-
-
-if __name__ == "__main__":
-    strike(int(sys.argv[1]), *sys.argv[2:])

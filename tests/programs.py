@@ -1,6 +1,7 @@
 """Scripts, run in this process or in one forked from a process that has imported PyTorch."""
 
 import contextlib
+import csv
 import io
 import multiprocessing
 import os
@@ -30,6 +31,12 @@ def call(script, *flags, status=0):
     out, err = (each.getvalue() for each in printed)
     assert (stop.value.code or 0) == status, out + err
     return out, err
+
+
+def rows(path):
+    """The rows of a CSV file: dictionaries of texts."""
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
 
 
 @dataclass

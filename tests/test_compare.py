@@ -1,12 +1,11 @@
 """Evaluations of eight images beside each other, worked out by hand."""
 
-import csv
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from programs import call
+from programs import call, rows
 
 from models import STUDENTS
 
@@ -47,8 +46,7 @@ def made(tmp_path, monkeypatch):
 
 
 def table():
-    with open("runs/compare/compare.csv", newline="") as file:
-        return list(csv.DictReader(file))
+    return rows("runs/compare/compare.csv")
 
 
 def test_two_seeds_are_compared_and_averaged(made):

@@ -62,13 +62,3 @@ def test_each_runtime_is_measured_with_every_network_and_policy(
         assert row["ms"] == pytest.approx(ms, rel=0.01, abs=0.001)  # both are rounded
     heads, lines = deploy.table(rows)
     assert len(lines) == len(found) and len(heads) == len(lines[0]) == 8
-
-
-def test_systems_take_turns_on_the_same_images():
-    taken = []
-    nets = {name: lambda images, name=name: taken.append((name, images.tolist())) for name in "ab"}
-    systems = {name: deploy.System(net, [], []) for name, net in nets.items()}
-    assert [*deploy.milliseconds(systems, torch.arange(30), 1)] == ["a", "b"]
-    one, two = ([[k] for k in range(*ends)] for ends in ((0, 20), (20, 30)))
-    turns = [(name, each) for images in (one, two) for name in "ababab" for each in images]
-    assert taken == turns

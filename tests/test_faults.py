@@ -5,7 +5,6 @@ has imported PyTorch already. `fault_driver.py` says at which moments they are s
 moments of every script and mode are slow: python -m pytest -m slow tests/test_faults.py
 """
 
-import csv
 import hashlib
 import os
 import re
@@ -19,7 +18,7 @@ from pathlib import Path
 import fault_driver
 import pytest
 import torch
-from programs import Run
+from programs import Run, rows
 from toys import use_toys
 
 from models import SELECTED, STUDENTS, TEACHER, Selector, network
@@ -102,14 +101,13 @@ def assert_ends_like(name, folder, reference):
     for one, other in ((ours.pop("state_dict"), theirs.pop("state_dict")), nets):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
     assert ours == theirs
-    assert rows(folder / f"{name}.csv") == rows(reference / f"{name}.csv")
+    assert history(folder / f"{name}.csv") == history(reference / f"{name}.csv")
     assert leftovers(folder) == []
 
 
-def rows(path):
-    with open(path, newline="") as file:
-        timings = ("seconds", "images_per_second")
-        return [{k: v for k, v in row.items() if k not in timings} for row in csv.DictReader(file)]
+def history(path):
+    timings = ("seconds", "images_per_second")
+    return [{k: v for k, v in row.items() if k not in timings} for row in rows(path)]
 
 
 def leftovers(folder):
@@ -338,19 +336,6 @@ def test_a_file_that_does_not_fit_on_the_disk_is_named_and_the_one_before_stays(
     assert after.get(file) == before.get(file)
     kept = before.keys() - {"selector.previous.pth"}  # which fits
     assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
-    assert leftovers(folder) == []
-
-
-def test_inference_names_the_file_that_does_not_fit_and_the_one_before_stays(whole, small_npz):
-    folder, _ = whole("selector")
-    out = folder / "out"
-    out.mkdir()
-    (out / "metrics.json").write_text("of an earlier run")
-    flags = ["--data-dir", str(small_npz), "--checkpoint-dir", str(folder), "--out", str(out)]
-    flags += ["--subset", "20", "--device", "cpu"]
-    done = start("inference.py", *flags, limits=disk_of(1_000)).wait()
-    assert_refused(done, str(out / "metrics.json"))
-    assert (out / "metrics.json").read_text() == "of an earlier run"
     assert leftovers(folder) == []
 
 

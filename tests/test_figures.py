@@ -94,21 +94,6 @@ def test_without_a_teacher_the_figures_are_of_the_students(tmp_path):
     assert figures.draw_all(tmp_path, results, {})
 
 
-def test_what_does_not_differ_from_the_teacher_is_pale():
-    axes = figures.per_class_accuracy(results_of(("a", "b"), times=40)).axes[0]
-    points = [line for line in axes.lines if len(line.get_xdata()) == 1]
-    strong = {
-        (line.get_color(), round(line.get_ydata()[0])) for line in points if line.get_alpha() == 1
-    }
-    names = ("teacher", STUDENTS[0], "routed", "cascade")
-    teacher, *others = (figures.COLORS[name] for name in names)
-    strong -= {(figures.COLORS[arch], row) for arch in STUDENTS[2:] for row in (0, 1, 2)}
-    # The rows are "all", "a" and "b". Images of "a" go to student 1, which is sure of "b".
-    assert strong == {(teacher, row) for row in (0, 1, 2)} | {
-        (color, row) for color in others for row in (0, 1)
-    }
-
-
 def test_the_confusion_matrix_counts_what_was_routed():
     results = results_of(("a", "b", "c", "d"))
     routed, less = figures.confusion(results).axes

@@ -105,8 +105,6 @@ DAMAGES = {  # what is stored, and what the file says about itself
     "one column": lambda logits, made_of: (logits[:, :1], made_of),
     "not finite": lambda logits, made_of: (np.full_like(logits, np.nan), made_of),
     "another teacher": lambda logits, made_of: (logits, ["ba9876543210", *made_of[1:]]),
-    "other crops": lambda logits, made_of: (logits, [made_of[0], "ba9876543210", made_of[2]]),
-    "another view": lambda logits, made_of: (logits, [*made_of[:2], "01"]),
     "nothing": lambda logits, made_of: (logits, []),
 }
 

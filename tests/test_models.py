@@ -38,6 +38,7 @@ def test_a_row_is_a_classifier_of_torchvision_for_small_images(arch, stem):
     row = NETWORKS[arch]
     with torch.device("meta"):  # without numbers, which would take long
         net, plain = network(arch, stem), row.constructor(num_classes=10)
+        three = network(arch, stem, classes=3).state_dict()
         logits = net(torch.zeros(2, 3, 32, 32))
     assert logits.shape == (2, 10)
     conv = next(module for module in net.modules() if isinstance(module, nn.Conv2d))
@@ -50,6 +51,8 @@ def test_a_row_is_a_classifier_of_torchvision_for_small_images(arch, stem):
     assert list(ours) == list(theirs)
     other = [name for name in ours if ours[name].shape != theirs[name].shape]
     assert other in ([], [f"{row.first}.weight"])  # 3x3 instead of 7x7
+    differ = [name for name in ours if ours[name].shape != three[name].shape]
+    assert differ == list(ours)[-2:]  # the last weight and bias
 
 
 TWO = [nn.Identity(), nn.Identity()]

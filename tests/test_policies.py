@@ -63,12 +63,6 @@ def test_the_cascade_asks_both_where_the_second_is_not_sure(nets):
     assert [nets.run("cascade", [each]).macs for each in (0.0, 1.01)] == [200, 700]
 
 
-def test_the_oracle_runs_the_first_only_where_it_alone_is_right(nets):
-    outcome = nets.oracle()
-    assert outcome.ran["densenet121"].nonzero()[:, 0].tolist() == [2, 3, 4]
-    assert outcome.right.sum() == 7 and outcome.macs == pytest.approx((3 * 500 + 5 * 200) / 8)
-
-
 def test_thresholds_move_over_the_share_of_images(nets):
     selector, cascade = (nets.along(name, [each]) for name, each in THRESHOLDS.items())
     assert selector[0] == [1.01] and selector[-1] == [0.0] and [0.5] in selector

@@ -1,6 +1,5 @@
 """The CSV file of inference.py: one row per image, written batch by batch."""
 
-import csv
 import resource
 import signal
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from programs import rows
 from torch import nn
 
 import inference
@@ -73,11 +73,6 @@ def folder(tmp_path, sample):
     for name in ("0/07.png", "1/notes.txt"):
         (tmp_path / "images" / name).write_text("no image")
     return tmp_path / "images"
-
-
-def rows(path):
-    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return list(csv.DictReader(file))
 
 
 def test_every_file_has_its_row_in_the_order_of_the_folders(folder, tmp_path, run, capsys):

@@ -367,19 +367,6 @@ def test_an_image_opens_with_all_probabilities_and_the_answer(sample, opened, po
         assert page.run("return document.activeElement.dataset.at") == str(at)
 
 
-@needs_browser
-def test_a_marker_of_the_chart_tells_its_numbers(sample, opened):
-    results = results_of(sample)
-    page = opened(results)
-    titles = page.run(
-        "return [...document.querySelectorAll('#plot title')].map((each) => each.textContent)"
-    )
-    told = {name: rest for name, _, rest in (each.partition(": ") for each in titles)}
-    assert told.keys() >= {"teacher", "selector", "cascade", "GoogLeNet"}
-    accuracy = 100 * results.metrics["accuracy"]["routed"]
-    assert f"accuracy {accuracy:.2f} %" in told["selector"].replace("\xa0", " ")
-
-
 COVERED = """
     const boxes = (kind) =>
       [...document.querySelectorAll(`#plot ${kind}`)].map((each) => {

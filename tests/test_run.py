@@ -1,6 +1,5 @@
 """The training loop, on a network small enough to run it many times."""
 
-import csv
 import math
 import os
 import re
@@ -12,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from loop import Loop, Tiny
-from programs import call
+from programs import call, rows
 
 from utils.files import UserError, previous
 from utils.logits import predict
@@ -55,8 +54,7 @@ def files(folder):
 
 
 def history(path):
-    with open(path.with_suffix(".csv"), newline="") as file:
-        return list(csv.DictReader(file))
+    return rows(path.with_suffix(".csv"))
 
 
 def test_the_best_epoch_by_validation_is_kept_and_the_history_tells_of_all(tmp_path, sample):
@@ -64,10 +62,10 @@ def test_the_best_epoch_by_validation_is_kept_and_the_history_tells_of_all(tmp_p
     trainer(path, sample, accuracies=[0.5, 0.9, 0.1]).fit()
     checkpoint = torch.load(path, weights_only=True)
     assert (checkpoint["epoch"], checkpoint["val_accuracy"]) == (2, 0.9)
-    rows = history(path)
-    assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
-    assert [float(row["val_accuracy"]) for row in rows] == [0.5, 0.9, 0.1]
-    for row in rows:
+    told = history(path)
+    assert [int(row["epoch"]) for row in told] == [1, 2, 3]
+    assert [float(row["val_accuracy"]) for row in told] == [0.5, 0.9, 0.1]
+    for row in told:
         assert 0 < float(row["train_loss"]) < 10 and 0 <= float(row["train_accuracy"]) <= 1
         assert float(row["images_per_second"]) > 0
 

@@ -1,6 +1,5 @@
 """The four scripts as a user runs them, in order, on real images and with small networks."""
 
-import csv
 import json
 import os
 import re
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from programs import call
+from programs import call, rows
 
 import StudentTrain
 import trainSelector
@@ -124,8 +123,8 @@ def test_every_checkpoint_knows_what_was_measured(pipeline, small_npz):
             logits = predict(for_inference(net, torch.device("cpu")), val)
             expected = best_temperature(logits, val.labels)
             assert facts["temperature"] == pytest.approx(expected, abs=0.02), arch
-        with open(folder / name.replace(".pth", ".csv"), newline="") as file:
-            assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
+        history = rows(folder / name.replace(".pth", ".csv"))
+        assert [row["epoch"] for row in history] == ["1", "2"]
     distilled, alone = (made_by(folder / f"googlenet{end}.pth") for end in ("", "_alone"))
     assert distilled["distill_loss"] == "mse" and distilled["teacher"]
     assert alone["distill_loss"] == "none" and not alone["teacher"]
@@ -556,8 +555,7 @@ def test_the_next_commands_typed_as_printed_lead_to_predictions_in_the_classes_o
     Image.fromarray(images[0]).save(tmp_path / "one.png")
     places = "--checkpoint-dir 'my networks' --device cpu"
     typed(f"python inference.py one.png --csv a.csv {places}")
-    with open("a.csv", newline="", encoding="utf-8") as file:
-        (row,) = csv.DictReader(file)
+    (row,) = rows("a.csv")
     assert row["class"] in names
 
 

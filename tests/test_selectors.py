@@ -10,7 +10,7 @@ from programs import call
 
 from models import SELECTED, network
 from studies import selectors
-from studies.selectors import Variant, images_of, out_of_fold, shifted, study, train_selector
+from studies.selectors import Variant, images_of, out_of_fold, study, train_selector
 from utils.checkpoint import FILES, save_checkpoint
 from utils.data import fingerprint, load_sample, load_splits
 from utils.files import UserError
@@ -67,12 +67,6 @@ def test_an_image_on_which_both_err_alike_counts_nothing_where_weighted(split):
         for each in (False, True)
     )
     assert plain[:, 0].mean() < plain[:, 1].mean() and weighted[:, 0].mean() > weighted[:, 1].mean()
-
-
-def test_shifted_images_are_others_of_the_same_kind(split):
-    moved = shifted(split).images
-    assert moved.shape == split.images.shape and moved.dtype == torch.uint8
-    assert not torch.equal(moved, split.images) and torch.equal(moved, shifted(split).images)
 
 
 def test_images_that_tell_the_students_never_apart_are_refused(split):

@@ -1,11 +1,11 @@
 """The README files agree with the results and the weights."""
 
-import csv
 import hashlib
 import re
 from pathlib import Path
 
 import pytest
+from programs import rows
 
 from models import Selector
 from studies import tables
@@ -107,13 +107,12 @@ def test_in_the_terminal_the_columns_are_aligned():
 
 
 def test_the_flat_table_has_each_network_and_policy_once_with_its_sizes():
-    with open(ROOT / "results" / "all.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    all_rows = rows(ROOT / "results" / "all.csv")
     keys = [
-        tuple(row[key] for key in ("name", "context", "stem", "seed", "source")) for row in rows
+        tuple(row[key] for key in ("name", "context", "stem", "seed", "source")) for row in all_rows
     ]
     assert len(set(keys)) == len(keys) > 90
-    by_key = dict(zip(keys, rows, strict=True))
+    by_key = dict(zip(keys, all_rows, strict=True))
     teacher = by_key["teacher", "clean", "cifar-pool", "0", "metrics.json"]
     assert teacher["parameters"] == "23520842"  # of torchvision's, with ten classes and this stem
     assert 2 * 23520842 < int(teacher["bytes"]) < 2.01 * 23520842  # half precision, and statistics
