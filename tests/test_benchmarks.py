@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from programs import FORKS, call
 
 from benchmarks import __main__ as bench
-from benchmarks import plain, reproduce
+from benchmarks import reproduce
 from benchmarks.subjects import SUBJECTS, Place, prepare
 from models import TEACHER, network
 from utils.checkpoint import FILES, load_network, save_checkpoint
@@ -61,18 +60,6 @@ def test_both_sides_of_a_subject_take_the_images_that_they_count(toys, small_npz
     for subject, expected in images.items():
         _, ours, theirs = SUBJECTS[subject]
         assert ours(place)() == theirs(place)() == expected
-
-
-def test_the_plain_loop_learns(sample):
-    loader = plain.loader(sample, batch_size=16)
-    images, labels = next(iter(loader))
-    assert images.shape == (16, 3, 32, 32) and images.dtype == torch.float32
-    torch.manual_seed(0)
-    loop = plain.Loop(network("googlenet"), CPU)
-    before = F.cross_entropy(loop.net(images), labels).item()
-    for _ in range(4):
-        loop.step(images, labels)
-    assert F.cross_entropy(loop.net(images), labels).item() < before
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from utils.contexts import GROUPS, in_context
 from utils.data import data_facts, load_sample, load_splits
 from utils.logits import predict, top1
 
-ROOT = Path(__file__).resolve().parent.parent
 CAT, DOG, HARDLY = [4.0, 0.0], [0.0, 5.0], [0.5, 0.0]  # 0.98 for 0, 0.99 for 1, 0.62 for 0
 
 

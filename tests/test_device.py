@@ -1,10 +1,9 @@
-"""The precision chosen for each processor, and the parts in which a CPU answers."""
+"""The precision chosen for each processor."""
 
 import pytest
 import torch
 
 from utils import device
-from utils.device import for_inference
 
 
 @pytest.mark.parametrize(
@@ -28,17 +27,3 @@ def test_bf16_is_used_where_it_is_faster(tmp_path, monkeypatch, cpuinfo, bf16):
     with device.autocast(cpu):
         product = torch.ones(2, 2) @ torch.ones(2, 2)
     assert product.dtype == (torch.bfloat16 if bf16 else torch.float32)
-
-
-@torch.inference_mode()
-def test_a_cpu_answers_in_parts_of_a_size_that_it_likes(monkeypatch):
-    monkeypatch.setattr("utils.device.AT_ONCE", 4)
-    monkeypatch.setattr("utils.device.has_bf16", lambda device: False)
-    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)).eval()
-    ready, sizes = for_inference(net, torch.device("cpu")), []
-    ready.get_submodule("1").register_forward_hook(lambda _, args, out: sizes.append(len(args[0])))
-    for count, expected in ((10, [4, 3, 3]), (4, [4]), (0, [0])):
-        images = torch.randn(count, 3, 2, 2)
-        torch.testing.assert_close(ready(images), net(images))
-        assert sizes == expected
-        sizes.clear()

@@ -9,9 +9,7 @@ from programs import rows
 
 from models import Selector
 from studies import tables
-from utils import cli
 from utils.checkpoint import save_checkpoint
-from utils.files import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -89,21 +87,6 @@ def test_a_checkpoint_is_described_as_it_is(tmp_path):
     assert rows["`crop`"] == "4" and rows["`flip`"] == "True" and rows["`init`"] == made["init"]
     assert rows["epoch of the weights"] == "7" and "trainSelector.py" in rows["made by"]
     assert f"{hashlib.sha256(path.read_bytes()).hexdigest()}  selector.pth" in text.splitlines()
-
-
-def test_a_table_goes_between_its_markers_and_nowhere_else(tmp_path):
-    path = tmp_path / "README.md"
-    path.write_text("a\n<!-- one: by x -->\nold\n\n<!-- end of one -->\nb\n")
-    assert tables.fill(path, {"one": r"new \1"}) == (
-        "a\n<!-- one: by x -->\nnew \\1\n<!-- end of one -->\nb\n"
-    )
-    with pytest.raises(UserError, match="README.md lacks <!-- two -->"):
-        tables.fill(path, {"two": "new"})
-
-
-def test_in_the_terminal_the_columns_are_aligned():
-    table = cli.aligned(["", "top-1"], [["teacher", "9"], ["both", "12345.6"]])
-    assert table.splitlines() == ["           top-1", "teacher        9", "both     12345.6"]
 
 
 def test_the_flat_table_has_each_network_and_policy_once_with_its_sizes():
