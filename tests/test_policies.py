@@ -63,6 +63,17 @@ def test_the_cascade_asks_both_where_the_second_is_not_sure(nets):
     assert [nets.run("cascade", [each]).macs for each in (0.0, 1.01)] == [200, 700]
 
 
+def test_both_students_run_where_the_more_confident_or_their_mean_answers(nets):
+    assert nets.run("more_confident").right.tolist() == [True] * 5 + [False] * 3
+    assert nets.run("more_confident").macs == nets.run("ensemble").macs == 700
+
+
+def test_a_router_that_knows_the_context_has_no_work(nets):
+    outcome = nets.routed(torch.tensor([[1.0, 0.0]] * 4 + [[0.0, 1.0]] * 4))
+    assert outcome.right.tolist() == [True] * 4 + [False, True, True, False]
+    assert outcome.macs == (4 * 500 + 4 * 200) / 8
+
+
 def test_thresholds_move_over_the_share_of_images(nets):
     selector, cascade = (nets.along(name, [each]) for name, each in THRESHOLDS.items())
     assert selector[0] == [1.01] and selector[-1] == [0.0] and [0.5] in selector
