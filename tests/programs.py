@@ -6,6 +6,7 @@ import io
 import multiprocessing
 import os
 import sys
+import tarfile
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -37,6 +38,17 @@ def rows(path):
     """The rows of a CSV file: dictionaries of texts."""
     with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
         return list(csv.DictReader(file))
+
+
+def targz(files):
+    """The bytes of an archive with these files: bytes by name."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
 
 
 @dataclass

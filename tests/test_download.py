@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from programs import targz
 from torchvision.datasets import CIFAR10
 
 from utils import download
@@ -52,16 +53,6 @@ def arrays():
 def batches(arrays, key):
     """The six batches of images or labels: five for training, one for testing."""
     return [*np.split(arrays[f"train_{key}"], 5), arrays[f"test_{key}"]]
-
-
-def targz(files: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
 
 
 @pytest.fixture
