@@ -1,7 +1,6 @@
 """The split of CIFAR-10, its files, and batches compared with slow, simple references."""
 
 import hashlib
-import os
 import pickle
 
 import numpy as np
@@ -141,7 +140,7 @@ def test_own_file_with_a_wrong_array_is_refused(wrong, arrays, tmp_path):
     assert named in message
 
 
-@pytest.mark.parametrize("kind", ["cut", "array", "damaged byte", "pipe"])
+@pytest.mark.parametrize("kind", ["cut", "array", "damaged byte"])
 def test_what_is_no_whole_npz_file_is_refused(kind, arrays, tmp_path):
     path = tmp_path / "mine.npz"
     np.savez(path, **arrays)
@@ -149,14 +148,11 @@ def test_what_is_no_whole_npz_file_is_refused(kind, arrays, tmp_path):
     if kind == "array":
         np.save(tmp_path / "mine.npy", np.zeros(3))
         (tmp_path / "mine.npy").rename(path)
-    elif kind == "pipe":  # reading it would wait for its writer
-        path.unlink()
-        os.mkfifo(path)
-    elif kind == "damaged byte":
+    elif kind == "cut":
+        path.write_bytes(content[:100_000])
+    else:
         content[2_000] ^= 1
         path.write_bytes(content)
-    else:
-        os.truncate(path, 100_000)
     assert str(path) in error_of(path)
 
 

@@ -1,7 +1,5 @@
 """Sizes and outputs of the networks, training of the selector, and routing of the systems."""
 
-import io
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -186,7 +184,6 @@ def test_the_most_confident_student_answers_and_of_equal_ones_the_first():
 RECORDERS = {
     "trace": lambda system, images: torch.jit.trace(system, images),
     "export": lambda system, images: torch.export.export(system, (images,)),
-    "onnx": lambda system, images: torch.onnx.export(system, (images,), io.BytesIO(), dynamo=False),
     "fx": lambda system, _: torch.fx.symbolic_trace(system),
 }
 

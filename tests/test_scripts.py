@@ -464,8 +464,6 @@ def test_a_system_is_trained_and_measured_in_a_context(
 ):
     run("StudentTrain.py", folder, "--model", 2, "--context", "degraded", *QUICK)
     assert made_by(folder / "googlenet.pth")["context"] == "degraded"
-    _, err = run("inference.py", folder, status=2)
-    assert "selector.pth" in err and "trainSelector.py" in err  # it is of other students
     flags = ["--context", "mixed", "--label-weight", "difference", *QUICK]
     out, _ = run("trainSelector.py", folder, *flags)
     assert f"next: python inference.py --context mixed --data {small_npz} --device" in out
