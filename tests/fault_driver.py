@@ -14,6 +14,7 @@ The name of the moment is printed to stderr. With AT 0, nothing happens, and all
 """
 
 import builtins
+import ctypes
 import os
 import random
 import runpy
@@ -142,3 +143,10 @@ def child(printed: list[Connection], limits: list, function, *args: object) -> N
     for limit in limits:
         limit()
     function(*args)
+
+
+def drop_privileges() -> None:
+    """Drop the capabilities that let root ignore file permissions."""
+    version_3, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    if ctypes.CDLL(None, use_errno=True).capset(version_3, nothing):
+        raise OSError(ctypes.get_errno(), "capset")

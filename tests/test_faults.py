@@ -1,4 +1,4 @@
-"""Faults outside the code: kills, power loss, full disks.
+"""Faults outside the code: kills, power loss, full disks, missing permissions.
 
 The scripts run on real images, with small networks, in processes of their own, forked from one that
 has imported PyTorch already. `fault_driver.py` says at which moments they are struck. The 30
@@ -290,7 +290,7 @@ def test_a_study_that_is_stopped_waits_until_its_training_has_saved(tmp_path, nu
     assert f"script.py ended with status {128 + number}" in done.stderr
 
 
-# ------------------------------------------------------------------ full disks, two runs
+# ------------------------------------------------------------------ full disks, no permission
 
 
 def assert_refused(done, *words):
@@ -337,6 +337,15 @@ def test_a_file_that_does_not_fit_on_the_disk_is_named_and_the_one_before_stays(
     kept = before.keys() - {"selector.previous.pth"}  # which fits
     assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
     assert leftovers(folder) == []
+
+
+def test_a_folder_without_permission_to_write_is_named_and_left_alone(folder, small_npz, request):
+    before = contents(folder)
+    folder.chmod(0o555)
+    request.addfinalizer(lambda: folder.chmod(0o755))
+    done = train("selector", folder, small_npz, limits=[fault_driver.drop_privileges])
+    assert_refused(done, str(folder), "Permission denied")
+    assert contents(folder) == before
 
 
 def test_of_two_runs_in_one_folder_the_second_is_refused(folder, small_npz, whole):
