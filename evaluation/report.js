@@ -34,6 +34,7 @@ function choicesOf({ start, changes }) {
 const policies = mapValues(data.policies, (each) => ({
   ...each,
   choices: choicesOf(each),
+  scores: each.scores.map(column),
 }));
 
 const name = (network) => data.names[network];
@@ -90,6 +91,8 @@ function resultAt(policy, position, images) {
   }
   const shares = times.map((each) => each / images.length);
   return {
+    policy,
+    position,
     network: policy,
     shares,
     share: sum(counted.map((k) => shares[k])),
@@ -161,6 +164,7 @@ function update() {
   find("slider").ariaValueText = `${percent(share, 1)}, ${toldOf(current())}`;
   moveMarkers();
   updateShares();
+  drawMatrix();
   drawGrid();
   keepState();
 }
@@ -192,7 +196,7 @@ function readState() {
 
 // ------------------------------------------------------------------ elements
 
-const SVG = new Set(["svg", "g", "path", "text", "title"]);
+const SVG = new Set(["svg", "g", "path", "text"]);
 
 /** Create an element with these attributes and children. */
 function element(tag, attributes = {}, ...children) {
@@ -219,46 +223,43 @@ const SHAPES = {
   selector: "M-7 0a7 7 0 1 0 14 0a7 7 0 1 0-14 0Z",
   cascade: "M0-8L8 0L0 8L-8 0Z",
 };
-let chart; // scales, and markers of the policies
+let chart; // scales, markers of the policies, and places for the pointer
 
 function drawChart() {
   const { clientWidth: width, clientHeight: height } = find("plot");
+  const { teacher } = data.macs;
   const edge = { left: 44, right: width - 14, top: 4, bottom: height - 24 };
   const all = [...points, ...Object.values(curves).flat()];
   const y = scale(all.flatMap(({ interval }) => interval), edge.bottom, edge.top);
-  const { teacher } = data.macs;
   const parts = [teacher, ...all.map(({ macs }) => macs)].map((macs) => Math.log(macs / teacher));
   const log = scale(parts, edge.left, edge.right);
   const x = (macs) => log(Math.log(macs / teacher));
-  chart = { x, y, markers: {} };
+  chart = { x, y, markers: {}, places: [] };
 
+  const now = Object.keys(curves).map((policy) => curves[policy][state.positions[policy]]);
   const svg = element("svg", {
     viewBox: `0 0 ${width} ${height}`,
     role: "img",
-    "aria-label": "accuracy against MACs; the numbers are in the table",
+    "aria-label": [...points, ...now].map((each) => `${textOf(each)}: ${toldOf(each)}`).join(". "),
   });
   for (const tick of ticks(y.low, y.high, height / 30))
     svg.append(
       element("path", { d: `M${edge.left} ${y(tick)}H${edge.right}`, stroke: "var(--line)" }),
       write(+(100 * tick).toFixed(2), edge.left - 6, y(tick) + 4, "end"),
     );
-  for (const percent of [1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200]) {
-    const place = x((percent / 100) * teacher);
-    if (place < edge.left || place > edge.right) continue;
+  for (const tick of logarithmicTicks(log))
     svg.append(
-      element("path", { d: `M${place} ${edge.bottom}v5`, stroke: "var(--ink)" }),
-      write(percent, place, edge.bottom + 18, "middle"),
+      element("path", { d: `M${x(tick * teacher)} ${edge.bottom}v5`, stroke: "var(--ink)" }),
+      write(+(100 * tick).toPrecision(2), x(tick * teacher), edge.bottom + 18, "middle"),
     );
-  }
   const axes = `M${edge.left} ${edge.top}V${edge.bottom}H${edge.right}`;
   svg.append(element("path", { d: axes, fill: "none", stroke: "var(--ink)" }));
-  const taken = []; // boxes that labels should not cover
   for (const [policy, curve] of Object.entries(curves)) {
-    const line = curve.map(({ macs, accuracy }) => [x(macs), y(accuracy)]);
-    taken.push(...line.map(boxAt));
+    const line = curve.map((result) => ({ result, x: x(result.macs), y: y(result.accuracy) }));
+    chart.places.push(...line);
     svg.append(
       element("path", {
-        d: `M${line.join("L")}`,
+        d: `M${line.map((place) => `${place.x} ${place.y}`).join("L")}`,
         fill: "none",
         stroke: colorOf(policy),
         "stroke-width": policy === state.policy ? 2.5 : 1.2,
@@ -266,32 +267,37 @@ function drawChart() {
       }),
     );
   }
-  const now = Object.keys(curves).map((policy) => curves[policy][state.positions[policy]]);
   for (const result of [...points, ...now]) {
     const marker = markerOf(result.network);
     placeMarker(marker, result);
     svg.append(marker);
-    taken.push(boxAt([x(result.macs), y(result.accuracy)]));
-    if (result.network in policies) chart.markers[result.network] = marker;
+    if (result.policy) chart.markers[result.policy] = marker;
+    else chart.places.unshift({ result, x: x(result.macs), y: y(result.accuracy) });
   }
-  for (const { network, macs, accuracy } of [...points, ...now]) {
-    const text = textOf(network);
-    const place = bestPlace(x(macs), y(accuracy), 7 * text.length, taken, edge);
+  const taken = chart.places.map((place) => boxAt(place.x, place.y));
+  for (const result of [...points, ...now]) {
+    const text = textOf(result);
+    const place = bestPlace(x(result.macs), y(result.accuracy), 7 * text.length, taken, edge);
     taken.push(...Array(20).fill(place)); // a label counts as much as twenty points of a curve
-    const weight = network === state.policy ? "bold" : "normal";
-    const style = { color: colorOf(network), "font-weight": weight };
+    const weight = result.network === state.policy ? "bold" : "normal";
+    const style = { color: colorOf(result.network), "font-weight": weight };
     const label = { x: place.left, y: place.bottom - 3, class: "label", style };
     svg.append(element("text", label, text));
   }
-  find("plot").replaceChildren(svg);
+  find("plot").querySelector("svg")?.remove();
+  find("plot").prepend(svg);
+  find("tip").hidden = true;
 }
 
-const textOf = (network) =>
+const textOf = ({ network }) =>
   network in policies || network === "teacher" ? network : name(network);
 
 /** A linear scale from these values to pixels, with a margin; `low` and `high` are its ends. */
 function scale(values, from, to) {
-  const [least, most] = [Math.min(...values), Math.max(...values)];
+  const [least, most] = values.reduce(
+    ([low, high], each) => [Math.min(low, each), Math.max(high, each)],
+    [Infinity, -Infinity],
+  );
   const margin = 0.04 * (most - least) || 0.01;
   const [low, high] = [least - margin, most + margin];
   const unit = (to - from) / (high - low);
@@ -301,9 +307,8 @@ function scale(values, from, to) {
 function markerOf(network) {
   const line = network === "teacher" || network === data.mean;
   const color = colorOf(network);
-  return element(
-    "g",
-    {},
+  const made = element("g");
+  made.append(
     element("path", { stroke: color, "stroke-width": 1.5, "stroke-opacity": 0.55 }),
     element("path", {
       d: SHAPES[network] ?? "M-5-5H5V5H-5Z",
@@ -311,17 +316,15 @@ function markerOf(network) {
       stroke: line ? color : "var(--paper)",
       "stroke-width": line ? 3 : 1,
     }),
-    element("title"),
   );
+  return made;
 }
 
-function placeMarker(marker, result) {
-  const { network, macs, accuracy, interval } = result;
+function placeMarker(marker, { macs, accuracy, interval }) {
   const down = chart.y(accuracy);
   const [low, high] = interval.map((end) => chart.y(end) - down);
   marker.setAttribute("transform", `translate(${chart.x(macs)} ${down})`);
   marker.firstChild.setAttribute("d", `M-4 ${low}H4M0 ${low}V${high}M-4 ${high}H4`);
-  marker.lastChild.textContent = `${textOf(network)}: ${toldOf(result)}`; // shown by a pointer
 }
 
 function moveMarkers() {
@@ -329,7 +332,7 @@ function moveMarkers() {
     placeMarker(marker, curves[policy][state.positions[policy]]);
 }
 
-const boxAt = ([x, y]) => ({ left: x - 9, right: x + 9, top: y - 9, bottom: y + 9 });
+const boxAt = (x, y) => ({ left: x - 7, right: x + 7, top: y - 7, bottom: y + 7 });
 
 /** Near a point, find the place for a label that overlaps least with the boxes in `taken`. */
 function bestPlace(x, y, length, taken, edge) {
@@ -360,7 +363,57 @@ function ticks(low, high, about) {
   return Array.from({ length: Math.floor(high / step) - first + 1 }, (_, k) => (first + k) * step);
 }
 
+/** Round parts of the teacher's MACs, at least 40 pixels apart; the whole is first. */
+function logarithmicTicks(scale) {
+  const kept = [];
+  for (const ten of [1, 0.1, 0.01, 0.001, 10])
+    for (const part of [1, 0.5, 0.2, 0.7, 0.3, 0.4, 0.6, 0.15, 0.8]) {
+      const log = Math.log(ten * part);
+      const near = (each) => Math.abs(scale(Math.log(each)) - scale(log)) < 40;
+      if (log > scale.low && log < scale.high && !kept.some(near)) kept.push(ten * part);
+    }
+  return kept;
+}
+
 const write = (text, x, y, anchor) => element("text", { x, y, "text-anchor": anchor }, text);
+
+/** The network or the position of a slider whose point is nearest to the pointer. */
+function nearest(event) {
+  const box = find("plot").getBoundingClientRect();
+  const away = ({ x, y }) => Math.hypot(event.clientX - box.left - x, event.clientY - box.top - y);
+  const place = chart.places.reduce((best, each) => (away(each) < away(best) ? each : best));
+  return away(place) < 30 ? place : undefined;
+}
+
+function showTip(event) {
+  const place = nearest(event);
+  const tip = find("tip");
+  tip.hidden = !place;
+  find("plot").style.cursor = place?.result.policy ? "pointer" : "";
+  if (!place) return;
+  const { result, x, y } = place;
+  const { share } = policies[result.policy] ?? {};
+  tip.replaceChildren(
+    element("strong", {}, textOf(result)),
+    share ? `: ${share} ${percent(result.share, 1)} of images` : "",
+    element("br"),
+    `${percent(result.accuracy)} correct (${between(result.interval)})`,
+    element("br"),
+    `${costOf(result.macs)} of the teacher's MACs (${millions(result.macs)})`,
+  );
+  const left = Math.min(x + 12, find("plot").clientWidth - tip.offsetWidth);
+  tip.style.left = `${Math.max(0, left)}px`;
+  tip.style.top = `${y > tip.offsetHeight + 14 ? y - tip.offsetHeight - 14 : y + 14}px`;
+}
+
+function clickChart(event) {
+  const { policy, position } = nearest(event)?.result ?? {};
+  if (!policy) return;
+  state.positions[policy] = position;
+  if (policy === state.policy) return update();
+  state.policy = policy;
+  changePolicy();
+}
 
 // ------------------------------------------------------------------ who answers, by context
 
@@ -396,8 +449,112 @@ function updateShares() {
       const share = result.shares[k];
       part.style.width = `${100 * share}%`;
       part.textContent = share > 0.15 ? percent(share, 0) : "";
+      part.title = `${name(policy().answered[k])}: ${percent(share, 1)}`;
     });
   }
+}
+
+// ------------------------------------------------------------------ the confusion matrix
+
+const MOST = 20; // maximum number of classes shown
+let cells = []; // buttons, by class and prediction
+let kept = []; // the classes shown
+
+function drawMatrix() {
+  const classes = data.classes.length;
+  const times = new Uint32Array(classes * classes);
+  const errors = new Uint32Array(classes);
+  for (const k of within) {
+    times[labels[k] * classes + given[k]] += 1;
+    errors[labels[k]] += labels[k] === given[k] ? 0 : 1;
+  }
+  const most = Array.from(errors.keys())
+    .sort((a, b) => errors[b] - errors[a])
+    .slice(0, MOST)
+    .sort((a, b) => a - b);
+  if (String(most) !== String(kept)) buildMatrix(most);
+  const timesOf = ({ row, prediction }) => times[row * classes + prediction];
+  const wrong = cells.filter(({ row, prediction }) => row !== prediction);
+  const worst = wrong.reduce((largest, cell) => Math.max(largest, timesOf(cell)), 1);
+  for (const cell of cells) {
+    const { row, prediction, button } = cell;
+    const images = timesOf(cell);
+    const share = row === prediction ? 0 : (0.85 * images) / worst;
+    const pressed =
+      state.filters.label === String(row) && state.filters.prediction === String(prediction);
+    const now = String([images, share, pressed]);
+    if (cell.now === now) continue;
+    cell.now = now;
+    button.textContent = images || "";
+    button.style.setProperty("--share", share);
+    button.className = row === prediction ? "right" : share > 0.68 ? "strong" : "";
+    button.ariaPressed = pressed;
+    const [label, answer] = [data.classes[row], data.classes[prediction]];
+    button.ariaLabel = `class ${label}, prediction ${answer}: ${images} images`;
+  }
+}
+
+function buildMatrix(most) {
+  kept = most;
+  cells = kept.flatMap((row) =>
+    kept.map((prediction) => ({
+      row,
+      prediction,
+      button: element("button", {
+        type: "button",
+        tabindex: -1,
+        "data-row": row,
+        "data-prediction": prediction,
+      }),
+    })),
+  );
+  cells[0].button.tabIndex = 0;
+  const heads = kept.map((k) => element("th", { scope: "col" }, data.classes[k]));
+  const rows = kept.map((row, k) =>
+    element(
+      "tr",
+      {},
+      element("th", { scope: "row" }, data.classes[row]),
+      ...cells
+        .slice(k * kept.length, (k + 1) * kept.length)
+        .map(({ button }) => element("td", {}, button)),
+    ),
+  );
+  find("matrix").replaceChildren(
+    element("thead", {}, element("tr", {}, element("td"), ...heads)),
+    element("tbody", {}, ...rows),
+  );
+  say(
+    "most",
+    kept.length < data.classes.length
+      ? `Shown are the ${MOST} of ${data.classes.length} classes with the most errors.`
+      : "",
+  );
+}
+
+function clickCell(event) {
+  const cell = event.target.closest("button");
+  if (!cell) return;
+  const { row, prediction } = cell.dataset;
+  const pressed = cell.ariaPressed === "true";
+  cell.focus();
+  setFilters(pressed ? { label: "", prediction: "" } : { label: row, prediction });
+}
+
+function moveInMatrix(event) {
+  const steps = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
+  const [down, right] = steps[event.key] ?? [];
+  const at = cells.findIndex(({ button }) => button === event.target);
+  if (down === undefined || at < 0) return;
+  event.preventDefault();
+  const [row, place] = [Math.floor(at / kept.length) + down, (at % kept.length) + right];
+  if (row < 0 || place < 0 || row === kept.length || place === kept.length) return;
+  cells[row * kept.length + place].button.focus();
+}
+
+/** The Tab key reaches one cell, the arrow keys the others. */
+function focusCell(event) {
+  for (const { button } of cells) button.tabIndex = button === event.target ? 0 : -1;
 }
 
 // ------------------------------------------------------------------ the images
@@ -478,7 +635,18 @@ function drawGrid() {
   const system = `${state.policy} ${shareOf((k) => given[k] === labels[k])}`;
   const correct = found.length ? ` Correct: ${[system, ...others].join(", ")}.` : "";
   say("found", `${whole(found.length)} of ${whole(labels.length)} images${pictured}.${correct}`);
-  find("grid").replaceChildren(...shown.slice(0, state.shown).map(tile));
+  const tiles = find("grid").children;
+  const last = Math.min(shown.length, state.shown);
+  for (let place = 0; place < last; place++) {
+    const k = data.places[shown[place]];
+    const now = String([k, given[k], choiceFor(k)]);
+    if (tiles[place]?.dataset.now === now) continue; // most stay as they are when the slider moves
+    const made = tile(shown[place]);
+    made.dataset.now = now;
+    if (tiles[place]) tiles[place].replaceWith(made);
+    else find("grid").append(made);
+  }
+  while (tiles.length > last) tiles[last].remove();
   find("more").hidden = shown.length <= state.shown;
 }
 
@@ -509,14 +677,18 @@ function placeOf(at) {
   return `${part(at % across, across)} ${part(Math.floor(at / across), rows)}`;
 }
 
+let opened; // the picture in the dialog
+
 function openImage(at) {
+  if (at === undefined) return;
+  opened = at;
   const k = data.places[at];
   const [who, label, prediction] = [choiceFor(k), labels[k], given[k]];
   const networks = new Set([...data.students, ...policy().answered, "teacher"]);
   say("image-title", data.classes[label] + contextOf(data.kinds.length > 1 ? kind[k] : ""));
   find("large").style.backgroundPosition = placeOf(at);
   find("route").replaceChildren(
-    `The ${state.policy}: ${name(who)} answers `,
+    `${routeOf(k)}: ${name(who)} answers `,
     element("strong", {}, data.classes[prediction]),
     prediction === label ? ", which is right." : ", which is wrong.",
   );
@@ -524,11 +696,34 @@ function openImage(at) {
     ...[...networks]
       .filter((network) => network in top3)
       .flatMap((network) => [
-        element("h3", { style: { color: colorOf(network) } }, name(network)),
+        element(
+          "h3",
+          { style: { color: colorOf(network) } },
+          name(network) + (network === who ? " \u2190 answers" : ""),
+        ),
         ...bars(network, at, label),
       ]),
   );
-  find("image").showModal();
+  if (!find("image").open) find("image").showModal();
+}
+
+const openNext = (step) => openImage(shown[shown.indexOf(opened) + step]);
+
+/** What the choice for image k depends on. */
+function routeOf(k) {
+  const { answered, scores, steps } = policy();
+  const thresholds = steps[position()].split(", ");
+  if (state.policy === "selector") {
+    const told = answered.map((network, at) => `${name(network)} ${scores[at][k].toFixed(3)}`);
+    return `The selector's probabilities are ${told.join(", ")}; threshold ${steps[position()]}`;
+  }
+  const last = answered.indexOf(choiceFor(k));
+  const told = scores.slice(0, last + 1).map((score, step) => {
+    const side = step < last ? "below" : "at least";
+    const sure = `${name(answered[step])} is ${+score[k].toFixed(6)}`;
+    return `${sure}, ${side} the threshold of ${thresholds[step]}`;
+  });
+  return `The confidence of ${told.join("; that of ")}`;
 }
 
 function bars(network, at, label) {
@@ -554,10 +749,24 @@ for (const choice of document.getElementsByName("policy"))
     changePolicy();
   });
 find("slider").addEventListener("input", (event) => moveTo(Number(event.target.value)));
+find("plot").addEventListener("pointermove", showTip);
+find("plot").addEventListener("pointerleave", () => (find("tip").hidden = true));
+find("plot").addEventListener("click", clickChart);
+find("matrix").addEventListener("click", clickCell);
+find("matrix").addEventListener("keydown", moveInMatrix);
+find("matrix").addEventListener("focusin", focusCell);
 find("more").addEventListener("click", () => {
   state.shown += 120;
   drawGrid();
 });
+find("before").addEventListener("click", () => openNext(-1));
+find("after").addEventListener("click", () => openNext(1));
+find("image").addEventListener("keydown", ({ key }) =>
+  openNext({ ArrowLeft: -1, ArrowRight: 1 }[key]),
+);
+find("image").addEventListener("close", () =>
+  find("grid").querySelector(`[data-at="${opened}"]`)?.focus(),
+);
 window.addEventListener("hashchange", readState);
 find("app").hidden = false;
 readState();

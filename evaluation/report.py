@@ -17,7 +17,7 @@ from PIL import Image
 from evaluation.policies import BOTH, saved_for
 from evaluation.significance import auroc_apart, paired_interval
 from evaluation.testset import LABELS, ROUTED, Results
-from models import NETWORKS, SELECTED, STUDENTS, TEACHER
+from models import NETWORKS, SELECTED, STUDENTS, TEACHER, confidence
 from utils.files import replacing
 
 FOLDER = Path(__file__).parent  # contains report.html and report.js
@@ -192,7 +192,7 @@ def _titles(archs: Sequence[str]) -> str:
 
 
 def _rows(results: Results) -> str:
-    """The rows of the table."""
+    """The rows of the table that is shown without JavaScript."""
     metrics = results.metrics
     rows = []
     for name, accuracy in metrics["accuracy"].items():
@@ -206,24 +206,27 @@ def _rows(results: Results) -> str:
 
 
 def _details(results: Results, device: str) -> dict[str, str]:
-    metrics = results.metrics
+    metrics, temperatures = results.metrics, results.temperatures
+    area, interval = _told_apart(results)
     facts = {
         "command": metrics["command"],
         "images": f"{metrics['images']:,}, {metrics['dataset']}",
         "device": device,
         "versions": ", ".join(" ".join(each) for each in metrics["versions"].items()),
-        "weights, SHA-256": ", ".join(" ".join(each) for each in metrics["weights"].items()),
-        "thresholds": ", ".join(
-            " ".join([name, *map(str, each)]) for name, each in results.thresholds.items()
-        ),
     }
-    area, interval = _told_apart(results)
+    for name, fingerprint in metrics["weights"].items():
+        scaled = f", temperature {temperatures[name]:.2f}" if name in temperatures else ""
+        facts[f"weights of {LABELS.get(name, f'the {name}')}"] = f"SHA-256 {fingerprint}...{scaled}"
+    facts["thresholds"] = ", ".join(
+        " ".join([name, *map(str, thresholds)]) for name, thresholds in results.thresholds.items()
+    )
     if interval:
         low, high = interval
         facts["selector"] = (
             f"AUROC {area:.2f} (95 % interval {low:.2f} to {high:.2f}) on images that exactly one "
             "student classifies correctly; a coin has 0.50"
         )
+    facts["perfect selector"] = f"{_percent(metrics['accuracy']['oracle'])} correct"
     if len(metrics["per_context"]) == 1:
         facts["where a selector helps"] = (
             "where the images come from several contexts: python inference.py --context mixed "
@@ -294,6 +297,7 @@ def _policy(results: Results, policy: str, logits: dict[str, torch.Tensor]) -> d
     steps = [", ".join(f"{each:.6g}" for each in thresholds) for thresholds in positions]
     purpose = {"cascade_teacher": "the teacher's accuracy:"}
     if policy == "selector":
+        scores = nets.logits["selector"].softmax(dim=1)
         first, *others = (NETWORKS[arch].title for arch in SELECTED)
         told = {
             "share": f"{first} answers",
@@ -305,6 +309,7 @@ def _policy(results: Results, policy: str, logits: dict[str, torch.Tensor]) -> d
             f"preferred if its threshold is low. The slider moves the threshold of {first}.",
         }
     else:
+        scores = torch.stack([confidence(logits[name]) for name in system.names[:-1]], dim=1)
         first, *others = (NETWORKS[arch].title for arch in system.ran[-1])
         told = {
             "share": f"{others[0]} runs too on",
@@ -327,31 +332,41 @@ def _policy(results: Results, policy: str, logits: dict[str, torch.Tensor]) -> d
             {"images": _column(images), "choice": _column(choices[k, images])}
             for k, images in enumerate(changed, 1)
         ],
+        "scores": [_column(each) for each in scores.T],
     }
 
 
 def shown_places(results: Results) -> torch.Tensor:
     """The indices of the images that the page shows: int64 (M,), sorted, at most PICTURES.
 
-    The images are taken in turn from three groups: some students are right, none is, all are.
+    The images are the first from three groups: some students are right, none is, all are. The
+    groups get equal shares; what a small group does not use goes to the larger ones.
     """
     right = results.nets.students_right()
-    rank = torch.zeros(len(results.test))  # of each image in its group
-    for group in (right.any(dim=0) & ~right.all(dim=0), ~right.any(dim=0), right.all(dim=0)):
-        rank[group] = torch.arange(group.sum()).float()
-    return rank.argsort(stable=True)[:PICTURES].sort().values
+    groups = [right.any(dim=0) & ~right.all(dim=0), ~right.any(dim=0), right.all(dim=0)]
+    places = [
+        group.nonzero()[:, 0] for group in sorted(groups, key=lambda group: group.sum().item())
+    ]
+    kept, left = [], PICTURES
+    for k, group in enumerate(places):  # the smallest group first
+        kept.append(group[: left // (len(places) - k)])
+        left -= len(kept[-1])
+    return torch.cat(kept).sort().values
 
 
 def _column(values: torch.Tensor) -> dict[str, str]:
     """Encode numbers as base64, with the name of the JavaScript array type."""
     array = values.cpu().numpy()
-    if array.dtype.kind == "f":
-        name, array = "Float32Array", array.astype("<f4")
-    elif array.max(initial=0) < 256:
-        name, array = "Uint8Array", array.astype("u1")
-    else:
-        name, array = "Uint32Array", array.astype("<u4")
-    return {"type": name, "bytes": base64.b64encode(array.tobytes()).decode()}
+    kind = "f4"
+    if array.dtype.kind != "f":
+        kind = next(
+            kind for kind in ("u1", "u2", "u4") if array.max(initial=0) < 256 ** int(kind[1])
+        )
+    names = {"f4": "Float32Array", "u1": "Uint8Array", "u2": "Uint16Array", "u4": "Uint32Array"}
+    return {
+        "type": names[kind],
+        "bytes": base64.b64encode(array.astype(f"<{kind}").tobytes()).decode(),
+    }
 
 
 def _side_by_side(images: torch.Tensor) -> str:

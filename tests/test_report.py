@@ -12,10 +12,10 @@ import torch
 from browser import CHROMIUM, DRIVER, browser
 from PIL import Image
 
-from evaluation.policies import BOTH, Networks
+from evaluation.policies import Networks
 from evaluation.report import PICTURES, shown_places, verdict, write_report
 from evaluation.testset import evaluate
-from models import NETWORKS, STUDENTS
+from models import STUDENTS
 from utils.data import CIFAR10, Split
 
 NAMES = ("</script><b>", "a & b", "'quote\"", "dog", "<img src=x>", "six", "7", "a", "b", "none")
@@ -86,7 +86,15 @@ def results_of(
     return results
 
 
-CONTEXTS = {"scores": "context", "contexts": ("clean", "noise"), "doubt": 0.0, "times": 20}
+SYSTEMS = {  # options of results_of, and what the verdict says of them
+    "many": ({"times": 20}, "The cascade is the best choice: {cascade}"),
+    "few": ({"doubt": 0.0}, "1,000 images are too few to tell what is best."),
+    "untrained": ({"wrong": 18}, "These networks are barely trained for these images."),
+    "contexts": (
+        {"scores": "context", "contexts": ("clean", "noise"), "doubt": 0.0, "times": 20},
+        "The selector is the best choice: {routed}",
+    ),
+}
 
 # ------------------------------------------------------------------ the text
 
@@ -94,11 +102,9 @@ CONTEXTS = {"scores": "context", "contexts": ("clean", "noise"), "doubt": 0.0, "
 @pytest.mark.parametrize(
     "options, headline",
     [
-        ({"times": 20}, "The cascade is the best choice: {cascade}"),
-        ({"doubt": 0.0}, "1,000 images are too few"),
-        ({"wrong": 18}, "These networks are barely trained"),
-        (CONTEXTS, "The selector is the best choice: {routed}"),
+        *SYSTEMS.values(),
         ({"times": 20, "doubt": 0.0}, "GoogLeNet alone is as good as any policy: {googlenet}"),
+        ({"times": 20, "doubt": 0.0, "scores": "worse"}, "GoogLeNet alone is as good"),
         (
             {"times": 20, "doubt": 0.0, "scores": "knows"},
             "The selector is the best choice: {routed}",
@@ -127,11 +133,14 @@ def test_the_paragraph_names_accuracy_and_work_of_the_others(sample, teacher):
 @pytest.mark.parametrize(
     "options, told",
     [
-        ({"times": 20}, "no better than a coin"),
-        ({"scores": "knows"}, "better than a coin"),
-        ({"scores": "worse"}, "worse than a coin"),
-        (CONTEXTS, "100 % of the “noise” and 0 % of the “clean”"),
-        ({"contexts": ("clean", "noise")}, "hardly follows the context"),
+        ({"times": 20}, "The selector chooses no better than a coin."),
+        ({"scores": "knows"}, "The selector chooses better than a coin."),
+        ({"scores": "worse"}, "The selector chooses worse than a coin."),
+        (
+            SYSTEMS["contexts"][0],
+            "follows the context: 100 % of the “noise” and 0 % of the “clean”",
+        ),
+        ({"contexts": ("clean", "noise")}, "The selector hardly follows the context: "),
     ],
 )
 def test_the_paragraph_says_what_the_choices_follow(sample, options, told):
@@ -141,7 +150,7 @@ def test_the_paragraph_says_what_the_choices_follow(sample, options, told):
 def test_one_student_that_is_right_wherever_the_other_is_leaves_nothing_to_choose(sample):
     results = results_of(sample)
     results.nets.logits["densenet121"] = results.nets.logits["googlenet"]
-    assert "nothing to choose" in verdict(results)[1]
+    assert "There is nothing to choose" in verdict(results)[1]
 
 
 # ------------------------------------------------------------------ the file
@@ -149,15 +158,14 @@ def test_one_student_that_is_right_wherever_the_other_is_leaves_nothing_to_choos
 
 def test_the_pictures_are_of_every_kind_as_far_as_there_are(sample, monkeypatch):
     results = results_of(sample)
-    right = results.nets.students_right()
-    some, all_right = right.any(dim=0) & ~right.all(dim=0), right.all(dim=0)
-    assert (some.sum(), all_right.sum()) == (300, 700)
+    first, second = results.nets.students_right(STUDENTS[:2])
     assert shown_places(results).tolist() == list(range(1000))  # up to PICTURES: all
-    for pictures, of_some in ((700, 300), (100, 50)):
-        monkeypatch.setattr("evaluation.report.PICTURES", pictures)
-        places = shown_places(results).tolist()
-        assert len(places) == pictures and places == sorted(set(places))
-        assert some[places].sum() == of_some
+    monkeypatch.setattr("evaluation.report.PICTURES", 700)
+    places = shown_places(results)
+    assert len(places) == 700 and places.tolist() == sorted(set(places.tolist()))
+    apart = first != second
+    assert apart.sum() == 300 and (~first & ~second).sum() == 0
+    assert apart[places].sum() == 300  # all of this group; the rest is from the other group
 
 
 def test_the_page_is_one_file_with_its_images(sample, tmp_path):
@@ -172,11 +180,13 @@ def test_the_page_is_one_file_with_its_images(sample, tmp_path):
     for fact in (
         r"--out o\udcff",
         "cpu, float32",
-        "teacher 0123456789ab",
+        "0123456789ab",
+        "temperature 1.50",
         f"selector 0.5, cascade {thresholds}",
     ):
         assert html.escape(fact) in page
-    assert "<th>teacher, ResNet-50</th><td>95.00 %</td>" in page
+    table = re.search("<noscript>.*</noscript>", page, re.DOTALL)[0]
+    assert "<th>teacher, ResNet-50</th><td>95.00 %</td>" in table  # for readers without JavaScript
     jpeg = base64.b64decode(re.search(r"data:image/jpeg;base64,([\w+/=]+)", page)[1])
     sheet = np.asarray(Image.open(io.BytesIO(jpeg))).astype(int)
     assert PICTURES == 1000 and sheet.shape == (25 * 32, 40 * 32, 3)
@@ -226,9 +236,10 @@ def found(page):
 def shows(page, results, outcome, where=slice(None)):
     """Whether the cards show this outcome, on these images only."""
     teacher, right = WORK["teacher"], outcome.right[where]
-    choose(page, "filter-right", "right")
-    assert found(page) == right.sum()
-    choose(page, "filter-right", "")
+    diagonal = page.run(
+        "return [...document.querySelectorAll('#matrix .right')].map((each) => each.textContent)"
+    )
+    assert sum(int(each or 0) for each in diagonal) == right.sum()
     assert text(page, "accuracy") == f"{100 * right.double().mean():.2f} %"
     macs = sum(outcome.ran[arch][where].double().mean() * WORK[arch] for arch in STUDENTS)
     macs += WORK["selector"] if "selector" in text(page, "meaning") else 0
@@ -249,29 +260,39 @@ def choose(page, identifier, value):
 
 
 @needs_browser
-@pytest.mark.parametrize(
-    "policy, name, teacher", [("selector", "routed", True), ("cascade", "cascade", False)]
-)
-def test_the_slider_moves_over_the_share_of_images(sample, opened, policy, name, teacher):
+@pytest.mark.parametrize("teacher", [True, False])
+def test_the_page_shows_the_outcomes_at_the_saved_thresholds(sample, opened, teacher):
     results = results_of(sample, threshold=0.37, doubt=0.58, teacher=teacher)
-    page, saved = opened(results), results.thresholds[policy]
-    headline = page.run("return document.querySelector('h1').textContent").replace("\xa0", " ")
-    assert headline == verdict(results)[0]
-    page.click(f"[name=policy][value={policy}]")
-    assert text(page, "threshold") == f"threshold {', '.join(map(str, saved))}"
-    assert shows(page, results, results.outcomes[name])
-    positions = results.nets.along(policy, [saved])
+    page = opened(results)
+    for policy, name in (("selector", "routed"), ("cascade", "cascade")):
+        page.click(f"[name=policy][value={policy}]")
+        thresholds = ", ".join(map(str, results.thresholds[policy]))
+        assert text(page, "threshold") == f"threshold {thresholds}"
+        assert shows(page, results, results.outcomes[name])
+
+
+@needs_browser
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_slider_moves_over_the_share_of_images(sample, opened, system):
+    options, headline = SYSTEMS[system]
+    results = results_of(sample, **options)
+    page = opened(results)
+    heading = page.run("return document.querySelector('h1').textContent").replace("\xa0", " ")
+    assert heading.startswith(headline.partition("{")[0])
+    policy = page.run("return state.policy")
+    positions = results.nets.along(policy, [results.thresholds[policy]])
+    saved = positions.index(results.thresholds[policy])
+    steps = 3 if saved < 50 else -3
     page.run("document.getElementById('slider').focus()")
     for _ in range(3):
-        page.press("right")
-    three_on = positions[positions.index(saved) + 3]
-    assert shows(page, results, results.nets.run(policy, three_on))
+        page.press("right" if steps > 0 else "left")
+    assert shows(page, results, results.nets.run(policy, positions[saved + steps]))
     page.click("#saved button")
-    assert shows(page, results, results.outcomes[name])
-    for key, share in (("home", 0), ("end", 100)):
+    assert shows(page, results, results.outcomes["cascade" if policy == "cascade" else "routed"])
+    for end in ("home", "end"):
         page.run("document.getElementById('slider').focus()")
-        page.press(key)
-        assert text(page, "value") == f"{share}.0 % of images"
+        page.press(end)
+        assert text(page, "value") == f"{100 if end == 'end' else 0}.0 % of images"
 
 
 @needs_browser
@@ -316,7 +337,6 @@ def test_everything_follows_the_context(sample, opened):
 def test_filters_let_through_what_they_say(sample, opened):
     results = results_of(sample)
     page, labels = opened(results), sample.labels
-    assert page.run("return document.querySelectorAll('#filters b, h1 i, td i').length") == 0
     page.click("[name=policy][value=selector]")
     first, second = results.nets.students_right(STUDENTS[:2])
     outcome = results.outcomes["routed"]
@@ -344,55 +364,119 @@ def test_filters_let_through_what_they_say(sample, opened):
 
 
 @needs_browser
-@pytest.mark.parametrize("policy, name", [("selector", "routed"), ("cascade", "cascade")])
-def test_an_image_opens_with_all_probabilities_and_the_answer(sample, opened, policy, name):
+def test_a_cell_of_the_matrix_shows_its_images(sample, opened):
     results = results_of(sample)
-    page, names = opened(results), {BOTH: f"mean of {BOTH}"}
-    names |= {arch: NETWORKS[arch].title for arch in STUDENTS}
-    system = results.nets.system(policy, results.thresholds[policy])
+    page, predictions = opened(results), results.predictions["routed"].labels
+    page.click("[name=policy][value=selector]")
+    heads = page.run(
+        "return [...document.querySelectorAll('#matrix thead th')].map((each) => each.textContent)"
+    )
+    assert tuple(heads) == NAMES
+    assert page.run("return document.querySelectorAll('#matrix b, #filters b, h1 i').length") == 0
+    page.click("[data-row='2'][data-prediction='2']")
+    assert found(page) == ((sample.labels == 2) & (predictions == 2)).sum() > 0
+    assert page.run("return document.getElementById('filter-label').value") == "2"
+    page.press("right")
+    page.press("enter")
+    assert found(page) == ((sample.labels == 2) & (predictions == 3)).sum()
+    page.press("enter")  # the second press removes the filter
+    assert found(page) == len(sample)
+    assert page.run("return document.querySelectorAll('#matrix [tabindex=\"0\"]').length") == 1
+
+
+@needs_browser
+@pytest.mark.parametrize("policy", ["selector", "cascade"])
+def test_an_image_opens_with_all_probabilities_and_the_route(sample, opened, policy):
+    results = results_of(sample)
+    page, name = opened(results), "routed" if policy == "selector" else "cascade"
     page.click(f"[name=policy][value={policy}]")
+    page.run("document.querySelector('#grid [data-at=\"5\"]').focus()")
+    page.press("enter")
     for at in (5, 6):
-        page.run(f"document.querySelector('#grid [data-at=\"{at}\"]').focus()")
-        page.press("enter")
         told = text(page, "image")
         for network in ("teacher", *STUDENTS):
             assert f"{100 * results.predictions[network].probabilities[at]:.1f} %" in told, network
         prediction, right = results.predictions[name].labels[at], results.outcomes[name].right[at]
-        who = names.get(system.names[results.outcomes[name].choice[at]], "mean of")
+        ran = [arch for arch in STUDENTS if results.outcomes[name].ran[arch][at]]
+        route = {
+            ("selector", "densenet121"): "threshold 0.5: DenseNet-121",
+            ("selector", "googlenet"): "threshold 0.5: GoogLeNet",
+            ("cascade", "densenet121"): "below the threshold of 0.6: mean of",
+            ("cascade", "googlenet"): "at least the threshold of 0.6: GoogLeNet",
+            ("cascade", "cnn"): "at least the threshold of 0.92: small CNN",
+        }[policy, ran[0]]
         end = f"answers {NAMES[prediction]}, which is {'right' if right else 'wrong'}."
-        assert re.search(f"{who}.* {re.escape(end)}", text(page, "route"))
+        assert re.search(f"{route}.* {re.escape(end)}", text(page, "route"))
         assert text(page, "image-title") == NAMES[sample.labels[at]]
-        page.press("escape")
-        assert not page.run("return document.getElementById('image').open")
-        assert page.run("return document.activeElement.dataset.at") == str(at)
-
-
-COVERED = """
-    const boxes = (kind) =>
-      [...document.querySelectorAll(`#plot ${kind}`)].map((each) => {
-        const box = each.getBoundingClientRect();
-        return { name: each.textContent, ...box.toJSON() };
-      });
-    const labels = boxes(".label");
-    const other = [...labels, ...boxes("g path:nth-child(2)")];
-    const overlap = (p, t) =>
-      p.left < t.right && t.left < p.right && p.top < t.bottom && t.top < p.bottom;
-    return labels.flatMap((p) =>
-      other.filter((t) => t !== p && overlap(p, t)).map((t) => [p.name, t.name]));
-"""
+        page.press("right")
+    page.press("escape")
+    assert not page.run("return document.getElementById('image').open")
+    assert page.run("return document.activeElement.dataset.at") == "7"
 
 
 @needs_browser
-@pytest.mark.parametrize("contexts", [("clean",), ("clean", "noise", "blur", "dark")])
-def test_the_first_screen_shows_the_slider_and_a_chart_whose_labels_cover_nothing(
-    sample, opened, contexts
-):
-    bottom = "return document.querySelector(arguments[0]).getBoundingClientRect().bottom"
-    results = results_of(sample, "coin" if len(contexts) == 1 else "context", contexts)
+def test_a_point_says_what_it_is_and_a_click_moves_the_slider_there(sample, opened):
+    results = results_of(sample)
     page = opened(results)
-    assert page.run(bottom, "#plot") < page.run(bottom, "#grid button") < 800
-    assert not page.run(COVERED)
-    page = opened(results, 390, 844)
-    assert page.run(bottom, "#slider") < 844
-    assert page.run("return document.documentElement.scrollWidth") <= 390
-    assert not page.run(COVERED)
+    place = """
+        const place = chart.places.find(({ result }) => result.network === arguments[0]
+          && result.position === (arguments[1] ?? undefined));
+        const box = document.getElementById("plot").getBoundingClientRect();
+        return [place.x + box.left, place.y + box.top];
+    """
+    x, y = page.run(place, "teacher")
+    page.cdp("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    assert f"{100 * results.metrics['accuracy']['teacher']:.2f} % correct" in text(page, "tip")
+    assert "100 % of the teacher's MACs (300.0 million)" in text(page, "tip")
+    x, y = page.run(place, "cascade", 90)
+    for kind in ("mousePressed", "mouseReleased"):
+        page.cdp("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+    assert page.run("return [state.policy, state.positions.cascade]") == ["cascade", 90]
+
+
+@needs_browser
+def test_the_first_screen_shows_the_chart_pictures_and_the_slider(sample, opened):
+    bottom = "return document.querySelector(arguments[0]).getBoundingClientRect().bottom"
+    several = results_of(sample, "context", ("clean", "noise", "blur", "dark"))
+    for results in (results_of(sample), several):
+        page = opened(results)
+        assert page.run(bottom, "#plot") < page.run(bottom, "#grid button") < 800
+        page = opened(results, 390, 844)
+        assert page.run(bottom, "#slider") < 844
+        assert page.run("return document.documentElement.scrollWidth") <= 390
+
+
+@needs_browser
+def test_the_page_is_printed_dark_on_white(sample, opened):
+    page = opened(results_of(sample))
+    try:
+        dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+        page.cdp("Emulation.setEmulatedMedia", media="print", features=dark)
+        style = "const style = getComputedStyle(document.querySelector(arguments[0])); return "
+        assert page.run(f"{style} style.color", "body") == "rgb(26, 26, 26)"
+        picture = page.run(f"{style} [style.printColorAdjust, style.backgroundImage]", ".picture")
+        assert picture[0] == "exact" and picture[1].startswith('url("data:image/jpeg;base64')
+    finally:
+        page.cdp("Emulation.setEmulatedMedia", media="", features=[])
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_no_label_of_the_chart_covers_a_marker_or_another_label(sample, opened, width):
+    page = opened(results_of(sample), width)
+    covered = page.run(
+        """
+        const boxes = (kind) =>
+          [...document.querySelectorAll(`#plot ${kind}`)].map((each) => {
+            const box = each.getBoundingClientRect();
+            return { name: each.textContent, ...box.toJSON() };
+          });
+        const labels = boxes(".label");
+        const other = [...labels, ...boxes("g path:last-child")];
+        const overlap = (p, t) =>
+          p.left < t.right && t.left < p.right && p.top < t.bottom && t.top < p.bottom;
+        return labels.flatMap((p) =>
+          other.filter((t) => t !== p && overlap(p, t)).map((t) => [p.name, t.name]));
+        """
+    )
+    assert not covered
