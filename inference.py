@@ -89,7 +89,7 @@ def read_flags() -> argparse.Namespace:
     args.policy = policy_of(parser, args)
     count = len(THRESHOLDS[args.policy][1] or ()) if args.policy in THRESHOLDS else 0
     if args.threshold and len(args.threshold) != count:
-        parser.error(f"--threshold: --policy {args.policy} has {count} of them")
+        parser.error(f"--threshold: --policy {args.policy} takes {count or 'no'} thresholds")
     if args.csv and not args.images:
         parser.error("--csv needs images: name files or folders")
     for name in ("context", "data", "subset", "out"):

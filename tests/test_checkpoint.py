@@ -267,6 +267,12 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(path, tmp_path):
         refusal(each)
 
 
+def test_file_larger_than_any_checkpoint_is_refused(path):
+    save_selector(path)
+    os.truncate(path, 2**40)  # sparse: it takes no room on the disk
+    assert "1,099,511,627,776 bytes" in refusal(path)
+
+
 # ------------------------------------------------------------------ writing
 
 

@@ -140,6 +140,11 @@ def test_own_file_with_a_wrong_array_is_refused(wrong, arrays, tmp_path):
     assert named in message
 
 
+def test_validation_images_of_their_own_are_refused(arrays, tmp_path):
+    np.savez(tmp_path / "mine.npz", **arrays, val_images=arrays["test_images"])
+    assert "val_images" in error_of(tmp_path / "mine.npz")
+
+
 @pytest.mark.parametrize("kind", ["cut", "array", "damaged byte"])
 def test_what_is_no_whole_npz_file_is_refused(kind, arrays, tmp_path):
     path = tmp_path / "mine.npz"

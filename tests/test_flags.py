@@ -42,6 +42,7 @@ FLAGS = {
     "--lr": ("0", "-0.1", "nan", "inf", "fast", ""),
     "--seed": ("-1", "1.5", "2147483648"),
     "--device": ("tpu9", "meta", "cuda:99", "", "hpu"),
+    "--checkpoint-dir": ("",),
 }
 
 
@@ -91,6 +92,7 @@ def test_a_small_student_has_other_hyperparameters_unless_the_user_gives_some(
         ("inference --policy=cascade --target=best --threshold=0.5", "--threshold or --target"),
         *((f"inference --threshold={value}", "--threshold") for value in ("1.5", "nan", "x")),
         ("inference --csv table.csv", "--csv"),
+        ("inference photo.jpg --csv=", "--csv"),
         ("inference photo.jpg --out results", "--out"),
         ("inference photo.jpg --data-dir mine.npz", "--data"),
         ("inference photo.jpg --subset 9", "--subset"),
@@ -151,9 +153,17 @@ def test_a_nonsense_constant_is_refused(script, monkeypatch, tmp_path):
                 assert f"{name} = {value!r}" in refusal(script, tmp_path, "--model=1")
 
 
-@pytest.mark.parametrize("name", ["CROP", "EPOCHS"])
-def test_a_missing_constant_is_refused(name, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    "name, instead",
+    [
+        *((name, f"{name}S") for name in ("CROP", "EPOCHS", "STEM", "SEED")),  # SEEDS: of studies
+        ("CROP", "OTHER"),
+        ("EPOCHS", "OTHER"),
+    ],
+)
+def test_a_misspelt_or_missing_constant_is_refused(name, instead, monkeypatch, tmp_path):
     monkeypatch.delattr(teacherTrain, name)
+    monkeypatch.setattr(teacherTrain, instead, 4, raising=False)
     assert name in refusal("teacherTrain", tmp_path)
 
 

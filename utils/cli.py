@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import difflib
 import math
 import os
 import re
@@ -61,7 +62,6 @@ CHOICES = {
     "FLIP": (True, False),
     "BATCH_NORM": (True, False),
 }
-
 NEEDED = ("EPOCHS", "BATCH_SIZE", "LEARNING_RATE", "SEED")  # by each training script
 NEEDED += ("OPTIMIZER", "MOMENTUM", "WEIGHT_DECAY", "WARMUP", "CROP", "FLIP", "CUTOUT")
 
@@ -195,8 +195,7 @@ class Parser(argparse.ArgumentParser):
         self, *args: Any, names: Sequence[str] = (), quick: bool = False, **values: Any
     ) -> None:
         super().__init__(*args, formatter_class=argparse.RawDescriptionHelpFormatter, **values)
-        # The shell leaves the ~ in --out=~/results as it is.
-        self.register("type", Path, lambda text: Path(os.path.expanduser(text)))
+        self.register("type", Path, _path)
         self.names, self.quick = names, quick
 
     def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
@@ -223,6 +222,13 @@ class Parser(argparse.ArgumentParser):
         if "run" in apart or (self.quick and apart and "checkpoint_dir" not in parsed.typed):
             parsed.checkpoint_dir = folder
         return parsed
+
+
+def _path(text: str) -> Path:
+    """A path of a flag. The shell leaves the ~ in --out=~/results as it is."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(os.path.expanduser(text))
 
 
 def common_parser(doc: str, block: Mapping[str, Any], quick: bool = False) -> Parser:
@@ -268,8 +274,12 @@ def training_parser(doc: str, block: Mapping[str, Any]) -> Parser:
     """The parser of the three training scripts; `block` is that of `common_parser`.
 
     The parsed arguments have all hyperparameters, also those without a flag. Also raises UserError
-    if one of NEEDED is missing.
+    if a name in `block` is a misspelt hyperparameter, or one of NEEDED is missing.
     """
+    absent = [name for name in (*NUMBERS, *CHOICES) if name not in block]
+    for name in filter(str.isupper, block):
+        if name not in NUMBERS and (meant := difflib.get_close_matches(name, absent, 1, 0.8)):
+            raise UserError(f"{name} at the head of the script: did you mean {meant[0]}?")
     if missing := [name for name in NEEDED if name not in block]:
         raise UserError(f"{missing[0]} is missing at the head of the script")
     parser = common_parser(doc, block, quick=True)

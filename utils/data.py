@@ -283,7 +283,11 @@ def _read(
 ) -> dict[str, np.ndarray]:
     """Those of the four arrays and `classes` that pass `check`. Errors end with `remedy`."""
     try:
-        arrays = read_arrays(path, [*SHA256, "classes"])
+        arrays = read_arrays(path, [*SHA256, "classes", "val_images"])
+        if "val_images" in arrays:
+            raise UserError(
+                f"{path} has val_images: put them into train_images, a tenth of which is held out"
+            )
         if missing := [name for name in SHA256 if name not in arrays]:
             raise UserError(f"{path} has no {', '.join(missing)}")
         check(arrays)

@@ -20,6 +20,8 @@ import torch
 
 from utils.files import UserError
 
+MAX_BYTES = 2**32  # of a file: 1.4 million images; this project's largest has 190 MB
+
 
 def brief(value: Any) -> str:
     """The repr of `value`, shortened to one line of at most 100 characters."""
@@ -29,8 +31,8 @@ def brief(value: Any) -> str:
 def read_dict(path: str | Path) -> dict[str, Any]:
     """Read a dictionary that `torch.save` wrote, with tensors on the CPU.
 
-    Raises UserError, with a one-line message, if the file is missing or damaged, contains code, or
-    is not a dictionary.
+    Raises UserError, with a one-line message, if the file is missing, damaged or larger than
+    MAX_BYTES, contains code, or is not a dictionary.
     """
     with _one_line(path, "is damaged or not a PyTorch checkpoint"):
         # PyTorch does not compare the checksums of its archives.
@@ -47,8 +49,8 @@ def read_dict(path: str | Path) -> dict[str, Any]:
 def read_arrays(path: str | Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     """Read those of the named arrays that are in the .npz file at `path`.
 
-    Raises UserError, with a one-line message, if the file is missing, damaged or not written by
-    NumPy.
+    Raises UserError, with a one-line message, if the file is missing, damaged, larger than
+    MAX_BYTES or not written by NumPy.
     """
     with (
         _one_line(path, "is damaged or not an .npz file"),
@@ -86,8 +88,11 @@ def read_logits(path: str | Path, shapes: Mapping[str, tuple[int, ...]]) -> dict
 def _one_line(path: str | Path, damaged: str) -> Iterator[None]:
     """Refuse what is not a regular file. Convert errors in the block to a one-line UserError."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe would wait for its writer
+        about = os.stat(path)
+        if not stat.S_ISREG(about.st_mode):  # reading a pipe would wait for its writer
             raise UserError(f"{path} is a folder, device or pipe, not a file")
+        if about.st_size > MAX_BYTES:
+            raise UserError(f"{path} has {about.st_size:,} bytes, more than {MAX_BYTES:,}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
