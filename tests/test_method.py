@@ -1,11 +1,13 @@
 """The losses, the selector's labels and the temperature, compared with values computed by hand."""
 
+import itertools
 import math
 
 import pytest
 import torch
 
-from models import Cascade, Recorded, offsets_of
+from models import Cascade, Recorded, confidence, offsets_of
+from utils import method
 from utils.method import (
     best_temperature,
     best_threshold,
@@ -135,6 +137,28 @@ def test_for_the_teacher_the_thresholds_of_a_cascade_are_the_cheapest_that_surel
         assert sum(last_of(thresholds, cheap, large)) == runs
     thresholds = cascade_thresholds([cheap, cheap], labels, [1, 2], labels == 0)  # out of reach
     assert sum(last_of(thresholds, cheap, cheap)) == 0
+
+
+def test_all_thresholds_of_a_cascade_are_compared(monkeypatch):
+    """With four students: as if each combination was tried by itself."""
+    monkeypatch.setattr(method, "PERCENT", torch.tensor([0.3, 0.6]))
+    logits, labels = torch.randn(4, 200, 3).mul(2), torch.randint(0, 3, (200,))
+    work, places = [4.0, 1.0, 2.0, 8.0], torch.arange(200)
+    ordered = [Recorded(logits[k]) for k in (1, 2, 0, 3)]
+    cost, grids, tried = torch.tensor([1.0, 3, 7, 15]), [], []
+    for k in range(3):
+        sure = confidence(Cascade(ordered, [math.inf] * k + [0] * (3 - k))(places)[0])
+        inner = sure.quantile(method.PERCENT).tolist()
+        grids.append([0.0, *(round(each, 6) for each in inner), 1.01])
+    for thresholds in itertools.product(*grids):
+        predicted, last = Cascade(ordered, thresholds)(places)
+        right = (predicted.argmax(dim=1) == labels).double()
+        tried.append((right, cost[last].sum(), list(thresholds)))
+    best = max(tried, key=lambda each: (each[0].sum(), -each[1]))[0]
+    apart = [right - best for right, *_ in tried]
+    enough = [gain.sum() >= -(gain.abs().sum() ** 0.5) for gain in apart]
+    expected = min(itertools.compress(tried, enough), key=lambda each: each[1])[2]
+    assert cascade_thresholds(logits, labels, work) == expected
 
 
 def test_a_label_weighs_what_its_image_loses_at_the_other_student_and_one_on_average():
