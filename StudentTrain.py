@@ -167,7 +167,6 @@ def read_flags() -> argparse.Namespace:
     )
     what = "context of the student's images, see utils/contexts.py (the teacher's are clean)"
     cli.add_flag(parser, "CONTEXT", CONTEXT, what)
-    cli.add_init(parser)
     what = "train only on the images whose indices are in this .npy file; an index listed twice "
     cli.add_path(parser, "--indices", what + "counts twice")
     args = parser.parse_args()

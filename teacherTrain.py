@@ -47,9 +47,7 @@ CUTOUT = 8  # side of the cutout square, in pixels
 
 
 def main() -> None:
-    parser = cli.training_parser(__doc__, globals())
-    cli.add_init(parser)
-    args = parser.parse_args()
+    args = cli.training_parser(__doc__, globals()).parse_args()
     device = pick_device(args.device)
     join_group(device)
     path = args.checkpoint_dir / FILES["teacher"]

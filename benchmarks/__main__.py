@@ -31,7 +31,6 @@ from torch.utils.benchmark import Timer
 from benchmarks.subjects import BATCH_SIZE, STEM, SUBJECTS, Place, peak, prepare, work
 from models import macs, network
 from utils import cli
-from utils.checkpoint import CHECKPOINTS
 from utils.device import has_bf16, pick_device, precision
 from utils.files import shown, try_folder, write_json
 
@@ -127,9 +126,7 @@ def main() -> None:
         what += "; several values: each is measured"
         number = {"type": cli.flag("BATCH_SIZE"), "nargs": "+", "metavar": "N"}
         parser.add_argument(flag, default=[default], help=what, **number)
-    cli.add_data(parser)
-    cli.add_path(parser, "--checkpoint-dir", "folder of the .pth files (default: checkpoints)")
-    parser.set_defaults(checkpoint_dir=CHECKPOINTS)
+    cli.add_places(parser)
     args = parser.parse_args()
     if unknown := [name for name in args.subjects if name not in SUBJECTS]:
         parser.error(f"no subject {unknown[0]!r}: choose from {', '.join(SUBJECTS)}")

@@ -32,7 +32,7 @@ from evaluation.export import (
 from evaluation.policies import System, system_of, thresholds_of
 from models import NETWORKS, SELECTED, STUDENTS, Recorded, macs
 from utils import cli
-from utils.checkpoint import CHECKPOINTS, FILES, load_system
+from utils.checkpoint import FILES, load_system
 from utils.device import autocast, for_inference
 from utils.files import shown, try_folder, write_json
 from utils.logits import top1
@@ -149,9 +149,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]
 
 def main() -> None:
     parser = cli.Parser(description=__doc__)
-    cli.add_data(parser)
-    cli.add_path(parser, "--checkpoint-dir", "folder of the .pth files (default: checkpoints)")
-    parser.set_defaults(checkpoint_dir=CHECKPOINTS)
+    cli.add_places(parser)
     what = "quick test: only N test images, and write below runs/quick"
     parser.add_argument("--subset", type=cli.flag("SUBSET"), metavar="N", help=what)
     cli.add_out(parser, OUT, "deploy.json")

@@ -39,7 +39,7 @@ from evaluation.policies import (
 )
 from models import MultiStudent
 from utils import cli
-from utils.checkpoint import CHECKPOINTS, FILES, check_data, data_of, fingerprint_of, load_parts
+from utils.checkpoint import FILES, check_data, data_of, fingerprint_of, load_parts
 from utils.data import DataSet, load_splits
 from utils.files import UserError, replacing, shown, try_folder
 
@@ -230,9 +230,7 @@ def main() -> None:
         action="store_true",
         help="--policy selector or cascade: one file for one image at a time",
     )
-    cli.add_data(parser)
-    cli.add_path(parser, "--checkpoint-dir", "folder of the .pth files (default: checkpoints)")
-    parser.set_defaults(checkpoint_dir=CHECKPOINTS)
+    cli.add_places(parser)
     cli.add_out(parser, OUT, "the .onnx files and routing.json")
     args = parser.parse_args()
     policy = policy_of(parser, args)

@@ -148,7 +148,8 @@ def main() -> None:
     keys = [key for key in keys if key not in done]
     print(f"{len(done)} runs are done, {len(keys)} remain", flush=True)
     flags = ["--epochs", str(args.epochs), "--batch-size", str(args.batch_size)]
-    flags += cli.retyped(args, "data", "device", "subset")
+    for name in ("data", "device", "subset"):
+        flags += [f"--{name}", str(args.typed[name])] if name in args.typed else []
     folder = RUNS if args.subset is None else checkpoint.QUICK / RUNS.name
     # A run that was stopped is continued only by the same study.
     folder /= "-".join(

@@ -84,13 +84,20 @@ def settings(block: Mapping[str, Any], args: argparse.Namespace) -> dict[str, An
     return {name: getattr(args, name) for name in constants(block)}
 
 
-def _allows(name: str, value: Any) -> bool:
-    if name in CHOICES:
-        return value in CHOICES[name]
-    if (name, value) == ("THRESHOLD", None):
-        return True
-    kind, low, high = NUMBERS[name]
-    return type(value) in (int, kind) and low <= value <= high
+def flag(name: str) -> Callable[[str], Any]:
+    """An argparse type for the values that NUMBERS or CHOICES allows for a constant `name`."""
+
+    def parse(text: str) -> Any:
+        for choice in CHOICES.get(name, ()):
+            if text == str(choice):
+                return choice
+        with contextlib.suppress(KeyError, ValueError):
+            kind, low, high = NUMBERS[name]
+            if low <= (value := kind(text)) <= high:
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {_wanted(name)}")
+
+    return parse
 
 
 def _wanted(name: str) -> str:
@@ -100,22 +107,14 @@ def _wanted(name: str) -> str:
     return f"{'a whole' if kind is int else 'a'} number from {low} to {high}"
 
 
+def _allows(name: str, value: Any) -> bool:
+    """Whether a script may set a constant to this value: one that the text of it gives, too."""
+    with contextlib.suppress(argparse.ArgumentTypeError):
+        return (name, value) == ("THRESHOLD", None) or flag(name)(str(value)) == value
+    return False
+
+
 # ------------------------------------------------------------------ flags
-
-
-def flag(name: str) -> Callable[[str], Any]:
-    """An argparse type for the values that NUMBERS or CHOICES allows for a constant `name`."""
-
-    def parse(text: str) -> Any:
-        for choice in CHOICES.get(name, ()):
-            if text == str(choice):
-                return choice
-        with contextlib.suppress(KeyError, ValueError):
-            if _allows(name, value := NUMBERS[name][0](text)):
-                return value
-        raise argparse.ArgumentTypeError(f"{text!r} is not {_wanted(name)}")
-
-    return parse
 
 
 def add_flag(
@@ -123,10 +122,7 @@ def add_flag(
 ) -> None:
     """Add the flag for a constant of a script, a key of NUMBERS or CHOICES.
 
-    Args:
-        default: the value in the script.
-        what: the help text.
-        short: other names of the flag.
+    `what` is the help text, `short` are other names of the flag.
     """
     parser.add_argument(
         f"--{name.lower().replace('_', '-')}",
@@ -139,38 +135,31 @@ def add_flag(
     )
 
 
-def add_path(parser: argparse._ActionsContainer, name: str, what: str) -> None:
-    """Add a flag for a path, None by default; `what` is the help text."""
-    parser.add_argument(name, type=Path, metavar="PATH", help=what)
+def add_path(
+    parser: argparse._ActionsContainer, name: str, what: str, default: Path | None = None
+) -> None:
+    """Add a flag for a path; `what` is the help text."""
+    parser.add_argument(name, type=Path, metavar="PATH", default=default, help=what)
 
 
 def add_out(parser: argparse.ArgumentParser, default: Path, files: str) -> None:
     """Add --out, for the programs that write results; `files` says what is written."""
-    add_path(parser, "--out", f"folder for {files} (default: {default})")
-    parser.set_defaults(out=default)
+    add_path(parser, "--out", f"folder for {files} (default: %(default)s)", default)
 
 
-def add_data(parser: argparse.ArgumentParser, default: str = "cifar10") -> None:
-    """Add --data, for the programs that read images."""
+def add_places(parser: argparse.ArgumentParser, data: str = "cifar10") -> None:
+    """Add --data and --checkpoint-dir, for the programs that read images and networks."""
     parser.add_argument(
         "--data",
         "--data-dir",
         type=os.path.expanduser,
-        default=default,
+        default=data,
         metavar="NAME",
         help="cifar10 or cifar100, which are downloaded to data/, a folder with CIFAR-10, or an "
         ".npz file with your own data set (default: %(default)s)",
     )
-
-
-def add_init(parser: argparse.ArgumentParser) -> None:
-    """Add --init, for the scripts that train a classifier."""
-    add_path(
-        parser,
-        "--init",
-        "start from the weights in this .pth file instead of random ones; weights of other "
-        "projects need torchvision's parameter names and a 3x3 first convolution",
-    )
+    what = "folder of the .pth files (default: checkpoints)"
+    add_path(parser, "--checkpoint-dir", what, checkpoint.CHECKPOINTS)
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -185,16 +174,12 @@ class Parser(argparse.ArgumentParser):
     --run NAME reads and writes networks in runs/NAME, and reads those that it lacks from
     --checkpoint-dir (see `found`). Results are written there too, unless a flag names another
     folder. --subset is like --run quick, for networks only if `quick` is true. The flags that were
-    given, with their values, are in `typed`.
-
-    Args:
-        names: the constants that --set may change.
+    given, with their values, are in `typed`. `names` are the constants that --set may change.
     """
 
-    def __init__(
-        self, *args: Any, names: Sequence[str] = (), quick: bool = False, **values: Any
-    ) -> None:
-        super().__init__(*args, formatter_class=argparse.RawDescriptionHelpFormatter, **values)
+    def __init__(self, description: str, names: Sequence[str] = (), quick: bool = False) -> None:
+        form = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, formatter_class=form)
         self.register("type", Path, _path)
         self.names, self.quick = names, quick
 
@@ -234,13 +219,8 @@ def _path(text: str) -> Path:
 def common_parser(doc: str, block: Mapping[str, Any], quick: bool = False) -> Parser:
     """A parser with the flags that all scripts share.
 
-    Args:
-        doc: the description.
-        block: the globals of the script; upper-case names give the defaults.
-        quick: see `Parser`.
-
-    Raises:
-        UserError: a value in `block` is not allowed by NUMBERS or CHOICES.
+    `doc` is the description, `block` the globals of the script, whose upper-case names give the
+    defaults. For `quick`, see `Parser`. Raises UserError if a value in `block` is not allowed.
     """
     names = [name for name in (*NUMBERS, *CHOICES) if name in block]
     for name in names:
@@ -248,25 +228,14 @@ def common_parser(doc: str, block: Mapping[str, Any], quick: bool = False) -> Pa
             raise UserError(
                 f"{name} = {block[name]!r} at the head of the script must be {_wanted(name)}"
             )
-    parser = Parser(description=doc, names=names, quick=quick)
+    parser = Parser(doc, names, quick)
     add_flag(parser, "BATCH_SIZE", block["BATCH_SIZE"], "images per step")
-    parser.add_argument(
-        "--device",
-        default="auto",
-        metavar="NAME",
-        help="cpu, cuda or cuda:1; auto uses a GPU if available (default: %(default)s)",
-    )
-    add_data(parser, block.get("DATA", "cifar10"))
-    what = "folder where .pth files are read and written (default: checkpoints)"
-    add_path(parser, "--checkpoint-dir", what)
-    parser.set_defaults(checkpoint_dir=checkpoint.CHECKPOINTS)
-    parser.add_argument(
-        "--subset",
-        type=flag("SUBSET"),
-        metavar="N",
-        help="quick test: use only N images of each split, and write below runs/quick unless "
-        "a flag names another folder" + ("; networks are looked for there first" if quick else ""),
-    )
+    what = "cpu, cuda or cuda:1; auto uses a GPU if available (default: %(default)s)"
+    parser.add_argument("--device", default="auto", metavar="NAME", help=what)
+    add_places(parser, block.get("DATA", "cifar10"))
+    what = "quick test: use only N images of each split, and write below runs/quick unless "
+    what += "a flag names another folder" + quick * "; networks are looked for there first"
+    parser.add_argument("--subset", type=flag("SUBSET"), metavar="N", help=what)
     return parser
 
 
@@ -288,21 +257,17 @@ def training_parser(doc: str, block: Mapping[str, Any]) -> Parser:
     add_flag(parser, "LEARNING_RATE", block["LEARNING_RATE"], "maximum learning rate", "--lr")
     what = "random seed of initial weights, image order and augmentation"
     add_flag(parser, "SEED", block["SEED"], what)
-    if "STEM" in block:
+    if "STEM" in block:  # the script trains a classifier
         add_flag(parser, "STEM", block["STEM"], "stem of the network, see models/networks.py")
+        what = "start from the weights in this .pth file instead of random ones; weights of other "
+        what += "projects need torchvision's parameter names and a 3x3 first convolution"
+        add_path(parser, "--init", what)
     add_run(parser)
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        metavar="NAME=VALUE",
-        help="change a hyperparameter at the head of the script, for example CROP=2",
-    )
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue the last run where it stopped; the hyperparameters except --epochs must be "
-        "the same, the device and the number of processes may differ",
-    )
+    what = "change a hyperparameter at the head of the script, for example CROP=2"
+    parser.add_argument("--set", nargs="+", metavar="NAME=VALUE", help=what)
+    what = "continue the last run where it stopped; the hyperparameters except --epochs must be "
+    what += "the same, the device and the number of processes may differ"
+    parser.add_argument("--resume", action="store_true", help=what)
     return parser
 
 
@@ -317,17 +282,6 @@ def found(args: argparse.Namespace, file: str) -> Path:
 # ------------------------------------------------------------------ other scripts
 
 
-def retyped(args: argparse.Namespace, *names: str) -> list[str]:
-    """Those of the flags `names` that were given, with their values, for another command."""
-    words = []
-    for name in names:
-        if name in args.typed:
-            value = args.typed[name]
-            values = value if isinstance(value, list) else [value]
-            words += [f"--{name.replace('_', '-')}", *map(str, values)]
-    return words
-
-
 def next_step(
     args: argparse.Namespace, script: str, *flags: object, same: Sequence[str] = ()
 ) -> None:
@@ -336,7 +290,11 @@ def next_step(
     `same` are names of flags that the next script has too, besides those that all scripts have.
     """
     words = ["python", Path(sys.argv[0]).with_name(script), *flags]
-    words += retyped(args, *same, "data", "device", "subset", "run", "checkpoint_dir")
+    for name in (*same, "data", "device", "subset", "run", "checkpoint_dir"):
+        if name in args.typed:
+            value = args.typed[name]
+            words += [f"--{name.replace('_', '-')}"]
+            words += value if isinstance(value, list) else [value]
     # There, --subset means fewer images, not other networks.
     if script == "inference.py" and args.checkpoint_dir == checkpoint.QUICK != args.others:
         words += [] if "run" in args.typed else ["--run", "quick"]
@@ -346,26 +304,16 @@ def next_step(
 def run_script(script: str, flags: Sequence[str]) -> None:
     """Run a script of this repository; it continues a run that was stopped.
 
-    Ctrl-C and a closed terminal reach the script too, and SIGTERM is passed on. This then waits
-    until the script has saved its state. Raises UserError if the script fails or is stopped.
+    Ctrl-C reaches the script too, and this waits until it has saved its state. Raises UserError if
+    the script fails or is stopped.
     """
     words = [script, *flags, "--resume"]
     print(f"\n{shlex.join(['python', *words])}", flush=True)
-    process = subprocess.Popen([sys.executable, ROOT / script, *words[1:]])
-    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    status, interrupted = None, False
-    try:
-        while status is None:
-            try:
-                status = process.wait()
-            except KeyboardInterrupt:
-                interrupted = True
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    status = subprocess.run([sys.executable, ROOT / script, *words[1:]]).returncode
+    signal.signal(signal.SIGINT, before)
     if status:
         raise UserError(f"{script} ended with status {status}: run this command again to continue")
-    if interrupted:
-        raise KeyboardInterrupt
 
 
 # ------------------------------------------------------------------ messages
