@@ -28,7 +28,6 @@ STEMMED = $(if $(STEM),--stem $(STEM)) $(FLAGS)
 STUDENTS = .venv/bin/python -c 'import models; print(*models.STUDENTS)'
 SELECTED = .venv/bin/python -c 'import models; print(*models.SELECTED)'
 reproduce: .venv/runtime
-	$(if $(RESUME),,@.venv/bin/python -m benchmarks.reproduce $(STEMMED))
 	.venv/bin/python teacherTrain.py $(STEMMED)
 	@set -ex; model=0; for name in $$($(STUDENTS)); do model=$$((model + 1)); \
 		.venv/bin/python StudentTrain.py --model $$model $(STEMMED); \

@@ -52,7 +52,6 @@ def test_the_scripts_run_to_the_report_with_other_networks_and_larger_images(tmp
     text = text.replace("NETWORKS = {", 'NETWORKS = {"again": Arch("again", SmallCNN, "blocks.0"),')
     path.write_text(text)
     commands = [
-        ("benchmarks.reproduce", "--epochs", "1", "--batch-size", "5"),
         ("teacherTrain.py", *EPOCH),
         *(("StudentTrain.py", "--model", str(k + 1), *EPOCH) for k in range(len(students))),
         ("trainSelector.py", *EPOCH),
