@@ -17,6 +17,7 @@ import math
 import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,14 @@ from torch import nn
 from tqdm import tqdm
 
 from utils.augment import Augmentation, Batches
-from utils.checkpoint import save_checkpoint
+from utils.checkpoint import save_checkpoint, write_dict
 from utils.data import Split
 from utils.device import keep_freed_memory
-from utils.distributed import rank, ranks, total
+from utils.distributed import gather_objects, rank, ranks, total
 from utils.files import UserError, previous, replacing, shown
 from utils.optim import one_cycle, optimizers
-from utils.resume import Progress, load_state, read_state, save_state
+from utils.resume import START_ANEW, Progress, place, read_state
+from utils.safe_load import brief
 from utils.stop import StopRequest
 from utils.training_step import TrainingStep
 
@@ -43,13 +45,11 @@ CHECK_EVERY = 20  # steps between readings of the loss, because each reading blo
 class Run:
     """A training run. The weights of the epoch with the best validation accuracy go to `path`.
 
-    Creating it prints the hyperparameters and writes or loads the state. After every epoch, the
-    history is written to NAME.csv and the state to NAME.state.pth, where NAME is that of `path`.
-    With `resume`, a run continues from the state. The resulting weights are the same as without the
-    interruption, bit for bit, on the same CPU with the same version of PyTorch and number of
-    threads. Otherwise the run prints that they will differ.
-    A signal (see `utils.stop`) saves the state after the current step and ends the program. The
-    files of an earlier run are kept as NAME.previous.pth and NAME.previous.state.pth.
+    After every epoch, the history is written to NAME.csv and the state to NAME.state.pth, where
+    NAME is that of `path`. The files of an earlier run are kept as NAME.previous.pth and
+    NAME.previous.state.pth. A signal (see `utils.stop`) saves the state after the current step and
+    ends the program. With `resume`, a run continues from the state: on the same CPU, with the same
+    version of PyTorch and number of threads, to the same weights bit for bit.
 
     With several processes, each computes its share of every batch. The gradients are averaged.
     Batch norm keeps the statistics of the first process.
@@ -59,11 +59,8 @@ class Run:
         path: the .pth file to write.
         train: the training images. The targets are passed to `batches`.
         settings: the hyperparameters, from `utils.cli.settings`, and what else makes the run what
-            it is. They are printed, stored in the checkpoint, and compared when resuming. Used
-            here: `arch` and `stem` for the checkpoint; `epochs`, `batch_size`, `optimizer`,
-            `learning_rate`, `momentum`, `weight_decay`, `warmup`, `seed`, `crop`, `flip`, `cutout`;
-            and, if present, `teacher_views` (see `Batches`) and `context`, which is applied to each
-            batch unless the images of `train` are in it already.
+            it is. They are printed, stored in the checkpoint, and compared when resuming. If it has
+            a `context`, it is applied to each batch, unless the images are in it already.
         layers: names of modules of `net`, for `outputs`.
         resume: continue the previous run, if there is one.
 
@@ -83,12 +80,8 @@ class Run:
         self.net, self.path, self.settings = net, path, dict(settings)
         self.data, self.device = train.data, train.images.device
         self.total_epochs, self.batch_size = settings["epochs"], settings["batch_size"]
-        self.identity = {
-            **settings,
-            "classes": self.data.classes,
-            "mean": self.data.mean,
-            "std": self.data.std,
-        }
+        about = {name: getattr(self.data, name) for name in ("classes", "mean", "std")}
+        self.identity = {**settings, **about}  # compared when resuming
         if self.device.type == "cpu":
             keep_freed_memory()
         context = settings.get("context", "clean")
@@ -102,13 +95,8 @@ class Run:
             "clean" if train.context == context else context,
             train.data,
         )
-        self.optimizers = optimizers(
-            net,
-            settings["optimizer"],
-            settings["learning_rate"],
-            settings["momentum"],
-            settings["weight_decay"],
-        )
+        recipe = ("optimizer", "learning_rate", "momentum", "weight_decay")
+        self.optimizers = optimizers(net, *(settings[name] for name in recipe))
         if ranks() > 1:
             torch.manual_seed(settings["seed"] + rank())  # different dropout in each process
         self._step = TrainingStep(net, self.optimizers, layers)
@@ -146,19 +134,58 @@ class Run:
         if state is None:
             print(f"nothing to resume, no {shown(self.state_path)}: starting with epoch 1")
             return False
-        self.progress = load_state(
-            self.state_path, state, self.total_epochs, self.net, self.optimizers, self.device
-        )
-        self.schedulers = self._schedules(
-            self.progress.epoch * self.loader.steps + self.progress.step
-        )
+        try:
+            self._load(state)
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"cannot resume: {self.state_path} does not fit, {brief(str(error))}; {START_ANEW}"
+            ) from error
+        now, here = self.progress, place(self.device)
+        self.schedulers = self._schedules(now.epoch * self.loader.steps + now.step)
+        if state["place"] != here:
+            print(
+                f"started on {state['place']}, continuing on {here}: the weights will not be the "
+                "same bit for bit"
+            )
+        if (before := state["identity"]["epochs"]) != self.total_epochs:
+            print(
+                f"started with {before} epochs, continuing with {self.total_epochs}: the learning "
+                "rate follows the new schedule"
+            )
         saved = f"{datetime.fromtimestamp(state['saved']):%Y-%m-%d %H:%M}"
-        if self.progress.epoch == self.total_epochs:
+        if now.epoch == self.total_epochs:
             print(f"the run is finished: all epochs were done on {saved}")
         else:
-            now = self.progress
             print(f"resuming after epoch {now.epoch}, step {now.step}, saved on {saved}")
         return True
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        """Set the network, the optimizers, the random generators and the progress."""
+        self.net.load_state_dict(state["net"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            # Learning rates follow from the step, and where they are kept from the device.
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": saved, "param_groups": groups})
+        if rank() < len(state["rng"]):
+            torch.set_rng_state(state["rng"][rank()])
+            if self.device.type == "cuda" and state["cuda_rng"][rank()] is not None:
+                torch.cuda.set_rng_state(state["cuda_rng"][rank()])
+        self.progress = Progress(**state["progress"])
+
+    def _save_state(self) -> None:
+        cuda = self.device.type == "cuda"
+        state = {
+            "progress": asdict(self.progress),
+            "identity": self.identity,
+            "place": place(self.device),
+            "saved": time.time(),
+            "net": self.net.state_dict(),
+            "optimizers": [optimizer.state_dict()["state"] for optimizer in self.optimizers],
+            "rng": gather_objects(torch.get_rng_state()),  # for dropout, one per process
+            "cuda_rng": gather_objects(torch.cuda.get_rng_state() if cuda else None),
+        }
+        if rank() == 0:
+            write_dict(self.state_path, state)
 
     def _begin(self) -> None:
         """Before epoch 1: keep the files of an earlier run, and save the state of this run."""
@@ -290,9 +317,4 @@ class Run:
         print(
             f"  validation: loss {val_loss:.3f}, top-1 {val_accuracy:.2%}"
             + (f", the best so far: written to {shown(self.path)}" if improved else "")
-        )
-
-    def _save_state(self) -> None:
-        save_state(
-            self.state_path, self.progress, self.identity, self.net, self.optimizers, self.device
         )
