@@ -17,11 +17,8 @@ if "torch" not in sys.modules:  # a script starts: Ctrl-C during its imports giv
     sys.excepthook = _one_line
 
 # Importing PyTorch creates half a million objects and no garbage: collection would only cost time.
-_collects = gc.isenabled()
 gc.disable()
 import torchvision  # noqa: E402, F401
 
-if _collects:
-    gc.enable()
-
+gc.enable()
 atexit.register(gc.freeze)  # the collection at exit would also go through all of them

@@ -43,11 +43,10 @@ def save_checkpoint(
 ) -> None:
     """Write the weights of `net` and facts about them to `path`. The file is replaced atomically.
 
-    `settings` are the hyperparameters; they have `arch` and, for classifiers, `stem`.
-    Floating-point tensors are stored in half precision, which is more precise than the bf16 that
-    networks compute in. `val_accuracy` is top-1, in [0, 1]. The test accuracy is None until
-    `amend_checkpoint` sets it. Raises UserError if a weight is not finite in half precision or the
-    file cannot be written.
+    `settings` are the hyperparameters; they have `arch` and, for classifiers, `stem`. Weights are
+    stored in half precision, which is more precise than the bf16 that networks compute in.
+    `val_accuracy` is top-1, in [0, 1]. The test accuracy is None until `amend_checkpoint` sets it.
+    Raises UserError if a weight is not finite in half precision or the file cannot be written.
     """
     state_dict = {
         name: tensor.detach().cpu().half() if tensor.is_floating_point() else tensor.cpu()
@@ -93,18 +92,16 @@ def write_dict(path: Path, content: dict[str, Any]) -> None:
         file.write(buffer.getbuffer())
 
 
-def read_checkpoint(
-    path: Path, arch: str | None = None, stem: str | None = None, strict: bool = True
-) -> dict[str, Any]:
+def read_checkpoint(path: Path, arch: str | None = None, stem: str | None = None) -> dict[str, Any]:
     """Read the dictionary in `path`, with tensors on the CPU.
 
     Args:
         path: a file written by `save_checkpoint`.
         arch: the expected architecture. None: any.
-        stem: if given, files of other projects are accepted too: a state dict, or a dictionary
-            that has it under one of WRAPPERS, for `arch` with this stem. Classes are then named
-            "class 0" and so on, and val_accuracy is None.
-        strict: refuse files of this project for another architecture than `arch`.
+        stem: if given, other files are accepted too: those of this project for any architecture,
+            and those of other projects for `arch` with this stem: a state dict, or a dictionary
+            that has it under one of WRAPPERS. Their classes are named "class 0" and so on, and
+            val_accuracy is None.
 
     Raises:
         UserError: the file is missing, truncated, not a checkpoint, for another architecture, or
@@ -122,12 +119,12 @@ def read_checkpoint(
         raise UserError(
             f"{path} is not a checkpoint of this project: it has no {', '.join(missing)}"
         )
-    known = checkpoint["arch"] in (*NETWORKS, "selector")
-    if (strict and arch and checkpoint["arch"] != arch) or not known:
+    expected = [arch] if arch and not stem else [*NETWORKS, "selector"]
+    if checkpoint["arch"] not in expected:
         raise UserError(
-            f"{path} holds {brief(checkpoint['arch'])}, expected {arch or 'a name in NETWORKS'}: "
-            + (f"run {command}" if EXPECTED.get(name) == arch else "name another file")
-            + ", or edit TEACHER and STUDENTS in models/networks.py"
+            f"{path} holds {brief(checkpoint['arch'])}, expected {' or '.join(expected)}: "
+            f"{f'run {command}' if command else 'name another file'}, or edit TEACHER and STUDENTS "
+            "in models/networks.py"
         )
     return checkpoint
 
@@ -159,7 +156,7 @@ def _from_elsewhere(content: dict[str, Any], arch: str, stem: str) -> dict[str, 
 
 @by_first
 def load_network(
-    path: str | Path, arch: str | None = None, stem: str | None = None, strict: bool = True
+    path: str | Path, arch: str | None = None, stem: str | None = None
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Load a network and its checkpoint dictionary. The network is float32, in eval mode, on CPU.
 
@@ -167,7 +164,7 @@ def load_network(
     not fit the architecture or are not finite.
     """
     path = Path(path)
-    checkpoint = read_checkpoint(path, arch, stem, strict)
+    checkpoint = read_checkpoint(path, arch, stem)
     found, stem, hyperparameters = (checkpoint[key] for key in ("arch", "stem", "hyperparameters"))
     with torch.device("cpu"):  # PyTorch's default device may be another
         if found == "selector":
@@ -180,10 +177,8 @@ def load_network(
         net.load_state_dict(dict(checkpoint["state_dict"]))
     except RuntimeError as error:
         lines = str(error).splitlines()[1:4]
-        reasons = [textwrap.shorten(line, 160, placeholder=" ...") for line in lines]
-        raise UserError(
-            f"{path}: its weights do not fit {found}, {stem}: {'; '.join(reasons)}"
-        ) from error
+        reasons = "; ".join(textwrap.shorten(line, 160, placeholder=" ...") for line in lines)
+        raise UserError(f"{path}: its weights do not fit {found}, {stem}: {reasons}") from error
     for name, tensor in net.state_dict().items():
         if not tensor.isfinite().all():
             raise UserError(f"{path}: its weights {name} are not finite")
@@ -201,8 +196,8 @@ def load_teacher(
     """
     if stem is None:
         return load_network(paths[0], TEACHER)
-    foreign = stem if len(paths) == 1 else None
-    loaded = [load_network(path, TEACHER, foreign, strict=False) for path in paths]
+    foreign = (TEACHER, stem) if len(paths) == 1 else ()
+    loaded = [load_network(path, *foreign) for path in paths]
     _, facts = loaded[0]
     for path, (_, others) in zip(paths, loaded, strict=True):
         if others["arch"] not in NETWORKS:
@@ -222,13 +217,8 @@ def load_parts(
 ) -> dict[str, tuple[nn.Module, dict[str, Any]]]:
     """Load networks that work together: for each, the network and its checkpoint dictionary.
 
-    Args:
-        find: returns the path of a file of FILES.
-        names: keys of FILES; by default all students and the selector.
-
-    Raises:
-        UserError: as `load_network`; or the students have different classes; or the selector was
-            trained for other students.
+    `find` returns the path of a file of FILES, `names` are keys of FILES. Raises UserError as
+    `load_network`, or if the students have different classes, or the selector is for others.
     """
     paths = {name: find(FILES[name]) for name in names}
     parts = {name: load_network(path, EXPECTED[name]) for name, path in paths.items()}
@@ -290,15 +280,13 @@ def check_data(path: Path, checkpoint: Mapping[str, Any], data: DataSet) -> None
         return
     for what in ("classes", "size", "mean", "std"):
         here, there = getattr(own, what), getattr(data, what)
-        if here == there:
-            continue
-        said = f"has {what} {here}, and {data.name} {there}"
-        if what == "classes":
-            said = f"has {listed(here)}, and {data.name} has {listed(there)}"
-        raise UserError(
-            f"{shown(path)} {said}: use --data for the data set that it was trained on, or "
-            "--checkpoint-dir for networks trained on this data set"
-        )
+        if here != there:
+            say = listed if what == "classes" else str
+            raise UserError(
+                f"{what} differ: {shown(path)} has {say(here)}, and {data.name} has {say(there)}: "
+                "use --data for the data set that it was trained on, or --checkpoint-dir for "
+                "networks trained on this data set"
+            )
 
 
 def starting_network(
@@ -308,8 +296,8 @@ def starting_network(
 
     Without `init`, the weights are random and the fingerprint is None. `init` may be a file of
     another project, see `read_checkpoint`. If it has another number of classes, the last layer is
-    new. Raises UserError as `load_network` does; or if `init` has another stem; or if the run would
-    overwrite it.
+    new. Raises UserError as `load_network` does; or if `init` has another architecture or stem; or
+    if the run would overwrite it.
     """
     if init is None:
         return network(arch, stem, len(classes)), None
@@ -319,8 +307,8 @@ def starting_network(
     net, checkpoint = load_network(init, arch, stem)
     if checkpoint["val_accuracy"] is None:
         print(elsewhere(init, stem))
-    if checkpoint["stem"] != stem:
-        raise UserError(f"--init {init} has the {checkpoint['stem']} stem, but --stem is {stem}")
+    if (found := (checkpoint["arch"], checkpoint["stem"])) != (arch, stem):
+        raise UserError(f"--init {init} has {found}, but the run has {(arch, stem)}; see --stem")
     made_of = fingerprint_of(net)
     if (count := len(checkpoint["classes"])) != len(classes):
         print(

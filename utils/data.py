@@ -36,20 +36,13 @@ STD = (0.2470, 0.2435, 0.2616)
 
 @dataclass(frozen=True)
 class DataSet:
-    """What networks and images have in common.
+    """What networks and images have in common."""
 
-    Args:
-        name: for messages.
-        classes: their names, in the order of the labels.
-        mean, std: of the training images, per channel, in [0, 1]; images are normalized with these.
-        size: height and width of the images, in pixels.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
+    name: str  # for messages
+    classes: tuple[str, ...]  # their names, in the order of the labels
+    mean: tuple[float, ...]  # of the training images, per channel, in [0, 1], for normalization
     std: tuple[float, ...]
-    size: int
+    size: int  # height and width of the images, in pixels
 
 
 CIFAR10 = DataSet("CIFAR-10", CLASSES, MEAN, STD, 32)
@@ -57,21 +50,13 @@ CIFAR10 = DataSet("CIFAR-10", CLASSES, MEAN, STD, 32)
 
 @dataclass
 class Split:
-    """Images of one split.
+    """Images of one split."""
 
-    Args:
-        images: uint8 (N, size, size, 3).
-        labels: int64 (N,).
-        indices: (N,), the index of each image in the training or test set.
-        data: of which data set.
-        context: a key of utils.contexts.CONTEXTS, that the images are in.
-    """
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    indices: np.ndarray
+    images: torch.Tensor  # uint8 (N, size, size, 3)
+    labels: torch.Tensor  # int64 (N,)
+    indices: np.ndarray  # (N,), the index of each image in the training or test set
     data: DataSet = CIFAR10
-    context: str = "clean"
+    context: str = "clean"  # a key of utils.contexts.CONTEXTS, that the images are in
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -86,12 +71,10 @@ class Split:
 
     def take(self, places: slice | np.ndarray) -> "Split":
         """The images at `places` (from 0), in that order."""
-        return replace(
-            self,
-            images=self.images[places],
-            labels=self.labels[places],
-            indices=self.indices[places],
+        images, labels, indices = (
+            each[places] for each in (self.images, self.labels, self.indices)
         )
+        return replace(self, images=images, labels=labels, indices=indices)
 
 
 def listed(classes: Sequence[str]) -> str:
@@ -122,8 +105,6 @@ def load_splits(
 ) -> tuple[Split, Split, Split]:
     """Load the training, validation and test split. The validation split is a tenth of each class.
 
-    For CIFAR-10 and CIFAR-100: 45,000, 5,000 and 10,000 images.
-
     Args:
         data: "cifar10" or "cifar100", which are downloaded to FOLDER; a folder with CIFAR-10; or an
             .npz file with `train_images`, `train_labels`, `test_images`, `test_labels` and
@@ -136,16 +117,9 @@ def load_splits(
     Raises:
         UserError: the data set is not available or damaged, or has the wrong shape or type.
     """
-    arrays, name = _arrays(data)
-    images = arrays["train_images"]
-    if name == CIFAR10.name:
-        about = CIFAR10
-    else:
-        classes = tuple(map(str, arrays["classes"]))
-        about = DataSet(name, classes, *mean_and_std(images), images.shape[1])
+    arrays, about = _arrays(data)
     if seen_by:
-        mean, std = (tuple(seen_by[color]) for color in ("mean", "std"))
-        about = replace(about, mean=mean, std=std)
+        about = replace(about, mean=tuple(seen_by["mean"]), std=tuple(seen_by["std"]))
     train, val = stratified_split(arrays["train_labels"])
     if not len(val):
         raise UserError(
@@ -168,31 +142,28 @@ def load_splits(
 
 
 @by_first
-def _arrays(data: str | Path) -> tuple[Mapping[str, np.ndarray], str]:
-    """The arrays of a data set, and its name. Only the first process needs the files."""
-    if data == "cifar100":
-        return _cifar100(), "CIFAR-100"
+def _arrays(data: str | Path) -> tuple[Mapping[str, np.ndarray], DataSet]:
+    """The arrays of a data set, and what is known about it. Only the first process needs files."""
     if data == "cifar10":
-        return _cifar10(FOLDER, download=True), CIFAR10.name
+        return _cifar10(FOLDER, download=True), CIFAR10
     if os.path.isdir(data):
-        return _cifar10(Path(data), download=False), CIFAR10.name
-    if not os.path.exists(data):
-        raise UserError(
-            f"--data {data}: no such file or folder; leave it out to download CIFAR-10 to "
-            f"{shown(FOLDER)}"
-        )
-    return _read(Path(data), "see 'Your own data' in README.md", _check_own), str(data)
+        return _cifar10(Path(data), download=False), CIFAR10
+    if data == "cifar100":
+        arrays, name = _cifar100(), "CIFAR-100"
+    elif os.path.exists(data):
+        name, remedy = str(data), "see 'Your own data' in README.md"
+        arrays = _read(Path(data), remedy, _check_own)
+    else:
+        raise UserError(f"--data {data}: no such file or folder; leave it out to use CIFAR-10")
+    images, classes = arrays["train_images"], tuple(map(str, arrays["classes"]))
+    return arrays, DataSet(name, classes, *mean_and_std(images), images.shape[1])
 
 
 def named_images(split: Split, path: Path) -> Split:
     """The images of `split` whose indices are in a file. An index listed twice counts twice.
 
-    Args:
-        path: a .npy file, integers (M,), as in `Split.indices`.
-
-    Raises:
-        UserError: the file cannot be read, has the wrong shape or type, or has an index that is not
-            in the split, for example of a validation image.
+    The file is .npy, integers (M,). Raises UserError if it cannot be read, has the wrong shape or
+    type, or has an index that is not in the split, for example of a validation image.
     """
     indices = read_array(path)
     if indices.ndim != 1 or indices.dtype.kind not in "iu" or not len(indices):
@@ -217,13 +188,7 @@ def load_sample(subset: int | None = None, device: torch.device | str = "cpu") -
 def stratified_split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Split into training and validation indices; the validation part is a tenth of each class.
 
-    The split is the same in every run.
-
-    Args:
-        labels: integers (N,).
-
-    Returns:
-        Two disjoint int64 arrays in random order; together they have each of 0 .. N - 1 once.
+    Integers (N,) -> two disjoint int64 arrays, in a random order that is the same in every run.
     """
     order = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
     classes = [order[labels[order] == label] for label in np.unique(labels)]
@@ -237,16 +202,14 @@ def mean_and_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ..
 
     They come from counts of the 256 levels, so they are exact. A channel of one level gets 0.001.
     """
-    levels = np.arange(256) / 255
-    counts = [np.bincount(images[..., channel].ravel(), minlength=256) for channel in range(3)]
-    means = [np.average(levels, weights=count) for count in counts]
-    stds = [
-        np.average((levels - mean) ** 2, weights=count) ** 0.5
-        for mean, count in zip(means, counts, strict=True)
-    ]
-    return tuple(round(float(it), 4) for it in means), tuple(
-        max(0.001, round(float(it), 4)) for it in stds
-    )
+    levels, means, stds = np.arange(256) / 255, [], []
+    for channel in range(3):
+        counts = np.bincount(images[..., channel].ravel(), minlength=256)
+        mean = np.average(levels, weights=counts)
+        std = np.average((levels - mean) ** 2, weights=counts) ** 0.5
+        means.append(round(float(mean), 4))
+        stds.append(max(0.001, round(float(std), 4)))
+    return tuple(means), tuple(stds)
 
 
 def _cifar10(folder: Path, download: bool) -> dict[str, np.ndarray]:
@@ -262,20 +225,18 @@ def _cifar10(folder: Path, download: bool) -> dict[str, np.ndarray]:
 
 def _cifar100() -> dict[str, np.ndarray]:
     """CIFAR-100, by torchvision, which downloads the files and checks their sums."""
+    arrays = {}
     try:
-        train, test = (CIFAR100(FOLDER, train=part, download=True) for part in (True, False))
+        for part in ("train", "test"):
+            images = CIFAR100(FOLDER, train=part == "train", download=True)
+            arrays[f"{part}_images"] = np.ascontiguousarray(images.data)
+            arrays[f"{part}_labels"] = np.array(images.targets)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"--data cifar100 cannot be loaded ({error}): put {CIFAR100.filename} from "
             f"{CIFAR100.url} into {shown(FOLDER)}"
         ) from error
-    return {
-        "train_images": np.ascontiguousarray(train.data),
-        "train_labels": np.array(train.targets),
-        "test_images": np.ascontiguousarray(test.data),
-        "test_labels": np.array(test.targets),
-        "classes": np.array(train.classes),
-    }
+    return arrays | {"classes": np.array(images.classes)}
 
 
 def _read(
@@ -350,8 +311,5 @@ def normalize(images: torch.Tensor, data: DataSet = CIFAR10) -> torch.Tensor:
 
 @functools.lru_cache  # copying them to a GPU waits until it is idle
 def _colors(data: DataSet, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    mean, std = (
-        torch.tensor(color, device=device, dtype=torch.float32) * 255
-        for color in (data.mean, data.std)
-    )
+    mean, std = (torch.tensor(color, device=device) * 255 for color in (data.mean, data.std))
     return mean, std

@@ -61,7 +61,7 @@ def predict(
             bar.update(len(batch))
     columns = [gather(torch.cat(column)) for column in zip(*batches, strict=True)]
     columns[0] = columns[0].float()
-    if wrong := (~columns[0].isfinite()).reshape(len(images), -1).any(dim=1).sum().item():
+    if wrong := (~columns[0].isfinite()).any(dim=1).sum().item():
         raise UserError(
             f"{title or type(net).__name__}: the logits of {wrong} of {len(images)} images are not "
             "finite; train the network again with a lower --lr"
@@ -155,13 +155,7 @@ class TeacherLogits:
         folder: where the files are written.
     """
 
-    def __init__(
-        self,
-        teacher: nn.Module,
-        taught_by: str,
-        batches: Batches,
-        folder: Path,
-    ) -> None:
+    def __init__(self, teacher: nn.Module, taught_by: str, batches: Batches, folder: Path) -> None:
         by_first(try_folder)(folder)
         self.teacher, self.batches, self.folder = teacher, batches, folder
         some = torch.arange(min(64, len(batches.images)))
@@ -186,20 +180,14 @@ class TeacherLogits:
 
     @torch.inference_mode()
     def _compute(self, view: int) -> torch.Tensor:
-        images, logits = self.batches.images, []
-        mine = torch.arange(len(images)).tensor_split(ranks())[rank()]
-        with tqdm(
-            total=len(images),
-            unit="img",
-            unit_scale=True,
-            leave=False,
-            disable=rank() > 0,
-            desc=f"teacher, view {view + 1}/{self.batches.views}",
-        ) as bar:
-            for places in mine.tensor_split(math.ceil(len(images) / ranks() / 500)):
-                with autocast(images.device):
+        device, logits = self.batches.images.device, []
+        mine = torch.arange(len(self.batches.images)).tensor_split(ranks())[rank()]
+        what = f"teacher, view {view + 1}/{self.batches.views}"
+        with tqdm(total=len(mine), desc=what, unit="img", leave=False, disable=rank() > 0) as bar:
+            for places in mine.tensor_split(math.ceil(len(mine) / 500)):
+                with autocast(device):
                     logits.append(self.teacher(self.batches.view(view, places)).half())
-                bar.update(len(places) * ranks())
+                bar.update(len(places))
         logits = gather(torch.cat(logits))
         if not logits.isfinite().all():
             raise UserError("the teacher's logits are not finite in half precision: train it again")
