@@ -44,6 +44,7 @@ IMAGES = {1: 200, BATCH: 4 * BATCH}  # images that are timed, for each batch siz
 TURN = 20  # single images that a system takes before it is another one's turn
 THREADS = (2, 1)
 ROUNDS = 3
+RUNTIMES = ("PyTorch", "ONNX float32", "ONNX int8")
 CPU = torch.device("cpu")
 LABELS = testset.LABELS | {
     "selector": testset.LABELS["routed"],
@@ -73,20 +74,16 @@ def systems_of(
     work: Mapping[str, float],
     thresholds: Mapping[str, Sequence[float]],
 ) -> dict[str, System]:
-    """The teacher, each student and each policy, made of these networks.
+    """The teacher, each student and each policy, made of these networks or `Recorded` ones.
 
-    Args:
-        nets: teacher, students and selector; also `Recorded` ones.
-        work: MACs of each.
-        thresholds: for each policy; "cascade_selected" is the cascade of SELECTED.
+    `work` has the MACs of each network, `thresholds` those of each policy; "cascade_selected" is
+    the cascade of SELECTED.
     """
     systems = {name: System(nets[name], [(name,)], []) for name in ("teacher", *STUDENTS)}
-    for policy, chosen in thresholds.items():
-        if policy == "cascade_selected":
-            selected = {arch: nets[arch] for arch in SELECTED}
-            systems[policy] = system_of("cascade", selected, work, chosen)
-        else:
-            systems[policy] = system_of(policy, nets, work, chosen)
+    selected = {arch: nets[arch] for arch in SELECTED}
+    for name, chosen in thresholds.items():
+        policy = name.removesuffix("_selected")
+        systems[name] = system_of(policy, nets if policy == name else selected, work, chosen)
     return systems
 
 
@@ -97,12 +94,6 @@ def recorded(nets: Mapping[str, nn.Module], images: torch.Tensor) -> dict[str, R
         name: Recorded(torch.cat([net(batch).float() for batch in batches]))
         for name, net in nets.items()
     }
-
-
-def accuracy(system: System, labels: torch.Tensor) -> float:
-    """Top-1 accuracy of a system of `recorded` networks."""
-    outputs = system.net(torch.arange(len(labels)))
-    return top1(outputs[0] if isinstance(outputs, tuple) else outputs, labels)
 
 
 def milliseconds(
@@ -126,24 +117,21 @@ def milliseconds(
 
 def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """The heads and rows of a table of the results in deploy.json."""
+    heads, lines = ["", "", "top-1, %", "MB"], []
     settings = sorted({(row["batch"], row["threads"]) for row in rows})
-    found: dict[tuple[str, str], dict] = {}
-    for row in rows:
-        own = found.setdefault((row["system"], row["runtime"]), {})
-        own[row["batch"], row["threads"]] = row
-    heads = ["", "", "top-1, %", "MB"]
     for batch, threads in settings:
         what = "one image, ms" if batch == 1 else f"{batch} images, images/s"
         heads.append(f"{what}; {threads} thread{'s' * (threads > 1)}")
-    lines = []
-    for system, runtime in sorted(found, key=lambda key: [*LABELS].index(key[0])):
-        own = [found[system, runtime][setting] for setting in settings]
-        accuracy, size = f"{100 * own[0]['top1']:.2f}", f"{own[0]['bytes'] / 1e6:.1f}"
-        speed = [
-            f"{row['ms']:.1f}" if row["batch"] == 1 else f"{row['images_per_s']:,.0f}"
-            for row in own
-        ]
-        lines.append([LABELS[system], runtime, accuracy, size, *speed])
+    for system, runtime in itertools.product(LABELS, RUNTIMES):
+        own = [row for row in rows if (row["system"], row["runtime"]) == (system, runtime)]
+        own.sort(key=lambda row: (row["batch"], row["threads"]))
+        if own:
+            accuracy, size = f"{100 * own[0]['top1']:.2f}", f"{own[0]['bytes'] / 1e6:.1f}"
+            speed = [
+                f"{row['ms']:.1f}" if row["batch"] == 1 else f"{row['images_per_s']:,.0f}"
+                for row in own
+            ]
+            lines.append([LABELS[system], runtime, accuracy, size, *speed])
     return heads, lines
 
 
@@ -159,58 +147,51 @@ def main() -> None:
     parts, (train, val, test) = load_system(args.checkpoint_dir, tuple(FILES), args.data)
     test, some = test.take(slice(args.subset)), train.images[:CALIBRATION].numpy()
     work = {name: macs(net, test.data.size) for name, (net, _) in parts.items()}
+    thresholds = thresholds_of(parts["selector"][1])
     ready = {
         name: FromPixels(for_inference(net, CPU), test.data) for name, (net, _) in parts.items()
     }
-
     print("exporting and quantizing", flush=True)
-    files = {"PyTorch": {name: (args.checkpoint_dir / FILES[name]).read_bytes() for name in parts}}
-    files["ONNX float32"] = {name: onnx_bytes(*part) for name, part in parts.items()}
-    files["ONNX int8"] = {
-        name: eight_bit(content, some) for name, content in files["ONNX float32"].items()
-    }
+    saved = {name: (args.checkpoint_dir / FILES[name]).read_bytes() for name in parts}
+    exported = {name: onnx_bytes(*part) for name, part in parts.items()}
+    quantized = {name: eight_bit(content, some) for name, content in exported.items()}
+    files = dict(zip(RUNTIMES, (saved, exported, quantized), strict=True))
 
     def networks(runtime: str) -> dict[str, nn.Module]:
         if runtime == "PyTorch":
             return ready
         return {name: Session(content) for name, content in files[runtime].items()}
 
-    thresholds, rows = thresholds_of(parts["selector"][1]), []
+    accuracies, rows = {}, []
     with torch.inference_mode(), autocast(CPU):
         if len(STUDENTS) > len(SELECTED):
             logits = recorded({arch: ready[arch] for arch in SELECTED}, val.images)
             answers = [each.outputs for each in logits.values()]
             costs = [work[arch] for arch in logits]
             thresholds["cascade_selected"] = cascade_thresholds(answers, val.labels, costs)
-        accuracies = {}
-        for runtime in files:
+        for runtime in RUNTIMES:
             print(f"{runtime}: top-1 on {len(test):,} images", flush=True)
-            stored = systems_of(recorded(networks(runtime), test.images), work, thresholds)
-            for name, system in stored.items():
-                accuracies[name, runtime] = accuracy(system, test.labels)
+            stored = recorded(networks(runtime), test.images)
+            for name, system in systems_of(stored, work, thresholds).items():
+                outputs = system.net(torch.arange(len(test)))
+                logits = outputs[0] if isinstance(outputs, tuple) else outputs
+                accuracies[name, runtime] = top1(logits, test.labels)
         for threads, (batch, count) in itertools.product(THREADS, IMAGES.items()):
             print(f"{threads} threads, {batch} images at a time", flush=True)
             torch.set_num_threads(threads)
             systems = {
                 (name, runtime): system
-                for runtime in files
+                for runtime in RUNTIMES
                 for name, system in systems_of(networks(runtime), work, thresholds).items()
             }
-            times = milliseconds(systems, test.images[:count], batch)
-            for (name, runtime), ms in times.items():
-                needed = {part for ran in systems[name, runtime].ran for part in ran}
-                rows.append(
-                    {
-                        "system": name,
-                        "runtime": runtime,
-                        "threads": threads,
-                        "batch": batch,
-                        "top1": accuracies[name, runtime],
-                        "bytes": sum(len(files[runtime][part]) for part in needed),
-                        "ms": round(ms, 3),
-                        "images_per_s": round(1000 * batch / ms, 1),
-                    }
-                )
+            for key, ms in milliseconds(systems, test.images[:count], batch).items():
+                name, runtime = key
+                needed = {part for ran in systems[key].ran for part in ran}
+                row = {"system": name, "runtime": runtime, "threads": threads, "batch": batch}
+                row["top1"] = accuracies[key]
+                row["bytes"] = sum(len(files[runtime][part]) for part in needed)
+                row |= {"ms": round(ms, 3), "images_per_s": round(1000 * batch / ms, 1)}
+                rows.append(row)
     write_json(args.out / "deploy.json", rows)
     print(f"{cli.aligned(*table(rows))}\n\nwrote {shown(args.out / 'deploy.json')}")
 
