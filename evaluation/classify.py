@@ -33,12 +33,8 @@ class Prediction:
 
 def predictions(
     system: System, files: Iterator[Path], data: DataSet, batch_size: int, device: torch.device
-) -> Iterator[list[Prediction]]:
-    """Yield the predictions for the files in order, one batch at a time.
-
-    Args:
-        data: what the networks were trained on.
-    """
+) -> Iterator[Prediction]:
+    """Yield the predictions for the files in order; `data` is what the networks were trained on."""
     while batch := [Prediction(file) for file in islice(files, batch_size)]:
         images = []
         for each in batch:
@@ -51,13 +47,12 @@ def predictions(
             split = Split(pixels, torch.zeros(len(pixels)), np.arange(len(pixels)), data)
             logits, choice = predict(system.net, split, batch_size=batch_size)
             best = system.probabilities(logits, choice).max(dim=1)
-            good = [each for each in batch if not each.error]
-            for each, probability, label, student in zip(
-                good, best.values.tolist(), best.indices.tolist(), choice.tolist(), strict=True
-            ):
-                each.label, each.student = data.classes[label], system.names[student]
-                each.probability = probability
-        yield batch
+            found = zip(best.values.tolist(), best.indices.tolist(), choice.tolist(), strict=True)
+            for each in batch:
+                if not each.error:
+                    each.probability, label, student = next(found)
+                    each.label, each.student = data.classes[label], system.names[student]
+        yield from batch
 
 
 def print_predictions(
@@ -71,17 +66,13 @@ def print_predictions(
     width = max(12, *(len(name) + 1 for name in data.classes))
     wide = max(13, *(len(name) + 2 for name in system.names))
     print(f"{'class':<{width}}{'probability':>11}  {'student':<{wide}}file")
-    for batch in predictions(system, image_files(paths), data, batch_size, device):
-        for each in batch:
-            if each.error:
-                failed += 1
-                print(f"inference.py: error: {each.error}", file=sys.stderr)
-            else:
-                print(
-                    f"{each.label:<{width}}{each.probability:>11.1%}  {each.student:<{wide}}"
-                    f"{one_line(each.file)}"
-                )
-        sys.stdout.flush()
+    for each in predictions(system, image_files(paths), data, batch_size, device):
+        if each.error:
+            failed += 1
+            print(f"inference.py: error: {each.error}", file=sys.stderr)
+        else:
+            answer = f"{each.label:<{width}}{each.probability:>11.1%}  {each.student:<{wide}}"
+            print(answer + one_line(each.file), flush=True)
     if failed:
         print(f"inference.py: {failed:,} of the files could not be read", file=sys.stderr)
     return 2 if failed else 0
@@ -96,40 +87,27 @@ def write_predictions(
     batch_size: int,
     device: torch.device,
 ) -> int:
-    """Write one row per image to the CSV file `table`, one batch at a time.
+    """Write one row per image to the CSV file `table`, at once: a stopped run keeps its rows.
 
-    After Ctrl-C, the batches that were classified are in the file. File names that are not UTF-8
-    are written byte for byte.
-
-    Args:
-        made_by: policy, threshold and weights, the last three columns of each row.
-
-    Returns:
-        The exit status: 2 if a file is not an image, else 0.
-
-    Raises:
-        UserError: the file exists or cannot be written.
+    `made_by` are policy, threshold and weights, the last three columns. File names that are not
+    UTF-8 are written byte for byte. Returns the exit status: 2 if a file is not an image, else 0.
+    Raises UserError if `table` exists or cannot be written.
     """
     answered = failed = 0
     files = (file for file in image_files(paths) if file.absolute() != table.absolute())
+    found = predictions(system, files, data, batch_size, device)
+    kind = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
     try:
         table.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            open(table, "x", newline="", encoding="utf-8", errors="surrogateescape") as file,
-            tqdm(unit="img") as bar,
-        ):
+        with open(table, "x", buffering=1, **kind) as file:  # a line is written when it ends
             rows = csv.writer(file, lineterminator="\n")
             rows.writerow(COLUMNS)
-            for batch in predictions(system, files, data, batch_size, device):
-                for each in batch:
-                    failed += bool(each.error)
-                    answered += not each.error
-                    sure = "" if each.error else f"{each.probability:.4f}"
-                    error = each.error.removeprefix(f"{one_line(each.file)}: ")
-                    found = (each.file, each.label, sure, each.student, error)
-                    rows.writerow([*found, *made_by])
-                file.flush()
-                bar.update(len(batch))
+            for each in tqdm(found, unit="img"):
+                failed += bool(each.error)
+                answered += not each.error
+                sure = "" if each.error else f"{each.probability:.4f}"
+                error = each.error.removeprefix(f"{one_line(each.file)}: ")
+                rows.writerow([each.file, each.label, sure, each.student, error, *made_by])
     except FileExistsError as error:
         raise UserError(f"{error.filename} exists: use another name for --csv") from error
     except OSError as error:

@@ -139,64 +139,60 @@ def one_file(system: System, contents: Mapping[str, bytes], about: str) -> bytes
 
     models = {name: load_from_string(content) for name, content in contents.items()}
     students = [archs[-1] for archs in system.answered]
-    ends = models[students[0]].graph.input[0], models[students[0]].graph.output[0]
+    first, count = models[students[0]], len(students)
+    ends = first.graph.input[0], first.graph.output[0]
     size, classes = (end.type.tensor_type.shape.dim[1].dim_value for end in ends)
-    chosen = isinstance(system.net, MultiStudent)
-
-    def answer(name: object, k: int) -> str:
-        """The nodes that take the logits of step k."""
-        return f"""
-            logits{name} = Identity(mean{k})
-            choice{name} = Constant<value = int64[1] {{{k}}}>()"""
-
-    def graph(name: object, nodes: str) -> str:
-        outputs = f"float[1, {classes}] logits{name}, int64[1] choice{name}"
-        return f"g{name}() => ({outputs}) {{{nodes}}}"
-
-    def step(k: int) -> str:
-        """The nodes that run student k or those behind it; they give logits{k} and choice{k}."""
-        run = f"""
-            {students[k]} = networks.{students[k]}(images)
-            mean{k} = Mean({", ".join(system.answered[k])})"""
-        if k + 1 == len(students):
-            return run + answer(k, k)
-        if chosen:
-            question = f"""
-            this{k} = Constant<value = int64 {{{k}}}>()
-            more{k} = Greater(best, this{k})"""
+    version = next(each.version for each in first.opset_import if not each.domain)
+    floats = f"float[1, {classes}]"
+    nodes = f"""
+            logits0 = Constant<value = {floats} {{{", ".join("0" * classes)}}}>()
+            choice0 = Constant<value = int64[1] {{0}}>()"""
+    routed = isinstance(system.net, MultiStudent)
+    if routed:
+        offsets = ", ".join(map(str, _offsets(system)))
+        nodes += f"""
+            scores = networks.selector(images)
+            offsets = Constant<value = float[{count}] {{{offsets}}}>()
+            sums = Add(scores, offsets)
+            best = ArgMax<axis = 1, keepdims = 0>(sums)"""
+    for k, student in enumerate(students):  # if it runs, it changes logits and choice
+        nodes += f"""
+            number{k} = Constant<value = int64[1] {{{k}}}>()"""
+        if routed:
+            nodes += f"""
+            runs{k} = Equal(best, number{k})"""
+        elif k == 0:
+            nodes += """
+            runs0 = Constant<value = bool {1}>()"""
         else:
-            question = f"""{run}
-            chances{k} = Softmax(mean{k})
+            nodes += f"""
+            chances{k} = Softmax(logits{k})
             confidence{k} = ReduceMax<keepdims = 0>(chances{k})
-            threshold{k} = Constant<value = float {{{system.thresholds[k]}}}>()
-            more{k} = Less(confidence{k}, threshold{k})"""
-        alone = f"_alone{k}"
-        return f"""{question}
-            logits{k}, choice{k} = If(more{k})<
-                then_branch = {graph(k + 1, step(k + 1))},
-                else_branch = {graph(alone, (run if chosen else "") + answer(alone, k))}>"""
-
-    offsets = ", ".join(map(str, _offsets(system))) if chosen else ""
-    select = f"""
-            selector = networks.selector(images)
-            offsets = Constant<value = float[{len(students)}] {{{offsets}}}>()
-            sums = Add(selector, offsets)
-            best = ArgMax<axis = 1>(sums)"""
-    version = next(each.version for each in models[students[0]].opset_import if not each.domain)
+            threshold{k} = Constant<value = float {{{system.thresholds[k - 1]}}}>()
+            unsure{k} = Less(confidence{k}, threshold{k})
+            runs{k} = And(runs{k - 1}, unsure{k})"""
+        earlier = [f"logits{k}"] * (len(system.answered[k]) - 1)  # a mean of all that answered
+        nodes += f"""
+            choice{k + 1} = Where(runs{k}, number{k}, choice{k})
+            logits{k + 1} = If(runs{k})<
+                then_branch = run{k}() => ({floats} answer{k}) {{
+                    own{k} = networks.{student}(images)
+                    answer{k} = Mean({", ".join([f"own{k}", *earlier])}) }},
+                else_branch = pass{k}() => ({floats} same{k}) {{
+                    same{k} = Identity(logits{k}) }}>"""
     model = parser.parse_model(f"""
-        <ir_version: {models[students[0]].ir_version}, opset_import: ["": {version}, "networks": 1]>
-        system(uint8[1, {size}, {size}, 3] images)
-            => (float[1, {classes}] logits, int64[1] choice) {{{select if chosen else ""}{step(0)}
-            logits = Identity(logits0)
-            choice = Identity(choice0) }}""")
+        <ir_version: {first.ir_version}, opset_import: ["": {version}, "networks": 1]>
+        system(uint8[1, {size}, {size}, 3] images) => ({floats} logits, int64[1] choice) {{{nodes}
+            logits = Identity(logits{count})
+            choice = Identity(choice{count}) }}""")
     for name, each in models.items():
         weights = [
             helper.make_node("Constant", [], [weight.name], value=weight)
             for weight in each.graph.initializer
         ]
-        nodes, opsets = [*weights, *each.graph.node], [helper.make_opsetid("", version)]
+        body, opsets = [*weights, *each.graph.node], [helper.make_opsetid("", version)]
         model.functions.append(
-            helper.make_function("networks", name, ["images"], ["logits"], nodes, opsets)
+            helper.make_function("networks", name, ["images"], ["logits"], body, opsets)
         )
     helper.set_model_props(model, {"routing": about})
     return model.SerializeToString()
@@ -222,14 +218,10 @@ def check_packages(packages: Sequence[str]) -> None:
 def main() -> None:
     parser = cli.Parser(description=__doc__)
     add_policy(parser, "which networks to export")
-    parser.add_argument(
-        "--int8", action="store_true", help="quantize with ONNX Runtime; see docs/export.md"
-    )
-    parser.add_argument(
-        "--one-file",
-        action="store_true",
-        help="--policy selector or cascade: one file for one image at a time",
-    )
+    what = "quantize with ONNX Runtime; see docs/export.md"
+    parser.add_argument("--int8", action="store_true", help=what)
+    what = "--policy selector or cascade: one file for one image at a time"
+    parser.add_argument("--one-file", action="store_true", help=what)
     cli.add_places(parser)
     cli.add_out(parser, OUT, "the .onnx files and routing.json")
     args = parser.parse_args()
@@ -249,11 +241,7 @@ def main() -> None:
         train = load_splits(args.data, CALIBRATION, seen_by=first)[0]
         check_data(args.checkpoint_dir / FILES[students[0]], first, train.data)
     precision = "int8" if args.int8 else "float32"
-    cli.announce(
-        f"Exporting {', '.join(networks)}, {precision}",
-        policy=args.policy,
-        writes=shown(args.out),
-    )
+    print(f"exporting {', '.join(networks)} in {precision} to {shown(args.out)}", flush=True)
     routing = {
         "policy": args.policy,
         "students": students,
