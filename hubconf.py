@@ -22,29 +22,25 @@ _CHECKPOINTS = pathlib.Path(__file__).resolve().parent / "checkpoints"
 
 def _load(names, pretrained, stem, num_classes, checkpoint_dir):
     """Networks that work together, with their checkpoint dictionaries, by name."""
-    asked = {"stem": stem, "classes": num_classes}
+    asked = {"stem": stem, "num_classes": num_classes}
     asked = {fact: value for fact, value in asked.items() if value is not None}
     if not pretrained:
-        return {name: (_new(name, asked), {}) for name in names}
+        return {name: (_new(name, **asked), {}) for name in names}
     folder = pathlib.Path(checkpoint_dir or _CHECKPOINTS / ("cifar" if stem == "cifar" else ""))
     parts = checkpoint.load_parts(lambda file: folder / file, names)
-    for name in [name for name in names if name != "selector"]:
-        info = parts[name][1]
-        found = {"stem": info["stem"], "classes": len(info["classes"])}
+    for name, (_, info) in parts.items():
+        found = {"stem": info["stem"], "num_classes": len(info["classes"])}
         for fact, value in asked.items():
-            if value != found[fact]:
-                flag = {"classes": "num_classes"}.get(fact, fact)
-                path = folder / checkpoint.FILES[name]
-                raise ValueError(
-                    f"{flag} is {value!r}, but {path} has {found[fact]!r}: leave out {flag}"
-                )
+            if name != "selector" and value != found[fact]:
+                there = f"{folder / checkpoint.FILES[name]} has {found[fact]!r}"
+                raise ValueError(f"{fact} is {value!r}, but {there}: leave out {fact}")
     return parts
 
 
-def _new(name, asked):
+def _new(name, stem="cifar-pool", num_classes=10):
     if name == "selector":
         return models.Selector(outputs=len(models.SELECTED))
-    return models.network(checkpoint.EXPECTED[name], **asked)
+    return models.network(checkpoint.EXPECTED[name], stem, num_classes)
 
 
 def _network(name: str, *asked) -> nn.Module:
@@ -104,7 +100,7 @@ def selector(pretrained: bool = True, checkpoint_dir: str | None = None) -> nn.M
     return _network("selector", pretrained, None, None, checkpoint_dir)
 
 
-def _entry(name, make, what, text):
+def _entry(name, make, what):
     def entry(
         pretrained: bool = True,
         stem: str | None = None,
@@ -114,28 +110,26 @@ def _entry(name, make, what, text):
         return make(pretrained, stem, num_classes, checkpoint_dir)
 
     entry.__name__ = entry.__qualname__ = name
-    entry.__doc__ = (
-        f"{what}: images (N, 3, S, S) -> logits (N, classes){text}\n\n"
-        "    Images and arguments are the same as those of `teacher`.\n    "
-    )
+    entry.__doc__ = f"""{what}
+
+    Images and arguments are the same as those of `teacher`.
+    """
     globals()[name] = entry
 
 
+_SYSTEM = """The whole system, {}: images (N, 3, S, S) -> logits (N, classes),
+    and an index, int64 (N,): of the student that answered, from 0; of cascade and ensemble, of the
+    last one that ran, the cheapest first.
+
+    The thresholds are those in the checkpoint of the selector. Also raises utils.files.UserError if
+    it was trained for other students. The system cannot be traced or exported: export its
+    `students` and its `selector` one by one."""
+
 globals()[models.TEACHER] = teacher
-for _number, _arch in enumerate(models.STUDENTS, 1):
-    _entry(
-        _arch, _partial(_network, _arch), f"Student {_number}, {models.NETWORKS[_arch].title}", "."
-    )
-for _policy in policies.POLICIES:
-    if _policy in (*models.STUDENTS, policies.TARGETS["teacher"]):  # not all checkpoints have that
-        continue
-    _entry(
-        {"selector": "multistudent"}.get(_policy, _policy),
-        _partial(_system, _policy),
-        f"The whole system, {policies.POLICIES[_policy]}",
-        ",\n    and an index, int64 (N,): of the student that answered, from 0; of cascade and "
-        "ensemble, of the\n    last one that ran, the cheapest first.\n\n    The thresholds are "
-        "those in the checkpoint of the selector. Also raises utils.files.UserError if\n    it was "
-        "trained for other students. The system cannot be traced or exported: export its\n    "
-        "`students` and its `selector` one by one.",
-    )
+for _arch in models.STUDENTS:
+    _what = f"Student {models.NETWORKS[_arch].title}: images (N, 3, S, S) -> logits (N, classes)."
+    _entry(_arch, _partial(_network, _arch), _what)
+for _policy, _what in policies.POLICIES.items():
+    if _policy not in (*models.STUDENTS, "cascade_teacher"):  # not all checkpoints have the last
+        _name = "multistudent" if _policy == "selector" else _policy
+        _entry(_name, _partial(_system, _policy), _SYSTEM.format(_what))

@@ -6,10 +6,9 @@
     python -m evaluation.export --out runs/one --policy cascade --one-file
 
 Writes NAME.onnx for each network of the policy, and routing.json with what is needed to choose
-between them. The exported networks take uint8 images (N, S, S, 3), of the size S that they were
-trained on; normalization is included.
-docs/export.md shows how to choose between them with ONNX Runtime. With --one-file, there is only
-POLICY.onnx, which takes one image at a time and chooses by itself.
+between them; with --one-file, only POLICY.onnx, which takes one image at a time and chooses by
+itself. Images are uint8 (N, S, S, 3), of the size S of the training; normalization is included.
+docs/export.md shows how to run the files with ONNX Runtime.
 
 Needs onnx and onnxscript, and the checkpoints of the networks; --int8 also needs onnxruntime and
 the training images.

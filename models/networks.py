@@ -30,23 +30,16 @@ class Arch(NamedTuple):
     pool: str | None = None
 
 
+def _resnet(title: str, constructor: Callable[..., nn.Module]) -> Arch:
+    return Arch(title, partial(constructor, zero_init_residual=True), "conv1", "maxpool")
+
+
 # A further network is a further row. A constructor may occur twice, under two names.
 NETWORKS = {
-    "resnet18": Arch(
-        "ResNet-18", partial(models.resnet18, zero_init_residual=True), "conv1", "maxpool"
-    ),
-    "resnet50": Arch(
-        "ResNet-50", partial(models.resnet50, zero_init_residual=True), "conv1", "maxpool"
-    ),
-    "resnet101": Arch(
-        "ResNet-101", partial(models.resnet101, zero_init_residual=True), "conv1", "maxpool"
-    ),
-    "wide_resnet50_2": Arch(
-        "Wide ResNet-50-2",
-        partial(models.wide_resnet50_2, zero_init_residual=True),
-        "conv1",
-        "maxpool",
-    ),
+    "resnet18": _resnet("ResNet-18", models.resnet18),
+    "resnet50": _resnet("ResNet-50", models.resnet50),
+    "resnet101": _resnet("ResNet-101", models.resnet101),
+    "wide_resnet50_2": _resnet("Wide ResNet-50-2", models.wide_resnet50_2),
     "densenet121": Arch("DenseNet-121", models.densenet121, "features.conv0", "features.pool0"),
     "densenet169": Arch("DenseNet-169", models.densenet169, "features.conv0", "features.pool0"),
     "googlenet": Arch(
