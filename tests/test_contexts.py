@@ -25,11 +25,6 @@ def seeds(count, seed=0):
     return draw(count, torch.Generator().manual_seed(seed))
 
 
-def noisy(image, sigma, seed):
-    torch.manual_seed(seed)
-    return F.gaussian_noise(image, sigma=sigma)
-
-
 def pixelated(image, side):
     shrunk = v2.Resize((side, side), antialias=True)(image)
     return F.resize(shrunk, [32, 32], interpolation=F.InterpolationMode.NEAREST)
@@ -43,19 +38,15 @@ def tilted(image, degrees):
 @pytest.mark.parametrize(
     "kind, strengths, expected",
     [
-        ("noise", (0.04, 0.06, 0.08, 0.1, 0.12), noisy),
-        (
-            "blur",
-            (0.7, 0.9, 1.1, 1.3, 1.6),
-            lambda image, sigma, _: F.gaussian_blur(image, 9, sigma),
-        ),
-        ("dark", (0.5, 0.4, 0.3, 0.2, 0.1), lambda image, x, _: F.adjust_brightness(image, x)),
-        ("pixel", (24, 20, 16, 12, 8), lambda image, side, _: pixelated(image, side)),
-        ("jpeg", (40, 25, 15, 10, 5), lambda image, q, _: decode_jpeg(encode_jpeg(image, q))),
-        ("fog", (0.5, 0.4, 0.3, 0.2, 0.15), lambda image, x, _: F.adjust_contrast(image, x)),
-        ("bright", (1.5, 2.0, 2.5, 3.0, 4.0), lambda image, x, _: F.adjust_brightness(image, x)),
-        ("tilt", (10, -15, 20, -30, 40), lambda image, angle, _: tilted(image, angle)),
-        ("sharp", (3, 5, 8, 12, 16), lambda image, x, _: F.adjust_sharpness(image, x)),
+        ("noise", (0.04, 0.06, 0.08, 0.1, 0.12), lambda image, s: F.gaussian_noise(image, sigma=s)),
+        ("blur", (0.7, 0.9, 1.1, 1.3, 1.6), lambda image, sigma: F.gaussian_blur(image, 9, sigma)),
+        ("dark", (0.5, 0.4, 0.3, 0.2, 0.1), F.adjust_brightness),
+        ("pixel", (24, 20, 16, 12, 8), pixelated),
+        ("jpeg", (40, 25, 15, 10, 5), lambda image, q: decode_jpeg(encode_jpeg(image, q))),
+        ("fog", (0.5, 0.4, 0.3, 0.2, 0.15), F.adjust_contrast),
+        ("bright", (1.5, 2.0, 2.5, 3.0, 4.0), F.adjust_brightness),
+        ("tilt", (10, -15, 20, -30, 40), tilted),
+        ("sharp", (3, 5, 8, 12, 16), F.adjust_sharpness),
     ],
 )
 def test_each_kind_has_the_pixels_of_torchvisions_transform(sample, kind, strengths, expected):
@@ -66,7 +57,8 @@ def test_each_kind_has_the_pixels_of_torchvisions_transform(sample, kind, streng
     for before, after, severity, seed in zip(
         images, seen, severities(drawn).tolist(), drawn.tolist(), strict=True
     ):
-        wanted = expected(before.permute(2, 0, 1).contiguous(), strengths[severity - 1], seed)
+        torch.manual_seed(seed)
+        wanted = expected(before.permute(2, 0, 1).contiguous(), strengths[severity - 1])
         # Summation order may differ for a batch: pixels may differ by 1 after rounding.
         assert (after.int() - wanted.permute(1, 2, 0).int()).abs().max() <= 1
         assert not torch.equal(after, before)
@@ -115,8 +107,6 @@ def test_the_images_of_a_split_are_the_same_in_any_part_of_it(sample):
     part = in_context(sample.take(slice(100, 300)), "mixed")
     assert torch.equal(seen.images[100:300], part.images)
     assert torch.equal(part.labels, sample.labels[100:300])
-    changed = (seen.images != sample.images).flatten(1).any(dim=1)
-    assert 0.45 < changed.double().mean() < 0.55
 
 
 def test_seed_and_epoch_decide_the_context_whatever_the_number_of_processes(sample):
@@ -162,9 +152,6 @@ def test_students_of_a_context_each_are_told_apart_on_images_of_both():
         (("clean", "clean"), "mixed", False),
     ):
         assert told_apart(students, context) == apart
-        if apart:
-            labels = context_labels(context, torch.arange(120), students)
-            assert len(labels.unique()) > 1
     seeds = torch.arange(12)  # six clean ones, and one of each kind
     assert context_labels("mixed", seeds, ["degraded", "clean"]).tolist() == 6 * [1] + 6 * [0]
     assert (context_labels("mixed", seeds, ["fog", "clean", "blur"]) == 0).sum() == 1

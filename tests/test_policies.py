@@ -10,9 +10,9 @@ import pytest
 import torch
 from programs import call
 
-from evaluation.policies import TARGETS, assemble, saved_for
+from evaluation.policies import TARGETS, assemble
 from evaluation.significance import paired_interval
-from models import STUDENTS, Selector, network
+from models import STUDENTS, network
 from studies import policies
 from studies.figures import accuracy_against_work
 from studies.policies import Networks, best_cut, curve, own_router, report
@@ -44,45 +44,36 @@ def nets(pair):
     )
 
 
-def test_the_selector_sends_each_image_to_one_student(nets):
-    outcome = nets.run("selector", [0.5])  # images 3, 4 and 7 to student 1
-    assert outcome.ran["densenet121"].nonzero()[:, 0].tolist() == [2, 3, 6]
-    assert outcome.right.tolist() == [True, True, True, True, False, True, False, False]
-    assert outcome.macs == pytest.approx(10 + (3 * 500 + 5 * 200) / 8)
-    everything, nothing = nets.run("selector", [0.0]), nets.run("selector", [1.01])
-    assert everything.right.sum() == 5 and everything.macs == 510
-    assert nothing.right.sum() == 4 and nothing.macs == 210
+def bits(mask):
+    return "".join(str(int(each)) for each in mask)
 
 
-def test_the_cascade_asks_both_where_the_second_is_not_sure(nets):
-    outcome = nets.run("cascade", [0.9])  # images 2, 4 and 7: together right, right and wrong
-    assert outcome.ran["densenet121"].nonzero()[:, 0].tolist() == [1, 3, 6]
-    assert outcome.right.tolist() == [True, True, False, True, False, True, False, False]
-    assert outcome.macs == pytest.approx(200 + 3 * 500 / 8)
-    assert outcome.ran["googlenet"].all()
-    assert [nets.run("cascade", [each]).macs for each in (0.0, 1.01)] == [200, 700]
+@pytest.mark.parametrize(
+    "policy, threshold, first, second, right, work",
+    [  # for each image: whether student 1 runs, whether student 2 does, and whether they are right
+        ("selector", 0.5, "00110010", "11001101", "11110100", 10 + (3 * 500 + 5 * 200) / 8),
+        ("selector", 0.0, "11111111", "00000000", "11111000", 510),
+        ("selector", 1.01, "00000000", "11111111", "11000110", 210),
+        ("cascade", 0.9, "01010010", "11111111", "11010100", 200 + 3 * 500 / 8),
+        ("cascade", 0.0, "00000000", "11111111", "11000110", 200),
+        ("cascade", 1.01, "11111111", "11111111", "11111100", 700),  # of equal logits, class 0
+        ("more_confident", None, "11111111", "11111111", "11111000", 700),
+        ("ensemble", None, "11111111", "11111111", "11111100", 700),
+    ],
+)
+def test_who_runs_and_is_right_by_hand(nets, policy, threshold, first, second, right, work):
+    outcome = nets.run(policy, [threshold])
+    found = outcome.ran["densenet121"], outcome.ran["googlenet"], outcome.right
+    assert [bits(each) for each in found] == [first, second, right]
+    assert outcome.macs == pytest.approx(work)
 
 
-def test_both_students_run_where_the_more_confident_or_their_mean_answers(nets):
-    assert nets.run("more_confident").right.tolist() == [True] * 5 + [False] * 3
-    assert nets.run("more_confident").macs == nets.run("ensemble").macs == 700
-
-
-def test_a_router_that_knows_the_context_has_no_work(nets):
-    outcome = nets.routed(torch.tensor([[1.0, 0.0]] * 4 + [[0.0, 1.0]] * 4))
-    assert outcome.right.tolist() == [True] * 4 + [False, True, True, False]
-    assert outcome.macs == (4 * 500 + 4 * 200) / 8
-
-
-def test_thresholds_move_over_the_share_of_images(nets):
-    selector, cascade = (nets.along(name, [each]) for name, each in THRESHOLDS.items())
-    assert selector[0] == [1.01] and selector[-1] == [0.0] and [0.5] in selector
-    assert cascade[0] == [0.0] and cascade[-1] == [1.01] and [0.9] in cascade
-    for policy, positions in (("selector", selector), ("cascade", cascade)):
-        ran = [nets.run(policy, each).ran["densenet121"].sum().item() for each in positions]
-        assert ran == sorted(ran)
-    # A fourth: image 7, then 3 or 4 of the selector; ties of the cascade go together.
-    assert nets.run("selector", selector[25]).ran["densenet121"].nonzero()[:, 0].tolist() == [3, 6]
+def test_thresholds_of_the_selector_move_over_the_share_of_images(nets):
+    positions = nets.along("selector", [[0.5]])
+    assert positions[0] == [1.01] and positions[-1] == [0.0] and [0.5] in positions
+    ran = [nets.run("selector", each).ran["densenet121"] for each in positions]
+    assert [each.sum() for each in ran] == sorted(each.sum() for each in ran)
+    assert bits(ran[25]) == "00010010"  # a fourth: image 7, then 3 or 4
 
 
 def test_thresholds_of_a_cascade_of_three_move_through_those_that_are_saved(monkeypatch):
@@ -111,10 +102,9 @@ def test_students_that_are_right_together_give_a_report_without_an_area(nets):
 
 def test_the_report_by_hand(nets):
     routing = report(nets, THRESHOLDS)
-    assert routing["images"] == 8
-    assert routing["teacher"]["accuracy"] == 7 / 8
-    assert routing["better_student"]["name"] == "densenet121"
-    assert routing["better_student"]["accuracy"] == 5 / 8
+    assert routing["images"] == 8 and routing["teacher"]["accuracy"] == 7 / 8
+    better = {"name": "densenet121", "accuracy": 5 / 8}
+    assert better.items() <= routing["better_student"].items()
     told = routing["policies"]
     assert told["random"]["accuracy"] == 4.5 / 8 and told["random"]["macs"] == 350
     assert told["selector"]["share_densenet121"] == 3 / 8
@@ -126,20 +116,12 @@ def test_the_report_by_hand(nets):
     assert told["selector"]["auroc"] == pytest.approx(3 / 6)
     # By student 2's doubt, 3 and 5 tie with 6 and lose to 7, 4 beats 6 and ties with 7.
     assert told["cascade"]["auroc"] == pytest.approx(2.5 / 6)
-    right = routing["study"]["right"]
-    assert right == {
-        policies.BOTH: 2 / 8,
-        "densenet121 alone": 3 / 8,
-        "googlenet alone": 2 / 8,
-        "neither": 1 / 8,
-    }
-    assert math.isclose(sum(right.values()), 1)
+    alone = {"densenet121 alone": 3 / 8, "googlenet alone": 2 / 8}
+    assert routing["study"]["right"] == {policies.BOTH: 2 / 8, **alone, "neither": 1 / 8}
 
 
 def test_a_curve_includes_all_thresholds_that_are_saved_for_its_policy(nets):
     saved = THRESHOLDS | {"cascade_teacher": [0.61]}
-    assert saved_for("selector", saved) == {"selector": [0.5]}
-    assert saved_for("cascade", saved) == {"cascade": [0.9], "cascade_teacher": [0.61]}
     line = curve(nets, "cascade", saved)
     assert {0.0, 0.61, 0.9, 1.01} <= set(line["threshold"])
     assert (line["macs"][0], line["macs"][-1]) == (200, 700)
@@ -149,10 +131,7 @@ def test_the_figure_shows_the_chosen_thresholds_and_paired_intervals(nets):
     routing, cascade = report(nets, THRESHOLDS), nets.run("cascade", [0.9]).right
     right = {"teacher": nets.right("teacher"), "cascade": cascade}
     axes = accuracy_against_work(routing, right).axes[0]
-    texts = [text.get_text() for text in axes.texts]
-    assert {"teacher, ResNet-50", "DenseNet-121", "GoogLeNet", "selector"} <= set(texts)
-    assert "95 % intervals of the difference from the teacher" in axes.get_title("left")
-    assert any("87.50 %, 25.0 points above DenseNet-121" in text for text in texts)
+    assert any("87.50 %, 25.0 points above DenseNet-121" in it.get_text() for it in axes.texts)
     dots = {line.get_marker(): line.get_xydata()[0].tolist() for line in axes.lines}
     assert dots["o"] == pytest.approx([322e-6, 62.5])  # the selector: five of eight
     assert dots["D"] == pytest.approx([388e-6, 50])  # the cascade
@@ -161,22 +140,18 @@ def test_the_figure_shows_the_chosen_thresholds_and_paired_intervals(nets):
     assert bar[:, 1].tolist() == pytest.approx([87.5 + 100 * low, 87.5 + 100 * high])
 
 
-@pytest.mark.parametrize(
-    "policy, expected",
-    [
-        ("selector", [2.0, 1.0]),
-        ("cascade", [1.0, 1.5]),  # student 2, and the mean of both
-        ("more_confident", [2.0, 1.0]),
-        ("ensemble", [2.0, 1.5]),  # student 1 never answers alone
-        ("densenet121", [2.0]),
-    ],
-)
-def test_a_system_has_the_temperatures_of_its_networks(pair, policy, expected):
+def test_a_system_has_the_temperatures_of_its_networks(pair):
     facts = {"densenet121": {"temperature": 2.0}, "googlenet": {}, "selector": {}}
-    parts = {arch: (network(arch), facts[arch]) for arch in ("densenet121", "googlenet")}
-    parts["selector"] = Selector(), {"thresholds": [0.5], "cascade_thresholds": [1.0]}
-    system = assemble(policy, parts, {arch: net for arch, (net, _) in parts.items()})
-    assert system.temperatures == expected
+    nets = {arch: network("cnn") for arch in facts} | {"densenet121": network("resnet18")}
+    for policy, expected in {
+        "selector": [2.0, 1.0],
+        "cascade": [1.0, 1.5],  # student 2, which has fewer MACs, and the mean of both
+        "more_confident": [2.0, 1.0],
+        "ensemble": [2.0, 1.5],  # student 1 never answers alone
+        "densenet121": [2.0],
+    }.items():
+        parts = {arch: (nets[arch], facts[arch]) for arch in facts}
+        assert assemble(policy, parts, nets, [0.5]).temperatures == expected
 
 
 def test_the_target_names_the_thresholds_of_the_cascade():
@@ -210,13 +185,10 @@ def test_the_shipped_logits_give_the_shipped_results(tmp_path):
 
 
 def test_the_shipped_logits_are_of_the_shipped_weights():
-    with np.load(ROOT / "results" / "logits.npz") as file:
-        about = json.loads(str(file["about"]))
-    for name, file in FILES.items():
-        net = load_network(ROOT / "checkpoints" / file)[0]
-        assert about["weights"][name] == fingerprint(net.state_dict().values()), (
-            f"{file} is of other weights: run python -m studies.policies --collect"
-        )
+    about = json.loads(str(np.load(RESULTS / "logits.npz")["about"]))
+    shipped = {name: load_network(ROOT / "checkpoints" / file)[0] for name, file in FILES.items()}
+    weights = {name: fingerprint(net.state_dict().values()) for name, net in shipped.items()}
+    assert about["weights"] == weights, "run python -m studies.policies --collect"
 
 
 @pytest.fixture(scope="module")
@@ -237,8 +209,7 @@ def collected(tmp_path_factory, small_npz):
 
 def test_the_logits_of_a_system_without_a_teacher_are_collected(collected, small_npz):
     _, *splits = load_splits(small_npz, 40)
-    with np.load(collected / "results" / "logits.npz") as file:
-        saved = dict(file)
+    saved = np.load(collected / "results" / "logits.npz")
     assert saved["validation"] == 40 and "teacher" not in saved
     for name in ("labels", "indices"):
         expected = np.concatenate([np.asarray(getattr(each, name)) for each in splits])
@@ -282,9 +253,7 @@ def test_a_router_that_knows_is_the_oracle_and_the_selector_as_a_router_is_the_s
     np.save(path, knows.numpy())  # one column per student
     router = own_router(path, 50e6, val, test)
     oracle = report(test, THRESHOLDS)["policies"]["oracle"]
-    same = ("accuracy", "share_densenet121", "mcnemar_p")
-    assert [router[name] for name in same] == [oracle[name] for name in same]
-    assert router["auroc"] == 1 and router["macs"] == oracle["macs"] + 50_000_000
+    assert router.items() >= (oracle | {"macs": oracle["macs"] + 50_000_000, "auroc": 1}).items()
     np.save(path, torch.cat([each.logits["selector"] for each in (val, test)]).numpy())
     selector = read_json(RESULTS / "routing.json", dict)["policies"]["selector"]
     router = own_router(path, 0, val, test)
@@ -295,7 +264,6 @@ def test_a_router_that_knows_is_the_oracle_and_the_selector_as_a_router_is_the_s
 def test_the_page_on_routers_runs_as_printed(collected, monkeypatch):
     page = (ROOT / "docs" / "router.md").read_text()
     (script,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(script.splitlines()) <= 10
     monkeypatch.chdir(collected)
     exec(script, {})
     words = re.search(r"^python -m studies.policies (--scores .* --macs .*)$", page, re.MULTILINE)
@@ -326,8 +294,7 @@ def test_scores_that_cannot_be_used_are_refused(collected, tmp_path, scores):
     ],
 )
 def test_logits_that_cannot_be_used_are_refused(collected, tmp_path, name, change):
-    with np.load(collected / "results" / "logits.npz") as file:
-        arrays = dict(file)
+    arrays = dict(np.load(collected / "results" / "logits.npz"))
     array = arrays.pop(name)
     np.savez(tmp_path / "logits.npz", **arrays, **{name: change(array)} if change else {})
     out, err = call("studies.policies", "--out", tmp_path, status=2)
