@@ -17,6 +17,7 @@ the 1,000 test images of this repository are used.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from evaluation.classify import print_predictions, write_predictions
@@ -57,9 +58,7 @@ OUT = Path("runs/inference")  # for metrics.json, the figures and report.html
 
 def main() -> int:
     args = read_flags()
-    if args.images:
-        return classify_images(args)
-    return measure_test_set(args)
+    return classify_images(args) if args.images else measure_test_set(args)
 
 
 def read_flags() -> argparse.Namespace:
@@ -101,7 +100,7 @@ def read_flags() -> argparse.Namespace:
 def classify_images(args: argparse.Namespace) -> int:
     """Classify the images named on the command line with the policy of --policy."""
     device = pick_device(args.device)
-    parts = load_parts(lambda file: cli.found(args, file), parts_of(args.policy, args.threshold))
+    parts = load_parts(partial(cli.found, args), parts_of(args.policy, args.threshold))
     ready = {arch: for_inference(net, device) for arch, (net, _) in parts.items()}
     system = assemble(args.policy, parts, ready, args.threshold)
     data = data_of(next(facts for arch, (_, facts) in parts.items() if arch in STUDENTS))
@@ -122,7 +121,7 @@ def measure_test_set(args: argparse.Namespace) -> int:
     files = (*FILES.values(), *ALONE.values())
     paths = {Path(file).stem: cli.found(args, file) for file in files}
     histories = figures.read_histories(paths)
-    parts = load_parts(lambda file: cli.found(args, file))
+    parts = load_parts(partial(cli.found, args))
     first = parts[STUDENTS[0]][1]
     dataset, test = test_images(args.data, args.subset, device, first)
     check_data(paths[STUDENTS[0]], first, test.data)

@@ -18,6 +18,7 @@ from utils import cli  # first: Ctrl-C while it imports PyTorch ends in one line
 # isort: split
 import argparse
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -25,16 +26,9 @@ from torch import nn
 
 import models
 from models import MultiStudent, Selector, macs, offsets_of
-from utils.checkpoint import (
-    EXPECTED,
-    FILES,
-    amend_checkpoint,
-    check_data,
-    fingerprint_of,
-    load_network,
-)
+from utils.checkpoint import FILES, amend_checkpoint, fingerprint_of, load_network, load_system
 from utils.contexts import context_labels, image_seeds, in_context, told_apart
-from utils.data import Split, data_facts, load_splits
+from utils.data import Split, data_facts
 from utils.device import autocast, for_inference, pick_device, to_device
 from utils.distributed import join_group
 from utils.files import UserError, claim, shown
@@ -176,25 +170,18 @@ def load_networks(
     Raises UserError if a student is missing, a network is for other images, or --label-rule context
     cannot tell the students apart.
     """
-    paths = {arch: cli.found(args, FILES[arch]) for arch in (*models.STUDENTS, "teacher")}
-    if not paths["teacher"].exists():
-        del paths["teacher"]
-    loaded = {arch: load_network(path, EXPECTED[arch]) for arch, path in paths.items()}
-    contexts = {
-        arch: facts["hyperparameters"].get("context", "clean")
-        for arch, (_, facts) in loaded.items()
-    }
-    trained_on = [contexts[arch] for arch in models.SELECTED]
+    find = partial(cli.found, args)
+    names = [*models.STUDENTS, *(["teacher"] if find(FILES["teacher"]).exists() else [])]
+    parts, splits = load_system(find, names, args.data, args.subset, device)
+    recipes = [parts[arch][1]["hyperparameters"] for arch in models.SELECTED]
+    trained_on = [recipe.get("context", "clean") for recipe in recipes]
     if args.label_rule == "context" and not told_apart(trained_on, args.context):
         raise UserError(
             "--label-rule context needs students that were trained on different contexts, and "
             f"images of each; these were trained on {' and '.join(trained_on)} images, "
             f"the selector is for {args.context} images: use --label-rule errors"
         )
-    splits = load_splits(args.data, args.subset, device, loaded[models.STUDENTS[0]][1])
-    for arch, (_, facts) in loaded.items():
-        check_data(paths[arch], facts, splits[0].data)
-    return {arch: net for arch, (net, _) in loaded.items()}, trained_on, splits
+    return {arch: net for arch, (net, _) in parts.items()}, trained_on, splits
 
 
 def label(

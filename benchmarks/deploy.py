@@ -144,7 +144,7 @@ def main() -> None:
     args = parser.parse_args()
     check_packages(PACKAGES)
     try_folder(args.out)
-    parts, (train, val, test) = load_system(args.checkpoint_dir, tuple(FILES), args.data)
+    parts, (train, val, test) = load_system(args.checkpoint_dir.joinpath, tuple(FILES), args.data)
     test, some = test.take(slice(args.subset)), train.images[:CALIBRATION].numpy()
     work = {name: macs(net, test.data.size) for name, (net, _) in parts.items()}
     thresholds = thresholds_of(parts["selector"][1])

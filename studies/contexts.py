@@ -127,7 +127,7 @@ def main() -> None:
     try_folder(args.out)
 
     folder, names = args.checkpoint_dir / "contexts", (*STUDENTS, "selector")
-    parts, (train, val, test) = load_system(folder, names, args.data, args.subset, device)
+    parts, (train, val, test) = load_system(folder.joinpath, names, args.data, args.subset, device)
     ready = {name: for_inference(net, device) for name, (net, _) in parts.items()}
     system = assemble("selector", parts, ready)
     selector, thresholds = ready["selector"], system.thresholds

@@ -249,7 +249,7 @@ def collect(args: argparse.Namespace) -> None:
     device = pick_device(args.device)
     taught = (args.checkpoint_dir / FILES["teacher"]).exists()
     names = [name for name in FILES if name != "teacher" or taught]
-    parts, splits = load_system(args.checkpoint_dir, names, args.data, args.subset, device)
+    parts, splits = load_system(args.checkpoint_dir.joinpath, names, args.data, args.subset, device)
     splits = [in_context(split, args.context) for split in splits[1:]]
     print(f"computing logits for {described(*splits)}, {args.context}", flush=True)
     about = {

@@ -257,7 +257,9 @@ def main() -> None:
     args = parser.parse_args()
     device = pick_device(args.device)
     try_folder(args.out)
-    loaded, splits = load_system(args.checkpoint_dir, SELECTED, args.data, args.subset, device)
+    loaded, splits = load_system(
+        args.checkpoint_dir.joinpath, SELECTED, args.data, args.subset, device
+    )
     train, val, test = splits
     students = [for_inference(student, device) for student, _ in loaded.values()]
     folds = out_of_fold(FOLDS, train)

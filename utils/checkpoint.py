@@ -242,20 +242,20 @@ def load_parts(
 
 
 def load_system(
-    folder: Path,
+    find: Callable[[str], Path],
     names: Sequence[str],
     data: str | Path,
     subset: int | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[dict[str, tuple[nn.Module, dict[str, Any]]], tuple[Split, Split, Split]]:
-    """`load_parts` of these names from `folder`, and `load_splits` of the data set, for them.
+    """`load_parts` with these arguments, and `load_splits` of the data set, for the networks.
 
     Raises UserError as these do, or if the networks were trained on another data set.
     """
-    parts = load_parts(lambda file: folder / file, names)
+    parts = load_parts(find, names)
     facts = parts[names[0]][1]
     splits = load_splits(data, subset, device, facts)
-    check_data(folder / FILES[names[0]], facts, splits[0].data)
+    check_data(find(FILES[names[0]]), facts, splits[0].data)
     return parts, splits
 
 
