@@ -12,9 +12,9 @@ import pytest
 import ranks as one_process
 import torch
 from programs import call
+from toys import save_networks
 
-from models import STUDENTS, network
-from utils.checkpoint import FILES, save_checkpoint
+from models import STUDENTS
 from utils.data import load_sample
 from utils.device import precision
 from utils.logits import predict, top1
@@ -108,9 +108,7 @@ def test_a_missing_file_is_told_by_the_first_process_and_ends_the_other(two):
 def test_a_script_stopped_under_torchrun_resumes_with_another_number_of_processes(
     toys, tmp_path, small_npz
 ):
-    for arch in STUDENTS:
-        facts = {"arch": arch, "stem": "cifar-pool"}
-        save_checkpoint(tmp_path / FILES[arch], network(arch), facts, 1, 0.1)
+    save_networks(tmp_path, *STUDENTS)
     flags = f"--data {small_npz} --checkpoint-dir {tmp_path} --device cpu --subset 60".split()
     process = start("tests/toys.py", "trainSelector.py", *flags, "--epochs", 2000)
     while not (tmp_path / "selector.csv").exists() and process.poll() is None:

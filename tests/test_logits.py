@@ -5,11 +5,11 @@ import pytest
 import torch
 from loop import Pixels
 from programs import call
+from toys import save_networks
 
 import StudentTrain
-from models import network
 from utils.augment import Augmentation, Batches
-from utils.checkpoint import save_checkpoint
+from utils.checkpoint import load_network
 from utils.files import UserError
 from utils.logits import TeacherLogits
 from utils.run import Run
@@ -18,12 +18,8 @@ from utils.run import Run
 @pytest.fixture
 def teacher(tmp_path, toys, float32):
     """An untrained teacher, which is also in tmp_path/teacher.pth."""
-    torch.manual_seed(0)
-    net = network("resnet50").eval()
-    save_checkpoint(
-        tmp_path / "teacher.pth", net, {"arch": "resnet50", "stem": "cifar-pool"}, 1, 0.9
-    )
-    return net
+    save_networks(tmp_path, "teacher")
+    return load_network(tmp_path / "teacher.pth")[0]
 
 
 @pytest.mark.parametrize("views", [0, 3])

@@ -344,18 +344,15 @@ def test_the_metrics_are_those_of_the_networks_in_the_checkpoints(pipeline, smal
     nets = {name: load_network(folder / f"{name}.pth")[0] for name in names}
     selector, checkpoint = load_network(folder / FILES["selector"])
     offsets = offsets_of(checkpoint["thresholds"])
-    logits, choice = predict(
-        MultiStudent([nets[arch] for arch in SELECTED], selector, offsets), test
-    )
+    routed = MultiStudent([nets[arch] for arch in SELECTED], selector, offsets)
+    logits, choice = predict(routed, test)
 
-    assert metrics["images"] == len(test)
     accuracy = metrics["accuracy"]
-    assert accuracy["routed"] == pytest.approx(top1(logits, test.labels), abs=ONE)
+    found = {name: top1(predict(net, test), test.labels) for name, net in nets.items()}
+    found["routed"] = top1(logits, test.labels)
+    assert {name: accuracy[name] for name in found} == pytest.approx(found, abs=ONE)
     share = (choice == 0).double().mean().item()
     assert metrics["route_share"]["densenet121"] == pytest.approx(share, abs=ONE)
-    right = {name: predict(nets[name], test).argmax(1) == test.labels for name in nets}
-    for name in names:
-        assert accuracy[name] == pytest.approx(right[name].double().mean().item(), abs=ONE)
     students = [accuracy[arch] for arch in SELECTED]
     assert accuracy["better_student"] == max(students)
     assert accuracy["random"] == pytest.approx(sum(students) / len(students))
@@ -364,10 +361,8 @@ def test_the_metrics_are_those_of_the_networks_in_the_checkpoints(pipeline, smal
     for name, by_class in metrics["per_class"].items():
         total = sum(a * n for a, n in zip(by_class.values(), counts, strict=True))
         assert total / len(test) == pytest.approx(accuracy[name]), name
-    intervals = metrics["accuracy_interval"]
-    assert set(intervals) == set(accuracy) - {"random"}
-    assert all(low <= accuracy[name] <= high for name, (low, high) in intervals.items())
-    assert all(speed > 0 for speed in metrics["images_per_second"].values())
+    for name, (low, high) in metrics["accuracy_interval"].items():
+        assert low <= accuracy[name] <= high
     assert f"{100 * accuracy['routed']:.2f}" in printed["inference"][0]
 
 
@@ -379,8 +374,7 @@ def test_what_a_comparison_needs_is_kept(pipeline, small_npz):
     test = load_splits(small_npz, TESTED)[2]
     assert kept["labels"].tolist() == test.labels.tolist()
     assert kept["indices"].tolist() == test.indices.tolist()
-    policies = ("routed", "cascade", "more_confident", "ensemble")
-    for name in ("teacher", *STUDENTS, "googlenet_alone", *policies):
+    for name in ("teacher", *STUDENTS, "googlenet_alone", "routed", "cascade", "ensemble"):
         right = kept[f"predictions/{name}"] == kept["labels"]
         assert right.mean() == pytest.approx(metrics["accuracy"][name]), name
     share = (kept["choice/routed"] == 0).mean()
@@ -391,7 +385,6 @@ def test_what_a_comparison_needs_is_kept(pipeline, small_npz):
     for name, file in FILES.items():
         net, facts = load_network(folder / file)
         assert metrics["weights"][name] == fingerprint_of(net)
-        assert metrics["seeds"][name] == 0
         assert metrics["hyperparameters"][name]["epochs"] == 2
         assert len(metrics["val_accuracy_per_epoch"][name]) == 2
         if name != "selector":  # with its thresholds it is another
@@ -452,11 +445,10 @@ def test_a_student_whose_logits_are_not_finite_ends_inference_and_spares_its_fil
     recipe = made_by(folder / "selector.pth")
     recipe["students"][STUDENTS.index("densenet121")] = fingerprint_of(net)
     change(folder / "selector.pth", hyperparameters=recipe)
-    (folder / "metrics.json").write_text("of an earlier run")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
     _, err = run("inference.py", folder, "--subset", 20, "--out", folder, status=2)
     assert "20 of 20 images" in err.splitlines()[-1]
-    assert (folder / "metrics.json").read_text() == "of an earlier run"
-    assert not list(folder.glob("*.png"))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_system_is_trained_and_measured_in_a_context(
@@ -467,27 +459,22 @@ def test_a_system_is_trained_and_measured_in_a_context(
     flags = ["--context", "mixed", "--label-weight", "difference", *QUICK]
     out, _ = run("trainSelector.py", folder, *flags)
     assert f"next: python inference.py --context mixed --data {small_npz} --device" in out
+    out, _ = run("inference.py", folder, "--context", "mixed", "--subset", 60, "--out", tmp_path)
+    assert "by context" in out
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
     test = load_splits(small_npz, 60)[2]
-    for context in ("clean", "mixed"):
-        flags = ["--context", context, "--subset", 60, "--out", tmp_path / context]
-        out, _ = run("inference.py", folder, *flags)
-        assert ("by context" in out) == (context == "mixed")
-        metrics = json.loads((tmp_path / context / "metrics.json").read_text())
-        seen, split = kinds(context, image_seeds(test)), in_context(test, context)
-        assert metrics["context"] == context
-        parts = metrics["per_context"]
-        assert {kind: facts["images"] for kind, facts in parts.items()} == {
-            kind: seen.count(kind) for kind in set(seen)
-        }
-        net = for_inference(load_network(folder / "googlenet.pth")[0], split.images.device)
-        right = predict(net, split).argmax(dim=1) == test.labels
-        for kind, facts in parts.items():
-            own = right[torch.tensor([each == kind for each in seen])]
-            assert facts["accuracy"]["googlenet"] == pytest.approx(own.double().mean().item())
-            assert sum(facts["sent"].values()) == facts["images"]
-        for name, accuracy in metrics["accuracy"].items():
-            total = sum(part["images"] * part["accuracy"][name] for part in parts.values())
-            assert total == pytest.approx(60 * accuracy)
+    seen, split = kinds("mixed", image_seeds(test)), in_context(test, "mixed")
+    net = for_inference(load_network(folder / "googlenet.pth")[0], torch.device("cpu"))
+    right = predict(net, split).argmax(dim=1) == test.labels
+    assert metrics["context"] == "mixed" and metrics["per_context"].keys() == set(seen)
+    for kind, facts in metrics["per_context"].items():
+        own = right[torch.tensor([each == kind for each in seen])]
+        assert facts["images"] == len(own) == sum(facts["sent"].values())
+        assert facts["accuracy"]["googlenet"] == pytest.approx(own.double().mean().item())
+    for name, accuracy in metrics["accuracy"].items():
+        parts = metrics["per_context"].values()
+        total = sum(part["images"] * part["accuracy"][name] for part in parts)
+        assert total == pytest.approx(60 * accuracy)
 
 
 def test_classes_without_an_image_are_left_out(pipeline, tmp_path, run, no_figures):

@@ -17,10 +17,9 @@ from loop import Loop
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from toys import save_networks
 
-from models import network
 from utils import run, training_step
-from utils.checkpoint import save_checkpoint
 from utils.device import to_device
 from utils.files import UserError
 from utils.optim import optimizers
@@ -175,11 +174,7 @@ def test_the_recipe_for_a_loss_on_features_trains_a_student(tmp_path, small_npz,
     ):
         assert script.count(before) == 1
         script = script.replace(before, after)
-    torch.manual_seed(0)
-    teacher = tmp_path / "teacher.pth"
-    save_checkpoint(
-        teacher, network("resnet50"), {"arch": "resnet50", "stem": "cifar-pool"}, 1, 0.1
-    )
+    save_networks(tmp_path, "teacher")
     flags = f"--model 1 --epochs 1 --subset 20 --data-dir {small_npz} --checkpoint-dir {tmp_path}"
     monkeypatch.setattr(sys, "argv", ["StudentTrain.py", *flags.split(), "--device", "cpu"])
     exec(compile(script, "StudentTrain.py", "exec"), scope := {"__name__": "changed"})

@@ -9,10 +9,12 @@ import sys
 from functools import partial
 
 import fault_driver
+import torch
 from torch import nn
 
-from models import NETWORKS, STUDENTS, TEACHER
+from models import NETWORKS, STUDENTS, TEACHER, network
 from models.selector import SmallCNN
+from utils.checkpoint import EXPECTED, FILES, save_checkpoint
 
 
 class Toy(SmallCNN):
@@ -32,6 +34,14 @@ TOYS = {  # the last student has the fewest MACs, as GoogLeNet has
     )
     for arch, depth in zip((TEACHER, *STUDENTS), (4, 3, 2, 1), strict=False)
 }
+
+
+def save_networks(folder, *names) -> None:
+    """Write untrained networks to `folder`, as if the scripts had."""
+    torch.manual_seed(0)
+    for name in names:
+        facts = {"arch": EXPECTED[name], "stem": "cifar-pool"}
+        save_checkpoint(folder / FILES[name], network(facts["arch"]), facts, 1, 0.1)
 
 
 def use_toys() -> None:

@@ -12,7 +12,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -83,18 +83,16 @@ def by_first(function: Callable[P, T]) -> Callable[P, T]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         if ranks() == 1:
             return function(*args, **kwargs)
-        box: list[Any] = [None]
-        failure = None
+        result, failure = None, None
         if rank() == 0:
             try:
-                box = [(function(*args, **kwargs),)]
+                result = function(*args, **kwargs)
             except Exception as error:
                 failure = error
+        box = [result, failure is None]
         dist.broadcast_object_list(box, src=0)
         if failure:
             raise failure
-        if box[0] is None:
-            sys.exit(2)
-        return box[0][0]
+        return box[0] if box[1] else sys.exit(2)
 
     return wrapper
