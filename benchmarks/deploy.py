@@ -131,7 +131,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]
                 f"{row['ms']:.1f}" if row["batch"] == 1 else f"{row['images_per_s']:,.0f}"
                 for row in own
             ]
-            lines.append([LABELS[system], runtime, accuracy, size, *speed])
+            name = LABELS[system] if runtime == RUNTIMES[0] else ""
+            lines.append([name, runtime, accuracy, size, *speed])
     return heads, lines
 
 

@@ -14,8 +14,8 @@ from evaluation import export
 from evaluation.policies import System, assemble
 from models import SELECTED, STUDENTS, Cascade, MultiStudent, Selector, network
 from models.selector import SmallCNN
-from utils.checkpoint import FILES, load_network, load_parts
-from utils.data import CIFAR10, DataSet, fingerprint, normalize
+from utils.checkpoint import FILES, fingerprint_of, load_network, load_parts
+from utils.data import CIFAR10, DataSet, normalize
 from utils.device import for_inference
 from utils.logits import predict
 
@@ -28,8 +28,7 @@ def clone(small_clone):
     """The folder `small_clone` after running python -m evaluation.export."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(small_clone)
-        patch.setattr(sys, "argv", ["export.py"])
-        export.main()
+        call("evaluation.export")
     return small_clone
 
 
@@ -50,7 +49,7 @@ def exported(clone, monkeypatch):
 
 @pytest.fixture(scope="module")
 def scripts():
-    """The Python of docs/export.md: for separate files, for one file, and for torch.export."""
+    """The Python of docs/export.md: for separate files, and for one file."""
     return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL)
 
 
@@ -59,21 +58,19 @@ def small(request):
     """A policy for three small students, all of which answer, and its files."""
     torch.manual_seed(0)
     nets = {f"student{k}": SmallCNN(10, depth=k) for k in (1, 2, 3)}
+    students, answered = list(nets.values()), [("student1",), ("student2",), ("student3",)]
     if request.param == "selector":
         nets["selector"] = Selector(outputs=3)
-    for net in nets.values():
-        net.eval().head.weight.data *= 30  # sure, and each of another opinion
-    first, second, third = list(nets.values())[:3]
-    answered = [("student1",), ("student2",), ("student3",)]
-    if request.param == "selector":
         offsets = torch.tensor([-3.5, -0.9, 1.7])
-        net, thresholds = MultiStudent([first, second, third], nets["selector"], offsets), []
+        net, thresholds = MultiStudent(students, nets["selector"], offsets), []
     else:
         thresholds = [0.8, 0.5]
-        net, answered[2] = Cascade([first, second, third], thresholds), ("student2", "student3")
-    system = System(net, [], answered, thresholds)
+        net, answered[2] = Cascade(students, thresholds), ("student2", "student3")
+    for each in nets.values():
+        each.eval().head.weight.data *= 30  # sure, and each of another opinion
     facts = vars(CIFAR10) | {"classes": list(CIFAR10.classes)}
-    return system, {name: export.onnx_bytes(net, facts) for name, net in nets.items()}
+    contents = {name: export.onnx_bytes(each, facts) for name, each in nets.items()}
+    return System(net, [], answered, thresholds), contents
 
 
 def shipped(arch):
@@ -152,41 +149,22 @@ def test_in_eight_bits_the_classes_stay_the_same(exported, sample, small_npz, mo
 
 
 @torch.no_grad()
-def test_torch_export_of_the_page_gives_the_networks(clone, scripts, sample, monkeypatch):
-    monkeypatch.chdir(clone)
-    exec(scripts[2].replace('"densenet121", ', ""), {})  # which takes long
-    images = normalize(sample.images[:5])
-    for name in ("selector", "googlenet"):
-        program = torch.export.load(f"runs/onnx/{name}.pt2").module()
-        torch.testing.assert_close(program(images), shipped(name)[0](images))
-
-
-@torch.no_grad()
 def test_images_have_the_size_and_the_colors_of_the_training():
     data = DataSet("mine", ("a", "b"), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 64)
     facts = vars(data) | {"classes": list(data.classes)}
     net = network("cnn", classes=2).eval()
-    session = onnxruntime.InferenceSession(export.onnx_bytes(net, facts))
+    content = export.onnx_bytes(net, facts)
+    assert str(ROOT).encode() not in content  # the path of who exported it
+    session = onnxruntime.InferenceSession(content)
     images = torch.randint(256, (3, 64, 64, 3), dtype=torch.uint8)
     (logits,) = session.run(["logits"], {"images": images.numpy()})
     assert logits == pytest.approx(net(normalize(images, data)).numpy(), abs=1e-4)
 
 
-def test_the_facts_stand_beside_the_networks(clone):
-    routing = json.loads((clone / "runs" / "onnx" / "routing.json").read_text())
-    chosen = shipped("selector")[1]
-    assert routing["policy"] == "selector" and routing["students"] == list(SELECTED)
-    assert routing["thresholds"] == chosen["thresholds"] and routing["classes"] == chosen["classes"]
-    assert routing["temperature"] == {arch: shipped(arch)[1]["temperature"] for arch in SELECTED}
-    for arch, weights in routing["weights"].items():
-        assert weights == fingerprint(shipped(arch)[0].state_dict().values())
-        content = (clone / "runs" / "onnx" / f"{arch}.onnx").read_bytes()
-        assert str(ROOT).encode() not in content  # the path of who exported it
-
-
 @pytest.mark.parametrize(
     "policy, students, threshold",
     [
+        ("selector", [*SELECTED], "thresholds"),
         ("cascade", [*STUDENTS[::-1]], "cascade_thresholds"),  # cheapest first
         ("ensemble", [*SELECTED], None),
         ("googlenet", ["googlenet"], None),
@@ -195,11 +173,16 @@ def test_the_facts_stand_beside_the_networks(clone):
 def test_a_policy_gets_what_it_runs(tmp_path, monkeypatch, policy, students, threshold):
     monkeypatch.setattr(export, "onnx_bytes", lambda net, facts: facts["arch"].encode())
     call("evaluation.export", "--policy", policy, "--out", tmp_path)
-    routing = json.loads((tmp_path / "routing.json").read_text())
-    assert routing["students"] == students and list(routing["weights"]) == students
-    assert routing["thresholds"] == (shipped("selector")[1][threshold] if threshold else [])
-    assert {path.name for path in tmp_path.glob("*.onnx")} == {f"{arch}.onnx" for arch in students}
-    assert (tmp_path / f"{students[0]}.onnx").read_bytes() == students[0].encode()
+    routing, chosen = json.loads((tmp_path / "routing.json").read_text()), shipped("selector")[1]
+    assert routing["policy"] == policy and routing["students"] == students
+    assert routing["thresholds"] == (chosen[threshold] if threshold else [])
+    assert routing["temperature"] == {arch: shipped(arch)[1]["temperature"] for arch in students}
+    assert routing["classes"] == chosen["classes"]
+    names = students + ["selector"] * (policy == "selector")
+    for arch in names:
+        assert routing["weights"].pop(arch) == fingerprint_of(shipped(arch)[0])
+        assert (tmp_path / f"{arch}.onnx").read_bytes() == arch.encode()
+    assert not routing["weights"] and len([*tmp_path.iterdir()]) == len(names) + 1
 
 
 @pytest.mark.parametrize("content", [None, "raise AttributeError('of another\\nprotobuf')"])
@@ -219,7 +202,6 @@ def test_a_package_that_is_missing_or_broken_is_named(tmp_path, monkeypatch, con
     [
         (["--policy", "ensemble", "--one-file"], "--one-file"),
         (["--policy", "googlenet", "--int8", "--data", "missing.npz"], "missing.npz"),
-        (["--policy", "googlenet", "--target", "best"], "--target"),
         (["--checkpoint-dir", "nowhere"], "densenet121.pth"),
     ],
 )
