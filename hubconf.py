@@ -101,12 +101,7 @@ def selector(pretrained: bool = True, checkpoint_dir: str | None = None) -> nn.M
 
 
 def _entry(name, make, what):
-    def entry(
-        pretrained: bool = True,
-        stem: str | None = None,
-        num_classes: int | None = None,
-        checkpoint_dir: str | None = None,
-    ) -> nn.Module:
+    def entry(pretrained=True, stem=None, num_classes=None, checkpoint_dir=None) -> nn.Module:
         return make(pretrained, stem, num_classes, checkpoint_dir)
 
     entry.__name__ = entry.__qualname__ = name
@@ -127,7 +122,7 @@ _SYSTEM = """The whole system, {}: images (N, 3, S, S) -> logits (N, classes),
 
 globals()[models.TEACHER] = teacher
 for _arch in models.STUDENTS:
-    _what = f"Student {models.NETWORKS[_arch].title}: images (N, 3, S, S) -> logits (N, classes)."
+    _what = f"The student {models.NETWORKS[_arch].title}: images (N, 3, S, S) -> logits (N, classes)."
     _entry(_arch, _partial(_network, _arch), _what)
 for _policy, _what in policies.POLICIES.items():
     if _policy not in (*models.STUDENTS, "cascade_teacher"):  # not all checkpoints have the last
