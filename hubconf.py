@@ -122,7 +122,8 @@ _SYSTEM = """The whole system, {}: images (N, 3, S, S) -> logits (N, classes),
 
 globals()[models.TEACHER] = teacher
 for _arch in models.STUDENTS:
-    _what = f"The student {models.NETWORKS[_arch].title}: images (N, 3, S, S) -> logits (N, classes)."
+    _what = f"The student {models.NETWORKS[_arch].title}"
+    _what += ": images (N, 3, S, S) -> logits (N, classes)."
     _entry(_arch, _partial(_network, _arch), _what)
 for _policy, _what in policies.POLICIES.items():
     if _policy not in (*models.STUDENTS, "cascade_teacher"):  # not all checkpoints have the last
