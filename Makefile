@@ -36,26 +36,28 @@ reproduce: .venv/runtime
 	.venv/bin/python inference.py $(FOLDER) $(if $(DATA),--data $(DATA)) $(if $(SUBSET),--subset $(SUBSET))
 
 # Starts from the networks of `make reproduce`, or from the shipped ones. The first of SELECTED becomes the
-# specialist for degraded images, the others stay as they are. The generalists are trained for as many
-# epochs, and for twice as many.
+# specialist for degraded images. The others stay as they are in the system; their specialists, and the
+# generalists, are for comparison. Each is trained for as many epochs, and for twice as many.
 FROM = $(if $(SUBSET),$(or $(patsubst %/selector.pth,%,$(wildcard runs/quick/selector.pth)),checkpoints),checkpoints)
 SYSTEM = $(if $(SUBSET),runs/quick,checkpoints)/contexts
-GENERALISTS = $(if $(SUBSET),runs/quick/generalists,runs/contexts)
-FURTHER = .venv/bin/python StudentTrain.py --teacher $(FROM)/teacher.pth --lr 2.5e-3 $(IMAGES)
+OTHERS = $(if $(SUBSET),runs/quick/others,runs/contexts)
 IMAGES = $(if $(DATA),--data $(DATA)) $(if $(SUBSET),--subset $(SUBSET)) $(if $(RESUME),--resume)
+FURTHER = .venv/bin/python StudentTrain.py --teacher $(FROM)/teacher.pth --lr 2.5e-3 $(IMAGES)
+SELECT = .venv/bin/python trainSelector.py --context mixed $(IMAGES)
 ONCE = $(or $(EPOCHS),12)
 reproduce-contexts: .venv/runtime
 	@set -ex; mkdir -p $(SYSTEM); model=0; selected=$$($(SELECTED)); \
-	for name in $$($(STUDENTS)); do model=$$((model + 1)); \
+	for name in $$($(STUDENTS)); do model=$$((model + 1)); degraded=$(OTHERS)/degraded; \
 		further="$(FURTHER) --model $$model --init $(FROM)/$$name.pth"; \
-		if [ $$name = $${selected%% *} ]; then \
-			$$further --context degraded --epochs $(ONCE) --checkpoint-dir $(SYSTEM); \
-		else cp $(FROM)/$$name.pth $(SYSTEM); fi; \
+		if [ $$name = $${selected%% *} ]; then degraded=$(SYSTEM); else cp $(FROM)/$$name.pth $(SYSTEM); fi; \
 		case " $$selected " in *" $$name "*) ;; *) continue;; esac; \
-		$$further --context mixed --epochs $(ONCE) --checkpoint-dir $(GENERALISTS)/once; \
-		$$further --context mixed --epochs $$((2 * $(ONCE))) --checkpoint-dir $(GENERALISTS)/twice; \
+		$$further --context degraded --epochs $(ONCE) --checkpoint-dir $$degraded; \
+		$$further --context degraded --epochs $$((2 * $(ONCE))) --checkpoint-dir $(OTHERS)/degraded-twice; \
+		$$further --context mixed --epochs $(ONCE) --checkpoint-dir $(OTHERS)/once; \
+		$$further --context mixed --epochs $$((2 * $(ONCE))) --checkpoint-dir $(OTHERS)/twice; \
 	done
-	.venv/bin/python trainSelector.py --context mixed --label-rule context --checkpoint-dir $(SYSTEM) $(IMAGES)
+	$(SELECT) --label-rule context --checkpoint-dir $(SYSTEM)
+	$(SELECT) --students $(SYSTEM) --checkpoint-dir $(OTHERS)/published
 	.venv/bin/python -m studies.contexts $(filter-out --resume,$(IMAGES))
 
 .venv/bin/pip:

@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from evaluation.figures import save
 from utils.files import shown, write_json
 
+OUT = Path("results")  # default folder of all studies
+
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, with the first column left-aligned and the others right-aligned."""

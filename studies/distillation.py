@@ -17,7 +17,7 @@ from typing import Any
 
 from evaluation.significance import t_interval
 from models import NETWORKS, SELECTED, STUDENTS, TEACHER
-from studies import figures, write
+from studies import OUT, figures, write
 from utils import checkpoint, cli
 from utils.checkpoint import ALONE, FILES, ROOT, fingerprint_of, load_network, read_checkpoint
 from utils.data import data_facts, load_splits
@@ -26,7 +26,6 @@ from utils.files import UserError, read_json, try_folder, write_json
 BATCH_SIZE = 128  # images per step
 EPOCHS = 10
 SEEDS = 3  # runs per student and loss, 2 to 10
-OUT = Path("results")  # for distillation.json and distillation.png
 RUNS = ROOT / "runs" / "distillation"  # for the students
 
 PAIRS = (  # student and distillation loss

@@ -39,7 +39,7 @@ from evaluation.policies import (
 from evaluation.significance import auroc_apart, mcnemar_p, wilson_interval
 from evaluation.testset import LABELS, ROUTED
 from models import NETWORKS, SELECTED, STUDENTS, confidence, macs
-from studies import figures, number, write
+from studies import OUT, figures, number, write
 from utils import cli
 from utils.checkpoint import FILES, fingerprint_of, load_system
 from utils.contexts import in_context
@@ -52,8 +52,7 @@ from utils.safe_load import read_array, read_arrays, read_logits
 
 BATCH_SIZE = 500  # images per step
 CURVES = ("selector", "cascade")  # policies to draw with all thresholds
-OUT = Path("results")  # for logits.npz, routing.json and routing.png
-ROWS = ("better_student", *THRESHOLDS, "ensemble", "random", "oracle", "your router")
+ROWS = ("better_student", *THRESHOLDS, "ensemble", "oracle", "your router")
 
 
 # ------------------------------------------------------------------ results
@@ -88,11 +87,6 @@ def policy_facts(nets: Networks, outcome: Outcome, scores: torch.Tensor | None =
     return facts
 
 
-def confidences(nets: Networks) -> torch.Tensor:
-    """The confidence of each of SELECTED: (N, K)."""
-    return torch.stack([confidence(nets.logits[arch]) for arch in nets.students], dim=1)
-
-
 def first_confidence(nets: Networks) -> torch.Tensor:
     """Scores (N, K) of the cascade: those of the cheapest student are its confidence, others 0."""
     students = [arch for arch in STUDENTS if arch in nets.logits]
@@ -120,10 +114,6 @@ def report(nets: Networks, thresholds: Mapping[str, Sequence[float]]) -> dict:
             **{f"share_{arch}": 1 / len(SELECTED) for arch in SELECTED[:-1]},
         },
     }
-    areas = {name: facts["auroc"] for name, facts in policies.items() if "auroc" in facts}
-    area, interval = auroc_apart(confidences(nets), right)
-    if interval:
-        areas[f"{BOTH} confidences"] = area
     alone = right & (right.sum(dim=0) == 1)
     networks = {
         name: network_facts(nets.right(name), nets.work[name])
@@ -142,7 +132,6 @@ def report(nets: Networks, thresholds: Mapping[str, Sequence[float]]) -> dict:
                 **{f"{arch} alone": share(alone[k]) for k, arch in enumerate(SELECTED)},
                 "neither" if len(SELECTED) == 2 else "none": share(~right.any(dim=0)),
             },
-            "auroc": areas,
             "curves": {name: curve(nets, name, thresholds) for name in CURVES},
         },
     }

@@ -71,13 +71,6 @@ RECIPE = (  # hyperparameters in the table of the checkpoints
 OLDER = {"learning_rate": "lr", "teacher_views": "views"}  # their names in older checkpoints
 SHORT = ("teacher", *STUDENTS, "routed", "cascade", "cascade_teacher", "oracle")  # for the README
 SHORT_IN_CONTEXTS = (*SELECTED, "selector", *(f"{arch}, twice" for arch in SELECTED))
-LEFT_OUT = (  # by docs/results.md; its first table has the first two, results/all.csv the others
-    *(LABELS[name] for name in ("better_student", "random")),
-    contexts.ROWS["selector, weighted labels"],
-    contexts.ROWS["true context"],
-    contexts.ROWS["generalists, selector"],
-    contexts.ROWS["generalists, ensemble"],
-)
 
 
 # ------------------------------------------------------------------ results
@@ -231,11 +224,6 @@ def fill(path: Path, tables: dict[str, str]) -> str:
     return text
 
 
-def most(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Table without the rows in LEFT_OUT."""
-    return markdown(heads, [row for row in rows if row[0] not in LEFT_OUT])
-
-
 def stored(name: str) -> Any:
     """The content of results/NAME.json. Raises UserError if it is missing or damaged."""
     kind = list if name in ("distillation", "deploy") else dict
@@ -262,8 +250,8 @@ def texts() -> dict[Path, str]:
             "compression": compression(metrics, stem, deployed),
             "results": results(metrics, wide),
             "distillation": markdown(*distillation.table(stored("distillation"))),
-            "routing": most(*policies.table(stored("routing"))),
-            "contexts": most(*contexts.table(in_contexts)),
+            "routing": markdown(*policies.table(stored("routing"))),
+            "contexts": markdown(*contexts.table(in_contexts)),
         },
         ROOT / "docs" / "networks.md": {"networks": networks()},
         ROOT / "docs" / "deployment.md": {"deployment": markdown(*deploy.table(deployed))},

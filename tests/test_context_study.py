@@ -9,29 +9,12 @@ import pytest
 import torch
 from programs import call
 
-from models import SELECTED, STUDENTS, TEACHER, MultiStudent, Selector, network
+from models import SELECTED, STUDENTS, TEACHER, MultiStudent, Selector, macs, network
 from studies import contexts
 from utils.checkpoint import fingerprint_of, load_network, save_checkpoint
 from utils.contexts import GROUPS, in_context
-from utils.data import data_facts, load_sample, load_splits
+from utils.data import data_facts, load_sample, load_splits, normalize
 from utils.logits import predict, top1
-
-
-def test_runs_of_several_seeds_are_averaged():
-    runs = [
-        {
-            "accuracy": dict.fromkeys(GROUPS, x),
-            "interval": {"mixed": (x - 0.1, x + 0.1)},
-            "macs": 100 * x,
-            "mcnemar_p": p,
-        }
-        for x, p in ((0.5, 0.2), (0.7, 0.01), (0.9, 0.9))
-    ]
-    mean = contexts.averaged(runs)
-    assert mean["accuracy"]["mixed"] == pytest.approx(0.7) and mean["mcnemar_p"] == 0.2
-    assert mean["interval"]["mixed"] == pytest.approx([0.6, 0.8])
-    assert mean["deviation"]["clean"] == pytest.approx(0.2) and mean["runs"] == runs
-    assert contexts.averaged(runs[:1]) is runs[0]
 
 
 def save(name, arch, seed=0, **made):
@@ -46,8 +29,6 @@ def save(name, arch, seed=0, **made):
 @pytest.fixture
 def study(toys, float32, tmp_path, small_npz, monkeypatch):
     """Run the study with small networks on 40 images of each split."""
-    monkeypatch.setattr(contexts, "SELECTOR_EPOCHS", 1)
-    monkeypatch.setattr(contexts, "IMAGES", 30)
     monkeypatch.setattr(contexts, "QUICK", tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
     train = load_splits(small_npz, 40)[0]
@@ -60,14 +41,16 @@ def study(toys, float32, tmp_path, small_npz, monkeypatch):
         made = {"data": data, "init": first}
         name = f"checkpoints/contexts/{arch}.pth"
         students.append(fingerprint_of(save(name, arch, context=context, **made)))
-        for stage in contexts.STAGES:
-            save(f"runs/generalists/{stage}/{arch}.pth", arch, context="mixed", **made)
+        for row in contexts.NETS.values():
+            if row.folder and row.arch == arch:
+                save(f"runs/others/{row.folder}/{arch}.pth", arch, context=row.context, **made)
     made = {"depth": 3, "batch_norm": True, "selected": list(SELECTED), "students": students}
-    save("checkpoints/contexts/selector.pth", "selector", context="mixed", **made)
+    for folder in ("checkpoints/contexts", "runs/others/published"):
+        save(f"{folder}/selector.pth", "selector", context="mixed", data=data, **made)
 
     def study(status=0):
         words = f"--checkpoint-dir checkpoints --data-dir {small_npz} --out results --subset 40"
-        words += " --seeds 2 --device cpu"
+        words += " --device cpu"
         return call("studies.contexts", *words.split(), status=status)[1]
 
     return study
@@ -101,14 +84,13 @@ def test_the_study_runs_from_its_files_and_then_from_stored_logits(study, small_
         assert set(GROUPS) | {"noise", "sharp"} <= set(policy["accuracy"]), name
         low, high = policy["interval"]["mixed"]
         assert low <= policy["accuracy"]["mixed"] <= high
-        if not name.startswith("generalists"):
+        if not contexts.POLICIES[name].instead:
             assert policy["val_accuracy"] <= found["policies"]["oracle"]["val_accuracy"]
-    shares = found["policies"]["true context"]["share_densenet121"]
-    assert (shares["clean"], shares["degraded"], shares["unseen"]) == (0, 1, 1)
-    assert len(found["policies"]["selector, weighted labels"]["runs"]) == 2
     assert found["generalists"]["googlenet, once"]["trained"]["context"] == "mixed"
+    pair = found["policies"]["selector, pair"]["macs"]
+    assert pair == found["students"]["googlenet"]["macs"] + macs(selector)
 
-    shutil.rmtree("runs")  # for the teacher and the generalists, the stored logits are enough
+    shutil.rmtree("runs")  # the stored logits are enough
     Path("checkpoints/teacher.pth").unlink()
     damaged = Path("results/contexts/densenet121.npz")
     damaged.write_bytes(damaged.read_bytes()[:-9])
@@ -119,7 +101,7 @@ def test_the_study_runs_from_its_files_and_then_from_stored_logits(study, small_
         lambda net, images, title, size: computed.add(title) or predict(net, images),
     )
     study()
-    assert computed == {f"densenet121, {split}" for split in ("train", "val", "test")}
+    assert computed == {f"densenet121, {split}" for split in ("val", "test")}
     assert results() == found
     with np.load(stored := Path("results/contexts/googlenet-once.npz")) as file:
         arrays = dict(file)
@@ -128,13 +110,24 @@ def test_the_study_runs_from_its_files_and_then_from_stored_logits(study, small_
 
 
 def test_what_is_missing_or_was_trained_from_other_weights_is_named(study):
-    missing = Path("runs/generalists/twice/googlenet.pth")
+    missing = Path("runs/others/twice/googlenet.pth")
     missing.unlink()
     err = study(status=2)
     assert f"{missing} is missing" in err and "make reproduce-contexts" in err
     save("checkpoints/densenet121.pth", "densenet121", seed=1000)
     err = study(status=2)
     assert "checkpoints/contexts/densenet121.pth is of other weights" in err
+
+
+def test_averaged_weights_have_the_batch_norm_of_mixed_images(small_npz):
+    train = load_splits(small_npz, 40)[0]
+    nets = [network("cnn"), network("cnn")]
+    bias = [net.state_dict()["head.bias"].clone() for net in nets]
+    net = contexts.averaged(nets, train)
+    assert torch.equal(net.state_dict()["head.bias"], sum(bias) / 2)
+    seen = normalize(in_context(train, "mixed").images, train.data)
+    mean = net.blocks[0](seen).mean(dim=(0, 2, 3))
+    assert torch.allclose(net.blocks[1].running_mean, mean, atol=1e-4)
 
 
 def test_images_in_contexts_are_recognized_on_every_processor(monkeypatch):

@@ -3,16 +3,16 @@
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from programs import call
 
+from evaluation.policies import Networks
 from models import SELECTED, network
 from studies import selectors
-from studies.selectors import Variant, images_of, out_of_fold, study, train_selector
+from studies.selectors import Variant, study, train_selector
 from utils.checkpoint import FILES, save_checkpoint
-from utils.data import fingerprint, load_sample, load_splits
+from utils.data import load_sample
 from utils.files import UserError
 from utils.logits import predict
 
@@ -32,12 +32,11 @@ def answered(split, first_right):
     """Two students: the first is correct on the given images, the second on the others."""
     good, bad = torch.tensor([4.0, 0.0]), torch.tensor([0.0, 2.0])
     logits = [torch.where(right[:, None], good, bad) for right in (first_right, ~first_right)]
-    return images_of(split, logits)
+    work = dict.fromkeys((*SELECTED, "selector"), 0)
+    return split, Networks(dict(zip(SELECTED, logits, strict=True)), work, split.labels)
 
 
-@pytest.mark.parametrize(
-    "variant", [Variant("train"), Variant("augmented", weighted=True, depth=1)]
-)
+@pytest.mark.parametrize("variant", [Variant("train"), Variant("held out", weighted=True, depth=1)])
 def test_a_student_that_is_right_in_the_dark_is_found_by_the_image(variant, split):
     images = answered(split, DARK)
     (row,) = study((variant,), {variant.labels: images}, images, images, seeds=2, steps=30)
@@ -61,7 +60,7 @@ def test_an_image_on_which_both_err_alike_counts_nothing_where_weighted(split):
     images = answered(split, DARK)
     # The published labels give these ties to student 2, dark or not: they would drown the others.
     for arch in SELECTED:
-        images.nets.logits[arch][20:] = torch.zeros(2)
+        images[1].logits[arch][20:] = torch.zeros(2)
     plain, weighted = (
         predict(train_selector(Variant("train", each), images, seed=0, steps=30), split.take(DARK))
         for each in (False, True)
@@ -75,38 +74,16 @@ def test_images_that_tell_the_students_never_apart_are_refused(split):
         next(study((Variant("train"),), {"train": images}, images, images, seeds=1, steps=1))
 
 
-def test_the_command_learns_out_of_fold_only_where_logits_of_these_images_are_stored(
-    toys, small_npz, tmp_path, monkeypatch
-):
-    train, folds = load_splits(small_npz, 200)[0], tmp_path / "folds.npz"
+def test_the_command_trains_each_variant_with_each_seed(toys, small_npz, tmp_path, monkeypatch):
     for arch in SELECTED:
         made = {"arch": arch, "stem": "cifar-pool"}
         save_checkpoint(tmp_path / FILES[arch], network(arch), made, 1, 0.1)
-    monkeypatch.setattr(selectors, "FOLDS", folds)
     monkeypatch.setattr(selectors, "STEPS", 2)
-    variants = Variant("train"), Variant("out of fold"), Variant("held out", weighted=True)
+    variants = Variant("train"), Variant("held out", weighted=True)
     monkeypatch.setattr(selectors, "VARIANTS", variants)
-
-    def command():
-        flags = f"--data-dir {small_npz} --device cpu --seeds 2 --subset 200"
-        flags += f" --out {tmp_path} --checkpoint-dir {tmp_path}"
-        call("studies.selectors", *flags.split())
-        return json.loads((tmp_path / "selectors.json").read_text())
-
-    def store(of):
-        logits = torch.randn(len(SELECTED), 100, len(train.classes))
-        np.savez(folds, of=of, logits=logits.half().numpy())
-
-    assert [row["labels"] for row in command()["variants"]] == ["train", "held out"]
+    flags = f"--data-dir {small_npz} --device cpu --seeds 2 --subset 200"
+    flags += f" --out {tmp_path} --checkpoint-dir {tmp_path}"
+    call("studies.selectors", *flags.split())
+    rows = json.loads((tmp_path / "selectors.json").read_text())["variants"]
+    assert [(row["labels"], len(row["runs"])) for row in rows] == [("train", 2), ("held out", 2)]
     assert (tmp_path / "selectors.png").stat().st_size > 10_000
-    store(fingerprint([train.images, train.labels]))
-    results = command()
-    assert [len(row["runs"]) for row in results["variants"]] == [2, 2, 2]
-    assert {name: facts["images"] for name, facts in results["told"].items()} == {
-        "train": 200,
-        "augmented": 200,
-        "held out": 30,
-        "out of fold": 100,
-    }
-    store("other images")
-    assert out_of_fold(folds, train) is None
