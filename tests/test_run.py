@@ -62,12 +62,10 @@ def test_the_best_epoch_by_validation_is_kept_and_the_history_tells_of_all(tmp_p
     trainer(path, sample, accuracies=[0.5, 0.9, 0.1]).fit()
     checkpoint = torch.load(path, weights_only=True)
     assert (checkpoint["epoch"], checkpoint["val_accuracy"]) == (2, 0.9)
-    told = history(path)
-    assert [int(row["epoch"]) for row in told] == [1, 2, 3]
-    assert [float(row["val_accuracy"]) for row in told] == [0.5, 0.9, 0.1]
-    for row in told:
+    told = [(row["epoch"], row["val_accuracy"]) for row in history(path)]
+    assert told == [("1", "0.5"), ("2", "0.9"), ("3", "0.1")]
+    for row in history(path):
         assert 0 < float(row["train_loss"]) < 10 and 0 <= float(row["train_accuracy"]) <= 1
-        assert float(row["images_per_second"]) > 0
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
@@ -225,7 +223,7 @@ def test_a_run_in_its_second_epoch_may_end_with_it(tmp_path, sample):
     assert len(history(path)) == 2
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "checkpoint", "other network", "no weights"])
+@pytest.mark.parametrize("damage", ["cut", "checkpoint", "other network", "no weights"])
 def test_a_state_that_cannot_be_continued_is_refused_and_stays(tmp_path, sample, damage):
     path = tmp_path / "teacher.pth"
     trainer(path, sample).fit()
@@ -237,8 +235,9 @@ def test_a_state_that_cannot_be_continued_is_refused_and_stays(tmp_path, sample,
         del saved["net"]["fc.weight"]
         torch.save(saved, state)
     else:
-        content = {"cut": state.read_bytes()[:1000], "empty": b"", "checkpoint": path.read_bytes()}
-        state.write_bytes(content[damage])
+        state.write_bytes(
+            {"cut": state.read_bytes()[:1000], "checkpoint": path.read_bytes()}[damage]
+        )
     before = state.read_bytes()
     with pytest.raises(UserError, match=r"teacher\.state\.pth") as refused:
         trainer(path, sample, resume=True)

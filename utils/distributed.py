@@ -43,11 +43,8 @@ def join_group(device: torch.device) -> None:
 
 
 def _leave_group() -> None:
-    """Destroy the process group: otherwise its threads abort the process when Python exits.
-
-    Collect garbage first, because an unused DistributedDataParallel keeps the group alive.
-    """
-    gc.collect()
+    """Destroy the process group: otherwise its threads abort the process when Python exits."""
+    gc.collect()  # an unused DistributedDataParallel keeps the group alive
     dist.destroy_process_group()
 
 

@@ -42,8 +42,7 @@ def replacing(path: Path, binary: bool = True) -> Iterator:
         os.replace(partial, path)
         _sync_folder(path.parent)
     except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot write {path}: {reason}") from error
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         with contextlib.suppress(OSError):  # do not hide the original error
             partial.unlink()
@@ -75,10 +74,7 @@ def previous(path: Path) -> Path:
 
 
 def try_folder(folder: Path) -> None:
-    """Create `folder` and check that files can be written to it, before any work is done.
-
-    Raises UserError if not.
-    """
+    """Create `folder`; UserError, before any work is done, if files cannot be written to it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -107,12 +103,11 @@ _claims: list[FileLock] = []  # held for as long as the process lives
 
 @by_first
 def claim(path: Path) -> None:
-    """Lock `path`, so that no other run writes it or its siblings NAME.*.
+    """Lock `path`, so that no other run writes it or its siblings NAME.*, until the process ends.
 
-    The lock file is NAME.lock. The system releases the lock when the process ends, also if it is
-    killed. Temporary files of a killed run are deleted. On a file system without locks, a warning
-    is printed. Raises UserError if another process holds the lock, or if the lock file cannot be
-    written.
+    The lock file is NAME.lock. Temporary files of a killed run are deleted. On a file system
+    without locks, a warning is printed. Raises UserError if another process holds the lock, or if
+    the lock file cannot be written.
     """
     file = path.with_suffix(".lock")
     lock = FileLock(file)
@@ -126,11 +121,8 @@ def claim(path: Path) -> None:
         ) from error
     except OSError as error:
         if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):
-            print(
-                f"warning: cannot lock {shown(file)} on this file system: start no second run that "
-                f"writes {path.name}",
-                file=sys.stderr,
-            )
+            what = f"cannot lock {shown(file)} on this file system"
+            print(f"warning: {what}: start no second run that writes it", file=sys.stderr)
             return
         raise UserError(
             f"cannot write {shown(file)}: {error.strerror or error}; use another folder with "

@@ -103,11 +103,10 @@ def ready_teacher(
 ) -> nn.Module:
     """A teacher from `load_network` for inference on the device of `val`.
 
-    If it is `fused` (see `for_inference`), it is faster, but its modules give no outputs.
-
-    The weights of both stems have the same shapes. For weights of another project, the stem with
-    the higher accuracy on up to 500 images of `val` is used, and a line says so.
-    Raises UserError, which names `path`, if the teacher has other classes than `val`.
+    If it is `fused` (see `for_inference`), it is faster, but its modules give no outputs. For
+    weights of another project, the stem with the higher accuracy on up to 500 images of `val` is
+    used, and a line says so: the weights of both stems have the same shapes. Raises UserError,
+    which names `path`, if the teacher has other classes than `val`.
     """
     check_data(path, facts, val.data)
     device, some = val.images.device, val.take(slice(500))

@@ -1,6 +1,7 @@
 """Reading of .pth, .npz and .npy files: no code is run, and each error is one line.
 
-PyTorch and NumPy decide what a file may contain: `torch.load(weights_only=True)` and
+All functions raise UserError if the file is missing, damaged, larger than MAX_BYTES, or of another
+kind. PyTorch and NumPy decide what a file may contain: `torch.load(weights_only=True)` and
 `numpy.load(allow_pickle=False)`. A file may request much memory; trust files of strangers only so
 far.
 """
@@ -29,11 +30,7 @@ def brief(value: Any) -> str:
 
 
 def read_dict(path: str | Path) -> dict[str, Any]:
-    """Read a dictionary that `torch.save` wrote, with tensors on the CPU.
-
-    Raises UserError, with a one-line message, if the file is missing, damaged or larger than
-    MAX_BYTES, contains code, or is not a dictionary.
-    """
+    """Read a dictionary that `torch.save` wrote, with tensors on the CPU."""
     with _one_line(path, "is damaged or not a PyTorch checkpoint"):
         # PyTorch does not compare the checksums of its archives.
         if zipfile.is_zipfile(path):
@@ -47,11 +44,7 @@ def read_dict(path: str | Path) -> dict[str, Any]:
 
 
 def read_arrays(path: str | Path, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Read those of the named arrays that are in the .npz file at `path`.
-
-    Raises UserError, with a one-line message, if the file is missing, damaged, larger than
-    MAX_BYTES or not written by NumPy.
-    """
+    """Read those of the named arrays that are in the .npz file at `path`."""
     with (
         _one_line(path, "is damaged or not an .npz file"),
         np.load(path, allow_pickle=False) as file,
@@ -60,7 +53,7 @@ def read_arrays(path: str | Path, names: Iterable[str]) -> dict[str, np.ndarray]
 
 
 def read_array(path: str | Path) -> np.ndarray:
-    """Read a .npy file. Raises UserError as `read_arrays` does."""
+    """Read a .npy file."""
     with _one_line(path, "is damaged or not a .npy file"):
         array = np.load(path, allow_pickle=False)
         if not isinstance(array, np.ndarray):
@@ -71,8 +64,7 @@ def read_array(path: str | Path) -> np.ndarray:
 def read_logits(path: str | Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
     """Read the arrays that are the keys of `shapes` from the .npz file at `path`, as float32.
 
-    Raises UserError as `read_arrays` does, or if an array is missing or is not one of finite
-    floating-point numbers in this shape.
+    Raises UserError also if one is missing, or not of finite floating-point numbers in its shape.
     """
     arrays = read_arrays(path, shapes)
     for name, shape in shapes.items():
