@@ -17,7 +17,6 @@ from utils import cli  # first: Ctrl-C while it imports PyTorch ends in one line
 
 # isort: split
 import argparse
-from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -35,7 +34,6 @@ from utils.files import UserError, claim, shown
 from utils.logits import predict, top1
 from utils.method import (
     cascade_thresholds,
-    label_weights,
     routed_accuracy,
     selector_labels,
     selector_thresholds,
@@ -53,7 +51,6 @@ LEARNING_RATE = 0.05  # maximum, reached after the warm-up
 SEED = 0
 CONTEXT = "clean"  # of all images, see utils/contexts.py
 LABEL_RULE = "errors"  # the student that errs less; "context": the one trained on such images
-LABEL_WEIGHT = None  # "difference": weight each label by the difference of the students' errors
 
 # Edit these here, or use --set NAME=VALUE:
 DEPTH = 3  # convolution blocks, 1 to 4
@@ -87,7 +84,7 @@ def main() -> None:
         **cli.training_facts(device, selector, train, val, path),
         students=", ".join(shown(cli.found(args, FILES[arch])) for arch in students),
         context=args.context,
-        labels=f"by {args.label_rule}, {'' if args.label_weight else 'not '}weighted",
+        labels=f"by {args.label_rule}",
         threshold="chosen on the validation images" if args.threshold is None else args.threshold,
     )
 
@@ -100,23 +97,29 @@ def main() -> None:
 
     work = [macs(student, train.data.size) for student in students.values()]
     networks = {arch: for_inference(net, device) for arch, net in networks.items()}
-    logits = []
-    if args.label_rule == "errors" or args.label_weight:  # the context alone needs no student
-        logits = [predict(networks[arch], train, arch) for arch in models.SELECTED]
-    targets, weights = label(train, logits, trained_on, args)
-    print(f"{share(targets == 0):.1%} of the training images are labeled with student 1")
     val_logits = {arch: predict(net, val) for arch, net in networks.items()}
-    val_targets, _ = label(val, [val_logits[arch] for arch in models.SELECTED], trained_on, args)
-    right = torch.stack([val_logits[arch].argmax(dim=1) == val.labels for arch in models.SELECTED])
+    of_selected = [val_logits[arch] for arch in models.SELECTED]
+    right = torch.stack([logits.argmax(dim=1) == val.labels for logits in of_selected])
+    # Which student should answer each image.
+    if args.label_rule == "errors":
+        train_logits = [predict(networks[arch], train, arch) for arch in models.SELECTED]
+        targets = selector_labels(train_logits, train.labels)
+        val_targets = selector_labels(of_selected, val.labels)
+    else:
+        targets, val_targets = (
+            context_labels(args.context, image_seeds(split), trained_on).to(device)
+            for split in (train, val)
+        )
+    print(f"{share(targets == 0):.1%} of the training images are labeled with student 1")
 
     for _ in run.epochs():
-        for images, target, weight in run.batches(targets, weights):
+        for images, target in run.batches(targets):
             with autocast(device):
                 # With two students, this is the published binary cross-entropy of the difference
                 # of the logits.
                 scores = run.model(images)
-                loss = F.cross_entropy(scores.float(), target, reduction="none")
-            run.step((loss * weight).mean(), correct=scores.argmax(dim=1) == target)
+                loss = F.cross_entropy(scores.float(), target)
+            run.step(loss, correct=scores.argmax(dim=1) == target)
         scores = predict(selector, val, "validation", args.batch_size)
         val_loss = F.cross_entropy(scores, val_targets).item()
         run.end_epoch(val_loss, routed_accuracy(scores, right))
@@ -155,8 +158,6 @@ def read_flags() -> argparse.Namespace:
     cli.add_flag(parser, "CONTEXT", CONTEXT, "context of the images, see utils/contexts.py")
     what = "label each image with the student that errs less, or that was trained on its context"
     cli.add_flag(parser, "LABEL_RULE", LABEL_RULE, what)
-    what = "weight each label by the difference of the students' errors"
-    cli.add_flag(parser, "LABEL_WEIGHT", LABEL_WEIGHT, what)
     what = "folder of the students (default: that of the other networks)"
     cli.add_path(parser, "--students", what)
     return parser.parse_args()
@@ -182,25 +183,6 @@ def load_networks(
             f"the selector is for {args.context} images: use --label-rule errors"
         )
     return {arch: net for arch, (net, _) in parts.items()}, trained_on, splits
-
-
-def label(
-    split: Split,
-    logits: Sequence[torch.Tensor],
-    trained_on: Sequence[str],
-    args: argparse.Namespace,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which student should answer each image, int64 (N,), and the weight of that label, (N,).
-
-    `logits` are those of the students in SELECTED, each (N, classes).
-    """
-    weights = torch.ones(len(split), device=split.labels.device)
-    if args.label_weight:
-        weights = label_weights(logits, split.labels)
-    if args.label_rule == "errors":
-        return selector_labels(logits, split.labels), weights
-    targets = context_labels(args.context, image_seeds(split), trained_on)
-    return targets.to(split.labels.device), weights
 
 
 if __name__ == "__main__":

@@ -123,7 +123,6 @@ CONSTANTS = {  # of each kind; the ranges are in utils/cli.py
     "CROP": (-1, 32),
     "FLIP": ("yes", None),
     "SEED": (-1, 2**31),
-    "LABEL_WEIGHT": ("none", 0.5, True),
     "THRESHOLD": (math.nan, -0.1, 1.5, "0.5"),
 }
 

@@ -132,7 +132,7 @@ def test_every_checkpoint_knows_what_was_measured(pipeline, small_npz):
 
 @pytest.fixture
 def labels(monkeypatch, run):
-    """Run trainSelector.py up to its first batch: the run, the targets and their weights."""
+    """Run trainSelector.py up to its first batch: the run and the targets."""
 
     def stop(*args, **_):
         seen.extend(args)
@@ -148,14 +148,12 @@ def labels(monkeypatch, run):
     return labels
 
 
-@pytest.mark.parametrize(
-    "context, weighted", [("clean", []), ("mixed", ["--label-weight=difference"])]
-)
+@pytest.mark.parametrize("context", ["clean", "mixed"])
 def test_the_selector_learns_for_each_image_which_student_errs_less(
-    folder, small_npz, labels, context, weighted
+    folder, small_npz, labels, context
 ):
-    """The labels are for the images it sees; they can be weighted by the students' errors."""
-    started, targets, weights = labels(folder, "--context", context, *weighted)
+    """The labels are for the images it sees."""
+    started, targets = labels(folder, "--context", context)
     train = in_context(load_splits(small_npz, 40)[0], context)
     assert torch.equal(started.loader.images, train.images) and started.loader.context == "clean"
     one, two = (
@@ -167,8 +165,6 @@ def test_the_selector_learns_for_each_image_which_student_errs_less(
     apart = (one - two).abs() > 0.01  # by more than bf16 rounds
     assert apart.sum() > 15
     assert torch.equal(targets[apart], (one < two)[apart].long())  # the wrong classes err as much
-    lost = (one - two).abs() if weighted else torch.ones(40)
-    assert (weights - lost / lost.mean()).abs().max() < 0.2  # of up to 4: bf16 rounds
 
 
 def test_a_selector_can_be_taught_the_context_that_each_student_was_trained_on(
@@ -181,7 +177,7 @@ def test_a_selector_can_be_taught_the_context_that_each_student_was_trained_on(
     assert (folder / "selector.pth").read_bytes() == before
     recipe = made_by(folder / "densenet121.pth") | {"context": "degraded"}
     change(folder / "densenet121.pth", hyperparameters=recipe)
-    _, targets, _ = labels(folder, *flags)
+    _, targets = labels(folder, *flags)
     found = kinds("mixed", image_seeds(load_splits(small_npz, 40)[0]))
     assert targets.tolist() == [int(kind == "clean") for kind in found]
 
@@ -447,8 +443,7 @@ def test_a_system_is_trained_and_measured_in_a_context(
 ):
     run("StudentTrain.py", folder, "--model", 2, "--context", "degraded", *QUICK)
     assert made_by(folder / "googlenet.pth")["context"] == "degraded"
-    flags = ["--context", "mixed", "--label-weight", "difference", *QUICK]
-    out, _ = run("trainSelector.py", folder, *flags)
+    out, _ = run("trainSelector.py", folder, "--context", "mixed", *QUICK)
     assert f"next: python inference.py --context mixed --data {small_npz} --device" in out
     out, _ = run("inference.py", folder, "--context", "mixed", "--subset", 60, "--out", tmp_path)
     assert "by context" in out

@@ -58,7 +58,6 @@ CHOICES = {
     "DISTILL_LOSS": LOSSES,
     "CONTEXT": tuple(CONTEXTS),
     "LABEL_RULE": ("errors", "context"),
-    "LABEL_WEIGHT": (None, "difference"),
     "FLIP": (True, False),
     "BATCH_NORM": (True, False),
 }
