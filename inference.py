@@ -122,23 +122,23 @@ def measure_test_set(args: argparse.Namespace) -> int:
     paths = {Path(file).stem: cli.found(args, file) for file in files}
     histories = figures.read_histories(paths)
     parts = load_parts(partial(cli.found, args))
-    first = parts[STUDENTS[0]][1]
-    dataset, test = test_images(args.data, args.subset, device, first)
-    check_data(paths[STUDENTS[0]], first, test.data)
-    networks = {arch: for_inference(net, device) for arch, (net, _) in parts.items()}
-    systems = {
-        name: assemble(name, parts, networks, args.threshold if name == args.policy else None)
-        for name in thresholds_of(parts["selector"][1])
-    }
-    facts = {arch: each for arch, (_, each) in parts.items()}
-    weights = {arch: fingerprint_of(net) for arch, (net, _) in parts.items()}
     if not paths["teacher"].exists():
         print(f"no teacher at {shown(paths['teacher'])}: it is not evaluated\n")
     for name, arch in {"teacher": TEACHER, **{f"{arch}_alone": arch for arch in ALONE}}.items():
         if paths[name].exists():
-            net, facts[name] = load_network(paths[name], arch)
+            parts[name] = load_network(paths[name], arch)
+    networks = {name: for_inference(net, device) for name, (net, _) in parts.items()}
+    facts = {name: each for name, (_, each) in parts.items()}
+    weights = {name: fingerprint_of(net) for name, (net, _) in parts.items()}
+    first = facts[STUDENTS[0]]
+    dataset, test = test_images(args.data, args.subset, device, first)
+    for name in facts:
+        if name != "selector":
             check_data(paths[name], facts[name], test.data)
-            networks[name], weights[name] = for_inference(net, device), fingerprint_of(net)
+    systems = {
+        name: assemble(name, parts, networks, args.threshold if name == args.policy else None)
+        for name in thresholds_of(facts["selector"])
+    }
     seen, test = kinds(args.context, image_seeds(test)), in_context(test, args.context)
     dataset += "" if args.context == "clean" else f", {args.context}"
     thresholds = {

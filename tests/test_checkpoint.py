@@ -108,7 +108,7 @@ def test_a_damaged_file_is_refused(damage, path):
     refusal(path)
 
 
-FOREIGN = [(MADE, "state_dict"), ([1, 2], ""), (dict.fromkeys(KEYS) | {"arch": "vgg16"}, "vgg16")]
+FOREIGN = [(MADE, "no stem"), ([1, 2], ""), (dict.fromkeys(KEYS) | {"arch": "vgg16"}, "vgg16")]
 
 
 @pytest.mark.parametrize("content, named", FOREIGN)

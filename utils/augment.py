@@ -45,13 +45,9 @@ class Augmentation:
         degrade: Callable[[torch.Tensor], torch.Tensor] = lambda images: images,
         data: DataSet = CIFAR10,
     ) -> torch.Tensor:
-        """Augment and normalize: uint8 (N, H, W, 3) -> float32 (N, 3, H, W).
+        """Augment and normalize: uint8 (N, H, W, 3) and `draw`s -> float32 (N, 3, H, W).
 
-        Args:
-            images: uint8 (N, H, W, 3).
-            draws: from `draw`.
-            degrade: applied to the uint8 images after crop and flip, before cutout.
-            data: its mean and std normalize the images.
+        `degrade` is applied to the uint8 images after crop and flip, before cutout.
         """
         shifts, flips, centers = draws
         images = degrade(crop_and_flip(images, shifts, flips))
@@ -140,16 +136,12 @@ class Batches:
 
 
 def crop_and_flip(images: torch.Tensor, shift: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
-    """Shift each image with reflection padding, then flip it horizontally.
+    """Shift each image with reflection padding, then flip it horizontally: uint8 (N, H, W, 3).
 
     Args:
-        images: uint8 (N, H, W, 3).
         shift: int64 (N, 2), rows and columns, in pixels: output pixel (r, c) is input pixel
             (r + shift row, c + shift column).
         flip: bool (N,), which images to flip.
-
-    Returns:
-        uint8 (N, H, W, 3).
     """
     count, height, width, channels = images.shape
     rows = _reflect(torch.arange(height, device=images.device) + shift[:, :1], height)

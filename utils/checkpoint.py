@@ -95,6 +95,9 @@ def write_dict(path: Path, content: dict[str, Any]) -> None:
 def read_checkpoint(path: Path, arch: str | None = None, stem: str | None = None) -> dict[str, Any]:
     """Read the dictionary in `path`, with tensors on the CPU.
 
+    Raises UserError if the file is missing, truncated, not a checkpoint, for another architecture,
+    or contains code. Only `load_network` checks that the weights fit the architecture.
+
     Args:
         path: a file written by `save_checkpoint`.
         arch: the expected architecture. None: any.
@@ -102,10 +105,6 @@ def read_checkpoint(path: Path, arch: str | None = None, stem: str | None = None
             and those of other projects for `arch` with this stem: a state dict, or a dictionary
             that has it under one of WRAPPERS. Their classes are named "class 0" and so on, and
             val_accuracy is None.
-
-    Raises:
-        UserError: the file is missing, truncated, not a checkpoint, for another architecture, or
-            contains code. Only `load_network` checks that the weights fit the architecture.
     """
     name = next((name for name in FILES if FILES[name] == path.name), "")
     command = COMMANDS.get(name, "").removeprefix("python ")
@@ -116,9 +115,7 @@ def read_checkpoint(path: Path, arch: str | None = None, stem: str | None = None
     if missing and arch and stem:
         return _from_elsewhere(checkpoint, arch, stem)
     if missing:
-        raise UserError(
-            f"{path} is not a checkpoint of this project: it has no {', '.join(missing)}"
-        )
+        raise UserError(f"{path} is not a checkpoint of this project: it has no {missing[0]}")
     expected = [arch] if arch and not stem else [*NETWORKS, "selector"]
     if checkpoint["arch"] not in expected:
         raise UserError(
@@ -197,14 +194,12 @@ def load_teacher(
     if stem is None:
         return load_network(paths[0], TEACHER)
     foreign = (TEACHER, stem) if len(paths) == 1 else ()
-    loaded = [load_network(path, *foreign) for path in paths]
-    _, facts = loaded[0]
-    for path, (_, others) in zip(paths, loaded, strict=True):
-        if others["arch"] not in NETWORKS:
+    nets, facts = zip(*(load_network(path, *foreign) for path in paths), strict=True)
+    for path, its in zip(paths, facts, strict=True):
+        if its["arch"] not in NETWORKS:
             raise UserError(f"{path} holds a selector, which teaches nothing: leave it out")
-        check_data(path, others, replace(data_of(facts), name=shown(paths[0])))
-    nets = [net for net, _ in loaded]
-    return Mean(nets) if len(nets) > 1 else nets[0], facts
+        check_data(path, its, replace(data_of(facts[0]), name=shown(paths[0])))
+    return Mean(nets) if len(nets) > 1 else nets[0], facts[0]
 
 
 def fingerprint_of(net: nn.Module) -> str:

@@ -84,10 +84,8 @@ def kinds(context: str, seeds: torch.Tensor) -> list[str]:
 def context_labels(context: str, seeds: torch.Tensor, trained_on: Sequence[str]) -> torch.Tensor:
     """The first student that was trained on the kind of each image, else the last: int64 (N,).
 
-    Args:
-        context: the context of the images.
-        seeds: their seeds, int64 (N,).
-        trained_on: the context that each student was trained on.
+    `context` is that of the images, `seeds` theirs, int64 (N,); `trained_on` has one context for
+    each student.
     """
     last = len(trained_on) - 1
     of = {
@@ -112,13 +110,8 @@ def severities(seeds: torch.Tensor) -> torch.Tensor:
 def degrade(images: torch.Tensor, context: str, seeds: torch.Tensor) -> torch.Tensor:
     """Apply a context to images, on the CPU, so that they are the same on every device.
 
-    Args:
-        images: uint8 (N, H, W, 3), on any device.
-        context: a key of CONTEXTS.
-        seeds: int64 (N,), from `draw`.
-
-    Returns:
-        uint8 (N, H, W, 3); `images` itself for the context "clean".
+    uint8 (N, H, W, 3), on any device, and seeds, int64 (N,), from `draw` -> uint8 (N, H, W, 3);
+    `images` itself for the context "clean".
     """
     if context == "clean":
         return images

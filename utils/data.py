@@ -105,17 +105,16 @@ def load_splits(
 ) -> tuple[Split, Split, Split]:
     """Load the training, validation and test split. The validation split is a tenth of each class.
 
+    Raises UserError if the data set is not available or damaged, or has the wrong shape or type.
+
     Args:
         data: "cifar10" or "cifar100", which are downloaded to FOLDER; a folder with CIFAR-10; or an
             .npz file with `train_images`, `train_labels`, `test_images`, `test_labels` and
             optionally `classes`, the class names. The default names are "class 0", "class 1", ...
         subset: keep only this many images of each split, for a quick test.
-        device: the device of the tensors.
+        device: of the tensors.
         seen_by: the checkpoint of a network, whose mean and std the images get. None: those of all
             training images.
-
-    Raises:
-        UserError: the data set is not available or damaged, or has the wrong shape or type.
     """
     arrays, about = _arrays(data)
     if seen_by:

@@ -41,20 +41,11 @@ Arrays = dict[str, np.ndarray]
 
 
 def fetch(data_dir: Path, check: Callable[[Arrays], None], download: bool = True) -> Arrays:
-    """Get CIFAR-10 from the first source whose arrays pass `check`.
+    """Get CIFAR-10 from the first source whose arrays pass `check`, which raises UserError if not.
 
-    Args:
-        data_dir: the data folder.
-        check: raises UserError if the arrays are not CIFAR-10.
-        download: if False, only read files in `data_dir`, and write nothing to it.
-
-    Returns:
-        uint8 arrays: train_images (50000, 32, 32, 3) RGB, train_labels (50000,), test_images
-        (10000, 32, 32, 3), test_labels (10000,).
-
-    Raises:
-        UserError: all sources failed. The message has the reason for each source, and says where
-            to put the archive by hand.
+    uint8 arrays: train_images (50000, 32, 32, 3) RGB, train_labels (50000,), test_images
+    (10000, 32, 32, 3), test_labels (10000,). Without `download`, files in `data_dir` are only read.
+    Raises UserError, with the reason for each source, if all failed.
     """
     failures = []
     if download:
@@ -65,7 +56,7 @@ def fetch(data_dir: Path, check: Callable[[Arrays], None], download: bool = True
             arrays = read()
             check(arrays)
             return arrays
-        except Exception as error:  # after any error of one source, the next may still work
+        except Exception as error:  # of any type: the next source may still work
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             failures.append(f"{name}: {reason.removeprefix('UserError: ')}")
             print(f"CIFAR-10: {failures[-1]}", flush=True)

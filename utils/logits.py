@@ -21,7 +21,7 @@ from utils.device import autocast, for_inference, to_device
 from utils.distributed import by_first, gather, rank, ranks
 from utils.files import UserError, replacing, shown, try_folder
 from utils.method import best_temperature, share
-from utils.safe_load import read_arrays, read_logits
+from utils.safe_load import read_logits
 
 
 @torch.inference_mode()
@@ -30,20 +30,15 @@ def predict(
 ) -> torch.Tensor | tuple[torch.Tensor, ...]:
     """Return the output of `net` in eval mode for all images.
 
-    With several processes, each computes its share of the images, and all return the whole result.
+    float32 logits: (N, classes) of a classifier, (N, students) of the selector; for a system such
+    as MultiStudent or Cascade, a tuple of logits and int64 (N,). With several processes, each
+    computes its share, and all return the whole result. Raises UserError if a logit is not finite.
 
     Args:
         net: on the device of the images.
         images: a split, or uint8 images (N, H, W, 3) that are normalized like those of CIFAR-10.
         title: of a progress bar, which disappears at the end. None: no bar.
         batch_size: images per step.
-
-    Returns:
-        float32 logits: (N, classes) of a classifier, (N, students) of the selector. For a system
-        such as MultiStudent or Cascade, a tuple of logits and int64 (N,).
-
-    Raises:
-        UserError: a logit is not finite.
     """
     net.eval()
     data = CIFAR10
@@ -141,11 +136,9 @@ class TeacherLogits:
     """A teacher's logits for each view of the training images, computed once and stored.
 
     Fast knowledge distillation (Shen and Xing, ECCV 2022). Each view has a file in half precision,
-    written when an epoch first needs it. Its name and its content say what it is: the fingerprints
-    of the teacher and of the augmented images, and the view. So students and runs share files. A
-    file that is damaged or says something else is replaced, no file is deleted.
-
-    Raises UserError if the folder cannot be written.
+    written when an epoch first needs it. Its name says what it is: the fingerprints of the teacher
+    and of the augmented images, and the view. So students and runs share files. A damaged file is
+    replaced. Raises UserError if the folder cannot be written.
 
     Args:
         teacher: normalized images (B, 3, H, W) -> logits (B, classes), from `for_inference`.
@@ -158,7 +151,7 @@ class TeacherLogits:
         by_first(try_folder)(folder)
         self.teacher, self.batches, self.folder = teacher, batches, folder
         some = torch.arange(min(64, len(batches.images)))
-        self.made_of = [taught_by, fingerprint([batches.images, batches.view(0, some)])]
+        self.made_of = f"{taught_by}-{fingerprint([batches.images, batches.view(0, some)])}"
 
     def epoch(self, epoch: int) -> torch.Tensor:
         """Logits for the view of `epoch`: float16 (N, classes) on the images' device.
@@ -167,14 +160,13 @@ class TeacherLogits:
         written.
         """
         view = epoch % self.batches.views
-        made_of = [*self.made_of, f"{view:02}"]
-        path = self.folder / f"{'-'.join(made_of)}.npz"
-        logits = self._read(path, made_of)
+        path = self.folder / f"{self.made_of}-{view:02}.npz"
+        logits = self._read(path)
         if logits is None:
             logits = self._compute(view)
             if rank() == 0:
                 with replacing(path) as file:
-                    np.savez(file, logits=logits.cpu().numpy(), made_of=made_of)
+                    np.savez(file, logits=logits.cpu().numpy())
         return logits.to(self.batches.images.device)
 
     @torch.inference_mode()
@@ -193,14 +185,12 @@ class TeacherLogits:
         return logits
 
     @by_first
-    def _read(self, path: Path, made_of: list[str]) -> torch.Tensor | None:
+    def _read(self, path: Path) -> torch.Tensor | None:
         if not path.exists():
             return None
         try:
-            if read_arrays(path, ["made_of"])["made_of"].tolist() != made_of:
-                raise ValueError("it is of another teacher, other images or another view")
             shape = (len(self.batches.images), len(self.batches.data.classes))
             return read_logits(path, {"logits": shape})["logits"].half()
-        except (UserError, LookupError, TypeError, ValueError) as error:
-            print(f"{shown(path)} cannot be used ({error}): computing the teacher's logits again")
+        except UserError as error:
+            print(f"{error}: computing the teacher's logits again")
             return None

@@ -26,7 +26,6 @@ def optimizers(
         lr: learning rate. On a GPU, it is kept as tensors there, so that recorded steps
             (utils.training_step) read its present value.
         momentum: Nesterov momentum for "sgd" and "muon", beta1 for "adamw".
-        weight_decay: >= 0.
     """
     weights = [p for p in net.parameters() if p.ndim > 1]
     others = [p for p in net.parameters() if p.ndim <= 1]
@@ -83,19 +82,12 @@ class Muon(torch.optim.Optimizer):
     "Muon is scalable for LLM training", 2025, equation 4; `adjust_lr_fn="match_rms_adamw"` of
     `torch.optim.Muon`).
 
-    Args:
-        params: float tensors with two or more dimensions.
-        lr: learning rate, >= 0, or a tensor ().
-        momentum: in [0, 1).
-        weight_decay: >= 0; each step multiplies the weights by 1 - lr * weight_decay.
+    Each step multiplies the weights, float tensors with two or more dimensions, by
+    1 - lr * weight_decay.
     """
 
     def __init__(
-        self,
-        params: Iterable[torch.Tensor],
-        lr: float,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
+        self, params: Iterable[torch.Tensor], lr: float, momentum: float, weight_decay: float
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
@@ -128,13 +120,8 @@ def orthogonal(matrices: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     is faster (`has_bf16`). The factors commute with G, so they are computed with G, the smaller
     matrix, and multiplied with X once. All G of the same size are iterated together. Singular
     values of at least 1/50 of the Frobenius norm end up between 0.68 and 1.21; smaller ones grow by
-    a factor of up to 41.
-
-    Args:
-        matrices: one or more, of any sizes, on the same device.
-
-    Returns:
-        A new matrix (M, N) for each, with its type.
+    a factor of up to 41. The matrices are on the same device, of any sizes; the results have their
+    types.
     """
     low = has_bf16(matrices[0].device)
     wides, by_size = [], defaultdict(list)  # size of G: places of its matrices

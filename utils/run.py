@@ -202,10 +202,6 @@ class Run:
         """Yield the remaining batches of the epoch, as `Batches.epoch` does.
 
         The script calls `step` for each batch. Raises UserError if a loss is not finite.
-
-        Args:
-            rows: tensors (N, ...) on the device, for example labels; row i is of image i.
-            clean: also yield, as the last item, the same crops in the context "clean".
         """
         now, steps = self.progress, self.loader.steps
         started = time.perf_counter() - now.seconds
@@ -242,10 +238,7 @@ class Run:
                 dist.broadcast(statistics, src=0)
 
     def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The logits of the network in training mode, and the outputs of the modules in `layers`.
-
-        With several processes, gradients are averaged.
-        """
+        """The logits of the network in training mode, and the outputs of its `layers`."""
         return self._step.outputs(images)
 
     def model(self, images: torch.Tensor) -> torch.Tensor:
@@ -255,9 +248,8 @@ class Run:
     def step(self, loss: torch.Tensor, correct: torch.Tensor) -> None:
         """Backward pass and optimizer step.
 
-        Args:
-            loss: scalar, the mean over this process's share of the batch.
-            correct: bool (B,), for each image of this share, whether the prediction is correct.
+        `loss` is a scalar, the mean over this process's share of the batch; `correct`, bool (B,),
+        says for each image of this share whether the prediction is correct.
         """
         # Gradients are averaged over processes with equal weights, but shares may differ in size.
         share = ranks() * len(correct) / self.loader.size(self.progress.step)
@@ -286,9 +278,7 @@ class Run:
     def end_epoch(self, val_loss: float, val_accuracy: float) -> None:
         """Write the history, the state and, if this epoch is the best so far, the checkpoint.
 
-        Args:
-            val_loss: loss on the validation images.
-            val_accuracy: top-1 accuracy on them, in [0, 1]. The highest one is the best epoch.
+        The best epoch has the highest `val_accuracy`: top-1 on the validation images, in [0, 1].
         """
         now = self.progress
         improved = val_accuracy > now.best

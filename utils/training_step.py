@@ -15,14 +15,8 @@ from utils.files import UserError
 class Outputs(nn.Module):
     """A network that also returns what some of its modules return.
 
-    Maps images to a tuple: the logits, then the output of each module of `layers`.
-
-    Args:
-        net: returns logits.
-        layers: names of modules, with dots, as in `net.named_modules()`.
-
-    Raises:
-        UserError: `net` has no module of such a name.
+    Maps images to a tuple: the logits, then the output of each module of `layers`, which are names
+    as in `net.named_modules()`. Raises UserError if `net` has no module of such a name.
     """
 
     def __init__(self, net: nn.Module, layers: Sequence[str] = ()) -> None:
@@ -84,8 +78,7 @@ class TrainingStep:
     def update(self, loss: torch.Tensor) -> None:
         """The backward pass and the step of the optimizers.
 
-        Args:
-            loss: scalar, computed from the result of the last call of `outputs`.
+        `loss` is a scalar, computed from the result of the last call of `outputs`.
         """
         loss.backward()
         if self._replayed:
@@ -154,8 +147,7 @@ class RecordedStep:
     def update(self, gradients: Sequence[torch.Tensor | None]) -> None:
         """The backward pass and the step of the optimizers, after `outputs`.
 
-        Args:
-            gradients: of the loss with respect to these outputs; None if it does not use one.
+        `gradients` are of the loss with respect to these; None if it does not use one.
         """
         for kept, gradient in zip(self._gradients, gradients, strict=True):
             if gradient is None:
