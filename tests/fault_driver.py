@@ -10,7 +10,7 @@ when its folder is synced too. What happens at moment AT depends on MODE:
     int     Ctrl-C
     term    SIGTERM
 
-The name of the moment is printed to stderr. With AT 0, nothing happens, and all moments are listed.
+The names of all moments are printed to stderr. With AT 0, nothing happens.
 """
 
 import builtins
@@ -34,8 +34,7 @@ class Disk:
     """Count the moments, stop the process at one of them, and simulate a power loss."""
 
     def __init__(self, at: int, mode: str) -> None:
-        self.at, self.mode = at, mode
-        self.moments: list[str] = []
+        self.at, self.mode, self.count = at, mode, 0
         self.unsynced: set[Path] = set()
         self.renames: list[tuple[Path, Path, Path]] = []  # source, target, the target before
         self.open, self.replace = builtins.open, os.replace
@@ -73,7 +72,7 @@ class Disk:
     def _replace(self, source, target) -> None:
         source, target = Path(source).resolve(), Path(target)
         target = target.parent.resolve() / target.name
-        before = target.with_name(f".{target.name}.{len(self.moments)}")
+        before = target.with_name(f".{target.name}.{self.count}")
         if target.exists():
             os.link(target, before)
         self.replace(source, target)
@@ -84,10 +83,10 @@ class Disk:
 
     def _moment(self, what: str, path: Path = Path()) -> None:
         name = path.name.split(f".{os.getpid()}.")[0]
-        self.moments.append(f"{what} {name}".strip())
-        if len(self.moments) != self.at:
+        self.count += 1
+        print(f"\nmoment {self.count}: {f'{what} {name}'.strip()}", file=sys.stderr, flush=True)
+        if self.count != self.at:
             return
-        print(f"\nstruck at {self.at}: {self.moments[-1]}", file=sys.stderr, flush=True)
         if self.mode in SIGNALS:
             os.kill(os.getpid(), SIGNALS[self.mode])
             return
@@ -120,13 +119,8 @@ def run(script: str, *flags: str) -> None:
 
 
 def strike(at: int, mode: str, script: str, *flags: str) -> None:
-    disk = Disk(at, mode)
-    try:
-        run(script, *flags)
-    finally:
-        if at == 0:
-            for number, moment in enumerate(disk.moments, 1):
-                print(f"moment {number}: {moment}", file=sys.stderr)
+    Disk(at, mode)
+    run(script, *flags)
 
 
 # ------------------------------------------------------------------ for processes forked by tests

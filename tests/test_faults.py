@@ -62,11 +62,10 @@ def train(name, folder, data, *more, limits=()):
 
 
 def struck(at, mode, name, folder, data, *more):
-    """Train, stopped at moment `at`. Returns also its name; "" if the run ended before it."""
+    """Train, stopped at moment `at`. Returns also the names of all moments up to the end."""
     flags = [*flags_of(name, folder, data), *more]
     done = start(at, mode, *flags, function=fault_driver.strike).wait()
-    found = re.search(r"^struck at \d+: (.*)$", done.stderr, re.MULTILINE)
-    return done, found[1] if found else ""
+    return done, re.findall(r"^moment \d+: (.*)$", done.stderr, re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +77,8 @@ def whole(tmp_path_factory, earlier, small_npz):
         if name not in runs:
             folder = tmp_path_factory.mktemp(f"whole_{name}") / "checkpoints"
             shutil.copytree(earlier, folder)
-            done, _ = struck(0, "kill", name, folder, small_npz)
+            done, moments = struck(0, "kill", name, folder, small_npz)
             assert done.status == 0, done.stderr
-            moments = re.findall(r"^moment \d+: (.*)$", done.stderr, re.MULTILINE)
             assert {moment.split()[0] for moment in moments} == MOMENTS
             runs[name] = folder, moments
         return runs[name]
@@ -136,14 +134,14 @@ def chain(name, folder, data, moments, points):
         more = ["--resume"] if hit else []
         for stored in folder.glob("*.logits"):
             shutil.rmtree(stored)  # so that every run writes the same number of files
-        done, moment = struck(at, mode, name, folder, data, *more)
+        done, seen = struck(at, mode, name, folder, data, *more)
         assert done.status == (-9 if point else 0), (point, mode, done.stderr)
         assert_every_file_loads(folder)
-        if hit and (not point or moment == "step"):  # certainly after the message
+        if hit and (not point or seen[-1] == "step"):  # certainly after the message
             said = "the run is finished" if epochs == 3 else f"resuming after epoch {epochs}, step"
             assert ("nothing to resume" if epochs is None else said) in done.stdout
         if point:
-            hit.append(moment)
+            hit.append(seen[-1])
     return hit
 
 
@@ -200,7 +198,7 @@ def test_a_run_killed_in_its_first_epoch_is_not_mixed_with_the_one_before(
     first, second = (f"opened selector.{name}.pth" for name in ("previous", "state"))
     kept = moments.index(second) - moments.index(first)
     at = moments.index(moment) + 1 + kept  # the earlier state is kept, too
-    assert struck(at, "kill", "selector", folder, small_npz)[1] == moment
+    assert struck(at, "kill", "selector", folder, small_npz)[1][-1] == moment
     done = train("selector", folder, small_npz, "--resume")
     assert done.status == 0, done.stderr
     assert ("the run is finished" in done.stdout) == (moment == "opened selector.state.pth")

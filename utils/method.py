@@ -54,15 +54,11 @@ def distillation_loss(
     return loss + alpha * F.cross_entropy(student_logits, labels) if alpha else loss
 
 
-def absolute_error(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Sum over the classes of |softmax(logits) - one-hot|: (N, classes) -> (N,) in [0, 2]."""
-    one_hot = F.one_hot(labels, logits.shape[1])
-    return (logits.float().softmax(dim=1) - one_hot).abs().sum(dim=1)
-
-
 def absolute_errors(logits: Sequence[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
-    """The `absolute_error` of each student: K logits (N, classes) -> (K, N)."""
-    return torch.stack([absolute_error(each, labels) for each in logits])
+    """Sum over the classes of |softmax(logits) - one-hot|: K (N, classes) -> (K, N) in [0, 2]."""
+    one_hot = F.one_hot(labels, logits[0].shape[1])
+    probabilities = [each.float().softmax(dim=1) for each in logits]
+    return torch.stack([(each - one_hot).abs().sum(dim=1) for each in probabilities])
 
 
 def selector_labels(logits: Sequence[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:

@@ -136,23 +136,24 @@ class Run:
             return False
         try:
             self._load(state)
+            before, there = state["identity"]["epochs"], state["place"]
+            saved = f"{datetime.fromtimestamp(state['saved']):%Y-%m-%d %H:%M}"
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"cannot resume: {self.state_path} does not fit, {brief(str(error))}; {START_ANEW}"
             ) from error
         now, here = self.progress, place(self.device)
         self.schedulers = self._schedules(now.epoch * self.loader.steps + now.step)
-        if state["place"] != here:
+        if there != here:
             print(
-                f"started on {state['place']}, continuing on {here}: the weights will not be the "
-                "same bit for bit"
+                f"started on {there}, continuing on {here}: the weights will not be the same bit "
+                "for bit"
             )
-        if (before := state["identity"]["epochs"]) != self.total_epochs:
+        if before != self.total_epochs:
             print(
                 f"started with {before} epochs, continuing with {self.total_epochs}: the learning "
                 "rate follows the new schedule"
             )
-        saved = f"{datetime.fromtimestamp(state['saved']):%Y-%m-%d %H:%M}"
         if now.epoch == self.total_epochs:
             print(f"the run is finished: all epochs were done on {saved}")
         else:
