@@ -117,21 +117,11 @@ def train(folder, device="cpu", optimizer="muon", epochs=2, resume=False, layers
         alone = F.cross_entropy(logits, labels)
         return alone + 10 * defined["attention_loss"](*run.features[:2]) if layers else alone
 
-    run = Loop(
-        to_device(net, device),
-        folder / "net.pth",
-        images,
-        labels,
-        loss,
-        lambda logits: (0.0, 0.5),
-        images[:1],
-        layers=layers,
-        resume=resume,
-        epochs=epochs,
-        batch_size=13,
-        optimizer=optimizer,
-        weight_decay=0.05,
-    )
+    settings = {"epochs": epochs, "batch_size": 13, "optimizer": optimizer, "weight_decay": 0.05}
+    validation = lambda logits: (0.0, 0.5), images[:1]
+    data = folder / "net.pth", images, labels
+    settings |= {"layers": layers, "resume": resume}
+    run = Loop(to_device(net, device), *data, loss, *validation, **settings)
     run.fit()
     losses = [row["train_loss"] for row in run.progress.history]
     return losses, [number.cpu() for number in net.state_dict().values()]

