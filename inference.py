@@ -17,7 +17,10 @@ the 1,000 test images of this repository are used.
 """
 
 import argparse
+import shlex
+import sys
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 from evaluation.classify import print_predictions, write_predictions
@@ -31,7 +34,7 @@ from evaluation.policies import (
     thresholds_of,
 )
 from evaluation.report import write_report
-from evaluation.testset import measure, origin, print_tables, save_predictions, test_images
+from evaluation.testset import measure, print_tables, save_predictions, test_images
 from models import STUDENTS, TEACHER, macs, network
 from utils import cli
 from utils.checkpoint import (
@@ -122,22 +125,21 @@ def measure_test_set(args: argparse.Namespace) -> int:
     paths = {Path(file).stem: cli.found(args, file) for file in files}
     histories = figures.read_histories(paths)
     parts = load_parts(partial(cli.found, args))
+    first = parts[STUDENTS[0]][1]
+    dataset, test = test_images(args.data, args.subset, device, first)
     if not paths["teacher"].exists():
         print(f"no teacher at {shown(paths['teacher'])}: it is not evaluated\n")
     for name, arch in {"teacher": TEACHER, **{f"{arch}_alone": arch for arch in ALONE}}.items():
         if paths[name].exists():
             parts[name] = load_network(paths[name], arch)
+    facts = {name: each for name, (_, each) in parts.items() if name != "selector"}
+    for name, each in facts.items():
+        check_data(paths[name], each, test.data)
     networks = {name: for_inference(net, device) for name, (net, _) in parts.items()}
-    facts = {name: each for name, (_, each) in parts.items()}
     weights = {name: fingerprint_of(net) for name, (net, _) in parts.items()}
-    first = facts[STUDENTS[0]]
-    dataset, test = test_images(args.data, args.subset, device, first)
-    for name in facts:
-        if name != "selector":
-            check_data(paths[name], facts[name], test.data)
     systems = {
         name: assemble(name, parts, networks, args.threshold if name == args.policy else None)
-        for name in thresholds_of(facts["selector"])
+        for name in thresholds_of(parts["selector"][1])
     }
     seen, test = kinds(args.context, image_seeds(test)), in_context(test, args.context)
     dataset += "" if args.context == "clean" else f", {args.context}"
@@ -155,17 +157,26 @@ def measure_test_set(args: argparse.Namespace) -> int:
         writes=shown(args.out),
     )
 
-    temperatures = {name: temperature_of(facts[name]) for name in facts if name != "selector"}
+    temperatures = {name: temperature_of(each) for name, each in facts.items()}
     results = measure(networks, systems, temperatures, test, seen, args.batch_size)
     if "teacher" not in networks:  # the report compares with its MACs
         teacher = network(TEACHER, first["stem"], len(test.classes))
         results.nets.work["teacher"] = macs(teacher, test.data.size)
+    packages = [import_module(name) for name in ("torch", "torchvision", "numpy")]
+    recipes = {name: facts["hyperparameters"] for name, (_, facts) in parts.items()}
     results.metrics = {
         "dataset": dataset,
         "context": args.context,
         **results.metrics,
         "thresholds": results.thresholds,
-        **origin(facts, weights, histories),
+        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions": {each.__name__: each.__version__ for each in packages},
+        "weights": weights,
+        "seeds": {name: recipe.get("seed") for name, recipe in recipes.items()},
+        "hyperparameters": recipes,
+        "val_accuracy_per_epoch": {
+            name: [row["val_accuracy"] for row in rows] for name, rows in histories.items()
+        },
     }
     print_tables(results.metrics)
     write_json(args.out / "metrics.json", results.metrics)

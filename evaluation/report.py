@@ -46,7 +46,7 @@ def write_report(path: Path, results: Results, device: str) -> None:
     Args:
         path: of the page; it is replaced atomically.
         results: the results to show. The MACs of the teacher are needed, its logits are not. The
-            metrics include those of `evaluation.testset.origin`.
+            metrics include those that inference.py adds.
         device: description of the device that computed them.
     """
     headline, text = verdict(results)

@@ -1,6 +1,5 @@
 """Evaluation of all networks and policies on the test set, as metrics and as tables."""
 
-import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from torch import nn
 
 from evaluation.policies import POLICIES, THRESHOLDS, Networks, Outcome, System
@@ -68,40 +66,25 @@ def test_images(
 
 @dataclass
 class Predictions:
-    """The predictions of a network or a policy for N images, each (N,).
+    """The predictions of a network or a policy for N images, each (N,)."""
 
-    labels: int64, the predicted class.
-    confidences: probability of that class, in [0, 1], before temperature scaling.
-    probabilities: the same after temperature scaling, as shown to users.
-    """
-
-    labels: torch.Tensor
-    confidences: torch.Tensor
-    probabilities: torch.Tensor
+    labels: torch.Tensor  # int64, the predicted class
+    confidences: torch.Tensor  # its probability, in [0, 1], before temperature scaling
+    probabilities: torch.Tensor  # the same after temperature scaling, as shown to users
 
 
 @dataclass
 class Results:
-    """The results of all networks and policies on N images. The results are on the CPU.
+    """The results of all networks and policies on N images. The results are on the CPU."""
 
-    metrics: the contents of metrics.json.
-    test: the images.
-    seen: the context of each image: "clean" or the kind of degradation.
-    nets: the outputs of the networks.
-    temperatures: of the networks.
-    thresholds: of each policy that has some.
-    outcomes: of each policy, and of "oracle"; "selector" is named "routed".
-    predictions: of each network and of each policy in `outcomes` but the oracle.
-    """
-
-    metrics: dict[str, Any]
+    metrics: dict[str, Any]  # the contents of metrics.json
     test: Split
-    seen: list[str]
+    seen: list[str]  # the context of each image: "clean" or the kind of degradation
     nets: Networks
-    temperatures: dict[str, float]
-    thresholds: dict[str, Sequence[float]]
-    outcomes: dict[str, Outcome]
-    predictions: dict[str, Predictions]
+    temperatures: dict[str, float]  # of the networks
+    thresholds: dict[str, Sequence[float]]  # of each policy that has some
+    outcomes: dict[str, Outcome]  # of each policy, and of "oracle"; "selector" is named "routed"
+    predictions: dict[str, Predictions]  # of each network and policy, not of the oracle
 
 
 def measure(
@@ -119,9 +102,7 @@ def measure(
             in LABELS, prepared for inference.
         systems: the policies that have thresholds, made of the same networks.
         temperatures: of the networks except the selector.
-        test: the images.
         seen: the context of each image: "clean" or the kind of degradation.
-        batch_size: images per step.
     """
     logits, speed = {}, {}
     runs = networks | {ROUTED.get(name, name): system.net for name, system in systems.items()}
@@ -147,12 +128,11 @@ def evaluate(
     seen: list[str],
 ) -> Results:
     """Compute all metrics from the outputs of the networks; `speed` is in images per second."""
-    labels, better = nets.labels, nets.better_student()
-    classifiers = [name for name in nets.logits if name in LABELS]
-    predictions = {
-        name: _predictions(nets.logits[name], temperatures[name]) for name in classifiers
-    }
-    outcomes = {}
+    labels, better, work = nets.labels, nets.better_student(), dict(nets.work)
+    right, predictions, outcomes = {}, {}, {}
+    for name in [name for name in nets.logits if name in LABELS]:
+        right[name] = nets.right(name).double()
+        predictions[name] = _predictions(nets.logits[name], temperatures[name])
     missing = THRESHOLDS.keys() - thresholds.keys()
     for policy in [name for name in POLICIES if name not in (*STUDENTS, *missing)]:
         name, system = ROUTED.get(policy, policy), nets.system(policy, thresholds.get(policy))
@@ -160,24 +140,19 @@ def evaluate(
         scales = [fmean(temperatures[arch] for arch in archs) for archs in system.answered]
         predictions[name] = _predictions(found.logits, torch.tensor(scales)[found.choice, None])
     outcomes["oracle"] = nets.oracle()
-
-    right = {name: nets.right(name).double() for name in classifiers}
-    right |= {name: outcome.right.double() for name, outcome in outcomes.items()}
-    right["better_student"] = right[better]
-    # The expected value of a random choice.
-    right["random"] = sum(right[name] for name in SELECTED) / len(SELECTED)
-    work = nets.work | {name: outcome.macs for name, outcome in outcomes.items()}
+    for name, outcome in outcomes.items():
+        right[name], work[name] = outcome.right.double(), outcome.macs
+    for facts in (right, work):
+        facts["better_student"] = facts[better]
+        # The expected value of a random choice.
+        facts["random"] = sum(facts[name] for name in SELECTED) / len(SELECTED)
     del work["oracle"]  # it cannot be run
-    work["random"] = sum(work[name] for name in SELECTED) / len(SELECTED)
-    work["better_student"] = work[better]
 
     names = [name for name in LABELS if name in right]
     contexts = {kind: torch.tensor([each == kind for each in seen]) for kind in CONTEXTS}
-    contexts = {kind: of for kind, of in contexts.items() if of.any()}
     members = {test.classes[k]: labels == k for k in labels.unique().tolist()}
     accuracy = {name: right[name].mean().item() for name in names}
     choice = outcomes["routed"].choice
-    shares = [share(choice == k) for k in range(len(SELECTED))]
     metrics = {
         "images": len(labels),
         "accuracy": accuracy,
@@ -190,17 +165,16 @@ def evaluate(
             name: {label: right[name][of].mean().item() for label, of in members.items()}
             for name in names
         },
-        "route_share": dict(zip(SELECTED, shares, strict=True)),
-        "route_share_per_class": {
-            label: (choice[of] == 0).double().mean().item() for label, of in members.items()
-        },
+        "route_share": {arch: share(choice == k) for k, arch in enumerate(SELECTED)},
+        "route_share_per_class": {label: share(choice[of] == 0) for label, of in members.items()},
         "per_context": {
             kind: {
                 "images": int(of.sum()),
-                "accuracy": {name: each[of].mean().item() for name, each in right.items()},
+                "accuracy": {name: right[name][of].mean().item() for name in names},
                 "sent": {arch: int((choice[of] == k).sum()) for k, arch in enumerate(SELECTED)},
             }
             for kind, of in contexts.items()
+            if of.any()
         },
         "calibration_error": {
             name: {
@@ -221,32 +195,6 @@ def evaluate(
 def _predictions(logits: torch.Tensor, temperature: float | torch.Tensor) -> Predictions:
     confidences, labels = logits.softmax(dim=1).max(dim=1)
     return Predictions(labels, confidences, (logits / temperature).softmax(dim=1).amax(dim=1))
-
-
-def origin(
-    facts: Mapping[str, Mapping[str, Any]],
-    weights: Mapping[str, str],
-    histories: Mapping[str, Sequence[Mapping[str, float]]],
-) -> dict[str, Any]:
-    """How results were made, for metrics.json: what `studies.compare` needs besides them.
-
-    Args:
-        facts: the checkpoint dictionary of each network.
-        weights: the fingerprint of each network.
-        histories: from `figures.read_histories`.
-    """
-    recipes = {name: each["hyperparameters"] for name, each in facts.items()}
-    packages = (torch, torchvision, np)
-    return {
-        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "versions": {package.__name__: package.__version__ for package in packages},
-        "weights": dict(weights),
-        "seeds": {name: recipe.get("seed") for name, recipe in recipes.items()},
-        "hyperparameters": recipes,
-        "val_accuracy_per_epoch": {
-            name: [row["val_accuracy"] for row in rows] for name, rows in histories.items()
-        },
-    }
 
 
 def save_predictions(path: Path, results: Results) -> None:
@@ -273,43 +221,30 @@ def print_tables(metrics: dict) -> None:
     for name, accuracy in metrics["accuracy"].items():
         if name == "better_student":  # has a row already
             continue
-        work, speed = metrics["macs_per_image"].get(name), metrics["images_per_second"].get(name)
+        work, speed = (metrics[key].get(name) for key in ("macs_per_image", "images_per_second"))
         interval = metrics["accuracy_interval"].get(name, ())
-        rows.append(
-            [
-                LABELS[name],
-                f"{100 * accuracy:.2f}",
-                "-".join(f"{100 * end:.1f}" for end in interval),
-                f"{work / 1e6:.1f}" if work else "",
-                f"{speed:.0f}" if speed else "",
-            ]
-        )
+        row = [LABELS[name], f"{100 * accuracy:.2f}", "-".join(f"{100 * x:.1f}" for x in interval)]
+        rows.append([*row, f"{work / 1e6:.1f}" if work else "", f"{speed:.0f}" if speed else ""])
     print(f"\n{cli.aligned(['', 'top-1 %', '95 %', 'MMACs/image', 'images/s'], rows)}")
+
     columns = [name for name in ("teacher", *STUDENTS, "routed") if name in metrics["accuracy"]]
     by_class, worst = metrics["per_class"], list(metrics["per_class"]["routed"])
     title = "top-1 % by class"
     if len(worst) > MOST:
         worst = sorted(worst, key=by_class["routed"].get)[:MOST]
         title = f"the {MOST} worst classes"
-    rows = {label: [by_class[name][label] for name in columns] for label in worst}
-    rows["all"] = [metrics["accuracy"][name] for name in columns]
-    sent = {**metrics["route_share_per_class"], "all": metrics["route_share"][SELECTED[0]]}
-    rows = {label: [*shares, sent[label]] for label, shares in rows.items()}
-    _print_shares([title, *columns, f"% to {SELECTED[0]}"], rows)
+    sent = metrics["route_share_per_class"] | {"all": metrics["route_share"][SELECTED[0]]}
+    rows = [[label, *(by_class[name][label] for name in columns), sent[label]] for label in worst]
+    rows.append(["all", *(metrics["accuracy"][name] for name in columns), sent["all"]])
+    tables = [([title, *columns, f"% to {SELECTED[0]}"], rows)]
     if metrics["context"] != "clean":
         heads = ["top-1 % by context", *columns, *(f"% to {arch}" for arch in SELECTED)]
-        rows = {
-            kind: (
-                *(facts["accuracy"][name] for name in columns),
-                *(facts["sent"][name] / facts["images"] for name in SELECTED),
-            )
-            for kind, facts in metrics["per_context"].items()
-        }
-        _print_shares(heads, rows)
+        rows = []
+        for kind, facts in metrics["per_context"].items():
+            sent = [facts["sent"][arch] / facts["images"] for arch in SELECTED]
+            rows.append([kind, *(facts["accuracy"][name] for name in columns), *sent])
+        tables.append((heads, rows))
+    for heads, rows in tables:
+        cells = [[label, *(f"{100 * each:.1f}" for each in shares)] for label, *shares in rows]
+        print(f"\n{cli.aligned(heads, cells)}")
     print()
-
-
-def _print_shares(heads: list[str], rows: Mapping[str, Sequence[float]]) -> None:
-    """Print a table of shares in [0, 1] as percent."""
-    cells = [[label, *(f"{100 * each:.1f}" for each in shares)] for label, shares in rows.items()]
-    print(f"\n{cli.aligned(heads, cells)}")
