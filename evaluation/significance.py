@@ -38,20 +38,19 @@ def wilson_interval(accuracy: float, images: int) -> tuple[float, float]:
     return max(0.0, center - half), min(1.0, center + half)  # rounding may exceed [0, 1]
 
 
+def right_alone(right_a: torch.Tensor, right_b: torch.Tensor) -> tuple[int, int]:
+    """On how many images A is correct and B is not, and the other way round; bool (N,) each."""
+    return (right_a & ~right_b).sum().item(), (right_b & ~right_a).sum().item()
+
+
 def mcnemar_p(right_a: torch.Tensor, right_b: torch.Tensor) -> float:
-    """Two-sided p value of McNemar's exact test for two classifiers on the same images.
+    """Two-sided p value, in (0, 1], of McNemar's exact test for two classifiers on the same images.
 
     The null hypothesis: an image on which exactly one classifier is correct is equally likely to
-    be correct for either. Q. McNemar, Psychometrika 12 (1947), 153-157.
-
-    Args:
-        right_a, right_b: whether each classifier is correct, bool (N,).
-
-    Returns:
-        p in (0, 1]; 1.0 if there is no image on which exactly one classifier is correct.
+    be correct for either. Q. McNemar, Psychometrika 12 (1947), 153-157. The arguments say whether
+    each classifier is correct, bool (N,).
     """
-    only_a = (right_a & ~right_b).sum().item()
-    only_b = (right_b & ~right_a).sum().item()
+    only_a, only_b = right_alone(right_a, right_b)
     count = only_a + only_b
     tail = sum(math.comb(count, k) for k in range(min(only_a, only_b) + 1))
     return min(1.0, 2 * tail / 2**count)
@@ -64,8 +63,7 @@ def paired_interval(right_a: torch.Tensor, right_b: torch.Tensor) -> tuple[float
     A. Agresti and Y. Min, Statistics in Medicine 24 (2005), 729-740. The arguments are those of
     `mcnemar_p`.
     """
-    only_a = (right_a & ~right_b).sum().item() + 0.5
-    only_b = (right_b & ~right_a).sum().item() + 0.5
+    only_a, only_b = (count + 0.5 for count in right_alone(right_a, right_b))
     images = len(right_a) + 2
     gain = (only_a - only_b) / images
     half = Z * math.sqrt((only_a + only_b) / images - gain**2) / math.sqrt(images)
@@ -75,32 +73,28 @@ def paired_interval(right_a: torch.Tensor, right_b: torch.Tensor) -> tuple[float
 def auroc(scores: torch.Tensor, positive: torch.Tensor) -> float:
     """The area under the ROC curve: the probability that a positive scores above a negative.
 
-    Ties count half. By the rank sum of J. A. Hanley and B. J. McNeil, Radiology 143 (1982), 29-36.
+    Ties count half: J. A. Hanley and B. J. McNeil, Radiology 143 (1982), 29-36. In [0, 1], 0.5 is
+    chance level; NaN if there are no positives or no negatives.
 
     Args:
         scores: (N,).
         positive: bool (N,).
-
-    Returns:
-        The area in [0, 1]; 0.5 is chance level. NaN if there are no positives or no negatives.
     """
-    scores, positive = scores.cpu(), positive.cpu()  # Apple's GPUs do not support float64
-    _, place, counts = torch.unique(scores, return_inverse=True, return_counts=True)
-    middle = counts.cumsum(0).double() - (counts.double() - 1) / 2  # the mean rank of equal scores
-    positives, negatives = int(positive.sum()), int((~positive).sum())
-    if not positives or not negatives:
+    positives, negatives = scores[positive], scores[~positive].sort().values
+    if not len(positives) or not len(negatives):
         return math.nan
-    rank_sum = middle[place][positive].sum().item()
-    return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
+    below, up_to = (
+        torch.searchsorted(negatives, positives, right=ties).sum().item() for ties in (False, True)
+    )
+    return (below + up_to) / 2 / (len(positives) * len(negatives))
 
 
 def auroc_interval(area: float, positives: int, negatives: int) -> tuple[float, float]:
     """The 95 % confidence interval of an `auroc` from these numbers of positives and negatives.
 
-    Contains each true area whose distance to `area` is at most Z standard errors. The standard
-    error is that of the true area (Hanley and McNeil 1982, equations 1 and 2), as in Wilson's
-    interval: R. G. Newcombe, Statistics in Medicine 25 (2006), 559-573. So it contains 0.5 exactly
-    if the area is not significantly different from chance, also for few images.
+    Contains each true area whose distance to `area` is at most Z of its standard errors (Hanley and
+    McNeil 1982, equations 1 and 2), as Wilson's interval does: R. G. Newcombe, Statistics in
+    Medicine 25 (2006), 559-573. So it is right for few images, too.
     """
 
     def compatible(true: float) -> bool:
@@ -126,15 +120,12 @@ def auroc_apart(
     """The `auroc` of a router on the images where exactly one of two students is correct.
 
     With more than two students, the mean over all pairs, as in D. J. Hand and R. J. Till, Machine
-    Learning 45 (2001), 171-186.
+    Learning 45 (2001), 171-186. Returns the area and its 95 % interval; NaN and None if there is no
+    pair where each is correct alone.
 
     Args:
         scores: (N, K), high if a student is preferred.
         right: bool (K, N), whether each student is correct.
-
-    Returns:
-        The area and its 95 % interval; NaN and None if there is no pair where each is correct
-        alone.
     """
     areas = []
     for i, j, *_ in _pairs(right):
@@ -159,7 +150,7 @@ def auroc_mean_interval(area: float, right: torch.Tensor) -> tuple[float, float]
 def _pairs(right: torch.Tensor) -> Iterator[tuple[int, int, int, int]]:
     """Pairs of students of whom each is correct alone, and on how many images each is."""
     for i, j in itertools.combinations(range(len(right)), 2):
-        alone = (right[i] & ~right[j]).sum().item(), (right[j] & ~right[i]).sum().item()
+        alone = right_alone(right[i], right[j])
         if all(alone):
             yield i, j, *alone
 
@@ -167,15 +158,11 @@ def _pairs(right: torch.Tensor) -> Iterator[tuple[int, int, int, int]]:
 def reliability(
     probabilities: torch.Tensor, right: torch.Tensor, bins: int = 15
 ) -> list[tuple[float, float, int]]:
-    """Reliability of probabilities, in `bins` bins of equal width.
+    """Mean probability, accuracy and number of images of each bin of equal width that has images.
 
     Args:
         probabilities: of the predicted classes, in [0, 1], (N,).
         right: whether the predictions are correct, bool (N,).
-
-    Returns:
-        For each bin that is not empty, in ascending order: mean probability, accuracy, number of
-        images.
     """
     said, true = probabilities.cpu().numpy(), right.cpu().numpy()
     place = np.minimum((said * bins).astype(int), bins - 1)
