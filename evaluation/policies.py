@@ -267,6 +267,22 @@ class Networks:
         work = sum(cost * time for cost, time in zip(costs, times, strict=True)) / len(choice)
         return Outcome(logits, choice, logits.argmax(dim=1) == self.labels, ran, work)
 
+    def scores(self, policy: str, thresholds: Sequence[float]) -> list[torch.Tensor]:
+        """For each of the thresholds, what is compared with it: a list of scores in [0, 1], (N,).
+
+        The answer is the first one of `System.answered` whose score reaches its threshold, or the
+        last one. The score of a student is the selector's probability for it, against the best one
+        behind it (float64, below 1); that of a step of the cascade is the confidence (float32).
+        """
+        steps = range(len(thresholds))
+        if policy == "selector":
+            logits = self.logits[policy].double()
+            others = logits + offsets_of(thresholds)
+            margins = [logits[:, k] - others[:, k + 1 :].amax(dim=1) for k in steps]
+            return [margin.sigmoid().clamp(max=1 - 2**-53) for margin in margins]
+        sure = [[torch.inf] * k + [0.0] * (len(steps) - k) for k in steps]
+        return [confidence(self.run(policy, each).logits) for each in sure]
+
     def along(self, policy: str, saved: Sequence[Sequence[float]]) -> list[list[float]]:
         """Thresholds at which a policy's share of images goes from 0 to 1 in steps of 0.01.
 
@@ -278,13 +294,9 @@ class Networks:
             policy: "selector" or "cascade".
             saved: thresholds of the policy that are included; one of them for the selector.
         """
+        scores = [score.double() for score in self.scores(policy, saved[0])]
         if policy == "selector":
-            logits = self.logits[policy].double() + offsets_of([0.5, *saved[0][1:]]).double()
-            scores = [(logits[:, 0] - logits[:, 1:].amax(dim=1)).sigmoid()]
-        else:
-            steps = len(saved[0])
-            sure = [[torch.inf] * k + [0.0] * (steps - k) for k in range(steps)]
-            scores = [confidence(self.run(policy, each).logits).double() for each in sure]
+            del scores[1:]
         below = [
             [(score < t).double().mean().item() for score, t in zip(scores, each, strict=False)]
             for each in saved
@@ -295,9 +307,11 @@ class Networks:
             shares = [np.interp(share, known[:, 0], step) for step in known.T]
             moved = map(_threshold_at, scores, shares)
             found[share] = [*moved, *saved[0][len(scores) :]]
-        found |= {each[0]: list(thresholds) for each, thresholds in zip(below, saved, strict=True)}
-        rising = [found[share] for share in sorted(found)]
-        return rising[::-1] if policy == "selector" else rising
+        chosen = [
+            (each[0], list(thresholds)) for each, thresholds in zip(below, saved, strict=True)
+        ]
+        rising = sorted([*chosen, *(each for each in found.items() if each[0] not in dict(chosen))])
+        return [each for _, each in (rising[::-1] if policy == "selector" else rising)]
 
     def routed(self, scores: torch.Tensor, among: Sequence[str] = SELECTED) -> Outcome:
         """The student with the highest score, (N, K), answers; without the MACs of a router."""

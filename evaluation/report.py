@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.utils import make_grid
 
 from evaluation.policies import BOTH, saved_for
 from evaluation.significance import auroc_apart, paired_interval
-from evaluation.testset import LABELS, ROUTED, Results
-from models import NETWORKS, SELECTED, STUDENTS, TEACHER, confidence
+from evaluation.testset import LABELS, Results
+from models import NETWORKS, SELECTED, STUDENTS
 from utils.files import replacing
 
 FOLDER = Path(__file__).parent  # contains report.html and report.js
@@ -51,6 +52,7 @@ def write_report(path: Path, results: Results, device: str) -> None:
     """
     headline, text = verdict(results)
     places = shown_places(results)
+    data = _data(results, places)
     parts = {
         "title": html.escape(f"Routing report: {results.metrics['dataset']}"),
         "headline": _unbroken(headline),
@@ -60,10 +62,10 @@ def write_report(path: Path, results: Results, device: str) -> None:
             f"<dt>{html.escape(name)}</dt><dd>{_unbroken(fact)}</dd>"
             for name, fact in _details(results, device).items()
         ),
-        "sheet": _side_by_side(results.test.images.cpu()[places]),
-        "across": str(ACROSS),
+        "sheet": _side_by_side(results.test.images.cpu()[places], data["across"]),
+        "across": str(data["across"]),
         # Escaped, because a class name may contain </script>.
-        "data": json.dumps(_data(results, places), separators=(",", ":")).replace("<", "\\u003c"),
+        "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
         "script": (FOLDER / "report.js").read_text(encoding="utf-8"),
     }
     template = (FOLDER / "report.html").read_text(encoding="utf-8")
@@ -119,9 +121,7 @@ def as_accurate(results: Results) -> tuple[list[str], float]:
     """
     accuracy, work = (results.metrics[key] for key in ("accuracy", "macs_per_image"))
     right = {arch: results.nets.right(arch) for arch in STUDENTS}
-    for policy in results.thresholds:
-        name = ROUTED.get(policy, policy)
-        right[name] = results.outcomes[name].right
+    right |= {name: each.right for name, each in results.outcomes.items() if name in NAMED}
     names = sorted(right, key=work.get)
     best = max(names, key=accuracy.get)
     differ = {best: 0.0}
@@ -186,11 +186,6 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _titles(archs: Sequence[str]) -> str:
-    *others, last = (NETWORKS[arch].title for arch in archs)
-    return f"{', '.join(others)} and {last}" if others else last
-
-
 def _rows(results: Results) -> str:
     """The rows of the table that is shown without JavaScript."""
     metrics = results.metrics
@@ -240,99 +235,84 @@ def _details(results: Results, device: str) -> dict[str, str]:
 
 def _data(results: Results, places: torch.Tensor) -> dict[str, Any]:
     """The data for report.js: the results for all images, and the probabilities for `places`."""
-    nets, predictions = results.nets, results.predictions
-    kinds = list(results.metrics["per_context"])
-    logits = {name: nets.logits[name] for name in (*STUDENTS, "teacher") if name in predictions}
+    nets, kinds = results.nets, list(results.metrics["per_context"])
+    names = [name for name in (*STUDENTS, "teacher") if name in results.predictions]
+    logits = {name: nets.logits[name] for name in names}
     logits[BOTH] = results.outcomes["ensemble"].logits
-    policies = {name: _policy(results, name, logits) for name in ("selector", "cascade")}
-    top = {}
-    for name, each in logits.items():
-        archs = SELECTED if name == BOTH else name.split("+")
-        scale = fmean(results.temperatures[arch] for arch in archs)
-        best = (each[places] / scale).softmax(dim=1).topk(min(TOP, len(results.test.classes)))
-        top[name] = {"labels": _column(best.indices), "probabilities": _column(best.values)}
+    thresholds = results.thresholds["cascade"]
+    last = nets.system("cascade", thresholds).names[-1]  # may be another mean
+    logits.setdefault(last, nets.run("cascade", [torch.inf] * len(thresholds)).logits)
     best, *_ = as_accurate(results)[0]
     return {
         "classes": results.test.classes,
         "kinds": kinds,
-        "names": {name: _short(name) for name in logits},
         "students": STUDENTS,
-        "mean": BOTH,
-        "macs": nets.work | {BOTH: sum(nets.work[arch] for arch in SELECTED)},
+        "teacher": nets.work["teacher"],
         "labels": _column(nets.labels),
-        "predictions": {name: _column(each.argmax(dim=1)) for name, each in logits.items()},
-        "policies": policies,
-        "first": "cascade" if best.startswith("cascade") else "selector",
         "kind": _column(torch.tensor([kinds.index(each) for each in results.seen])),
+        "networks": {name: _network(results, name, logits[name], places) for name in logits},
+        "policies": {name: _policy(results, name) for name in ("selector", "cascade")},
+        "first": "cascade" if best.startswith("cascade") else "selector",
         "places": places.tolist(),
-        "across": ACROSS,
-        "top": top,
+        "across": min(ACROSS, len(places)),
     }
 
 
-def _short(name: str) -> str:
-    """The name of a network, or of a mean of students."""
-    if name == BOTH or "+" in name:
-        return f"mean of {name if name == BOTH else name.count('+') + 1}"
-    return f"teacher ({NETWORKS[TEACHER].title})" if name == "teacher" else NETWORKS[name].title
+def _network(
+    results: Results, name: str, logits: torch.Tensor, places: torch.Tensor
+) -> dict[str, Any]:
+    """A network, or a mean of students."""
+    archs = SELECTED if name == BOTH else name.split("+")
+    title, color = name, name  # of the teacher
+    if name in STUDENTS:
+        title, color = NETWORKS[name].title, f"student-{STUDENTS.index(name) % 4 + 1}"
+    elif name != "teacher":
+        title, color = f"mean of {name if name == BOTH else len(archs)}", "mean"
+    scale = fmean(results.temperatures[arch] for arch in archs)
+    best = (logits[places] / scale).softmax(dim=1).topk(min(TOP, logits.shape[1]))
+    return {
+        "title": title,
+        "color": color,
+        "macs": sum(results.nets.work[arch] for arch in archs),
+        "predictions": _column(logits.argmax(dim=1)),
+        "best": {"labels": _column(best.indices), "probabilities": _column(best.values)},
+    }
 
 
-def _policy(results: Results, policy: str, logits: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """What a policy does at each position of its slider, from `Networks.along`.
-
-    The logits that are not those of a network in `logits` are added there. `start` is the choice
-    for each image at the first position, an index into `answered`; `changes` are the images whose
-    choice differs from that at the position before, and their new choice.
-    """
-    nets = results.nets
-    saved = saved_for(policy, results.thresholds)
+def _policy(results: Results, policy: str) -> dict[str, Any]:
+    """A policy, and its thresholds at each position of its slider, from `Networks.along`."""
+    nets, saved = results.nets, saved_for(policy, results.thresholds)
+    system, scores = nets.system(policy, saved[policy]), nets.scores(policy, saved[policy])
     positions = nets.along(policy, list(saved.values()))
-    system = nets.system(policy, saved[policy])
-    choices = torch.stack([nets.run(policy, each).choice for each in positions])
-    changed = [(choices[k] != choices[k - 1]).nonzero()[:, 0] for k in range(1, len(choices))]
-    for k, name in enumerate(system.names):
-        if name not in logits:  # of a cascade that always goes on to this student
-            steps = [torch.inf] * k + [0.0] * (len(saved[policy]) - k)
-            logits[name] = nets.run(policy, steps).logits
-    steps = [", ".join(f"{each:.6g}" for each in thresholds) for thresholds in positions]
     purpose = {"cascade_teacher": "the teacher's accuracy:"}
     if policy == "selector":
-        scores = nets.logits["selector"].softmax(dim=1)
         first, *others = (NETWORKS[arch].title for arch in SELECTED)
-        told = {
-            "share": f"{first} answers",
-            "counted": [0],
-            "meaning": f"{first} answers where the selector's probability for it reaches the "
-            f"threshold, {others[0]} elsewhere."
-            if len(SELECTED) == 2
-            else "The student answers for which the selector's probability is highest; it is "
-            f"preferred if its threshold is low. The slider moves the threshold of {first}.",
-        }
+        share, scored = f"{first} answers", "selector's probability for"
+        meaning = (
+            f"{first} answers where the selector's probability for it reaches the threshold, "
+            f"{' or '.join(others)} elsewhere."
+        )
     else:
-        scores = torch.stack([confidence(logits[name]) for name in system.names[:-1]], dim=1)
         first, *others = (NETWORKS[arch].title for arch in system.ran[-1])
-        told = {
-            "share": f"{others[0]} runs too on",
-            "counted": list(range(1, len(system.ran))),
-            "meaning": f"{_capital(first)} runs first, and {', then '.join(others)} where the "
-            "largest probability is below the threshold. The last answer is the mean of the "
-            f"logits of {_titles(system.answered[-1])}.",
-        }
+        share, scored = f"{others[0]} runs too on", "confidence of"
+        meaning = (
+            f"{_capital(first)} runs first, and {', then '.join(others)} where the largest "
+            "probability is below the threshold. The last answer is the mean of the logits of "
+            f"{' and '.join(NETWORKS[arch].title for arch in system.answered[-1])}."
+        )
     return {
-        **told,
+        **{"title": policy, "color": policy, "share": share, "scored": scored, "meaning": meaning},
         "answered": system.names,
         "macs": [sum(nets.work[name] for name in names) for names in system.ran],
-        "steps": steps,
+        "scores": [_column(each) for each in scores],
+        # Of the same type, because the policy compares them in that type.
+        "thresholds": [_column(each) for each in torch.tensor(positions, dtype=scores[0].dtype).T],
         "saved": {
-            f"{purpose.get(name, 'reset to')} {steps[k]}": k
-            for name, k in ((name, positions.index(each)) for name, each in saved.items())
+            f"{purpose.get(name, 'reset to')} {', '.join(f'{t:g}' for t in each)}": (
+                positions.index(each)
+            )
+            for name, each in saved.items()
         },
-        "start": _column(choices[0]),
-        "changes": [
-            {"images": _column(images), "choice": _column(choices[k, images])}
-            for k, images in enumerate(changed, 1)
-        ],
-        "scores": [_column(each) for each in scores.T],
     }
 
 
@@ -342,42 +322,25 @@ def shown_places(results: Results) -> torch.Tensor:
     The images are the first from three groups: some students are right, none is, all are. The
     groups get equal shares; what a small group does not use goes to the larger ones.
     """
-    right = results.nets.students_right()
-    groups = [right.any(dim=0) & ~right.all(dim=0), ~right.any(dim=0), right.all(dim=0)]
-    places = [
-        group.nonzero()[:, 0] for group in sorted(groups, key=lambda group: group.sum().item())
-    ]
-    kept, left = [], PICTURES
-    for k, group in enumerate(places):  # the smallest group first
-        kept.append(group[: left // (len(places) - k)])
-        left -= len(kept[-1])
-    return torch.cat(kept).sort().values
+    group = results.nets.students_right().sum(dim=0)
+    turns = torch.nn.functional.one_hot(group).cumsum(dim=0)
+    turn = turns.gather(1, group[:, None])[:, 0]  # of each image in its group
+    return turn.argsort(stable=True)[:PICTURES].sort().values
 
 
 def _column(values: torch.Tensor) -> dict[str, str]:
     """Encode numbers as base64, with the name of the JavaScript array type."""
     array = values.cpu().numpy()
-    kind = "f4"
     if array.dtype.kind != "f":
-        kind = next(
-            kind for kind in ("u1", "u2", "u4") if array.max(initial=0) < 256 ** int(kind[1])
-        )
-    names = {"f4": "Float32Array", "u1": "Uint8Array", "u2": "Uint16Array", "u4": "Uint32Array"}
-    return {
-        "type": names[kind],
-        "bytes": base64.b64encode(array.astype(f"<{kind}").tobytes()).decode(),
-    }
+        array = array.astype(np.min_scalar_type(array.max(initial=0)))
+    content = base64.b64encode(array.tobytes()).decode()
+    return {"type": f"{array.dtype.name.capitalize()}Array", "bytes": content}
 
 
-def _side_by_side(images: torch.Tensor) -> str:
-    """A sprite sheet of images, uint8 (M, S, S, 3): a JPEG with ACROSS columns, as a data URI."""
-    rows, size = -(-len(images) // ACROSS), images.shape[1]
-    sheet = np.zeros((rows * ACROSS, size, size, 3), np.uint8)
-    sheet[: len(images)] = images.cpu().numpy()
-    sheet = sheet.reshape(rows, ACROSS, size, size, 3).transpose(0, 2, 1, 3, 4)
+def _side_by_side(images: torch.Tensor, across: int) -> str:
+    """A sprite sheet of images, uint8 (M, S, S, 3): a JPEG with `across` columns, as a data URI."""
+    sheet = make_grid(images.permute(0, 3, 1, 2), nrow=across, padding=0).permute(1, 2, 0)
     buffer = io.BytesIO()
     # Pictures of 32 pixels cover exactly 4 x 4 JPEG blocks, so neighbors do not affect each other.
-    Image.fromarray(sheet.reshape(rows * size, ACROSS * size, 3)).save(
-        buffer, "JPEG", quality=90, subsampling=0
-    )
+    Image.fromarray(sheet.numpy()).save(buffer, "JPEG", quality=90, subsampling=0)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

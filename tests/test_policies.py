@@ -73,6 +73,7 @@ def test_thresholds_of_the_selector_move_over_the_share_of_images(nets):
     assert positions[0] == [1.01] and positions[-1] == [0.0] and [0.5] in positions
     ran = [nets.run("selector", each).ran["densenet121"] for each in positions]
     assert [each.sum() for each in ran] == sorted(each.sum() for each in ran)
+    assert [0.1] in nets.along("cascade", [[0.0], [0.1]])  # both send on no image
     assert bits(ran[25]) == "00010010"  # a fourth: image 7, then 3 or 4
 
 
@@ -91,6 +92,26 @@ def test_thresholds_of_a_cascade_of_three_move_through_those_that_are_saved(monk
     outcomes = [nets.run("cascade", each) for each in positions]
     assert [outcome.macs for outcome in outcomes] == sorted(outcome.macs for outcome in outcomes)
     assert outcomes[0].macs == 1 and outcomes[-1].macs == 7
+
+
+def test_scores_tell_who_answers(monkeypatch):
+    monkeypatch.setattr("evaluation.policies.SELECTED", ("a", "b", "c"))
+    monkeypatch.setattr("evaluation.policies.STUDENTS", ("a", "b", "c"))
+    logits = torch.randn(4, 400, 3, generator=torch.Generator().manual_seed(0))
+    logits[3] *= torch.linspace(0, 99, 400)[:, None]  # of the selector, up to probabilities of 1
+    nets = Networks(
+        dict(zip(("a", "b", "c", "selector"), logits, strict=True)),
+        {"a": 1, "b": 2, "c": 4, "selector": 1},
+        torch.zeros(400).long(),
+    )
+    for policy in ("selector", "cascade"):
+        for thresholds in ([0.4, 0.7], [0.9, 0.6], [0.0, 0.5], [1.0, 1.01]):
+            reached = [
+                score >= t
+                for score, t in zip(nets.scores(policy, thresholds), thresholds, strict=True)
+            ]
+            first = torch.stack([*reached, torch.ones(400).bool()]).int().argmax(dim=0)
+            assert torch.equal(nets.run(policy, thresholds).choice, first)
 
 
 def test_students_that_are_right_together_give_a_report_without_an_area(nets):
