@@ -116,9 +116,7 @@ def _allows(name: str, value: Any) -> bool:
 # ------------------------------------------------------------------ flags
 
 
-def add_flag(
-    parser: argparse._ActionsContainer, name: str, default: Any, what: str, *short: str
-) -> None:
+def add_flag(parser: "Parser", name: str, default: Any, what: str, *short: str) -> None:
     """Add the flag for a constant of a script, a key of NUMBERS or CHOICES.
 
     `what` is the help text, `short` are other names of the flag.
@@ -134,19 +132,17 @@ def add_flag(
     )
 
 
-def add_path(
-    parser: argparse._ActionsContainer, name: str, what: str, default: Path | None = None
-) -> None:
+def add_path(parser: "Parser", name: str, what: str, default: Path | None = None) -> None:
     """Add a flag for a path; `what` is the help text."""
     parser.add_argument(name, type=Path, metavar="PATH", default=default, help=what)
 
 
-def add_out(parser: argparse.ArgumentParser, default: Path, files: str) -> None:
+def add_out(parser: "Parser", default: Path, files: str) -> None:
     """Add --out, for the programs that write results; `files` says what is written."""
     add_path(parser, "--out", f"folder for {files} (default: %(default)s)", default)
 
 
-def add_places(parser: argparse.ArgumentParser, data: str = "cifar10") -> None:
+def add_places(parser: "Parser", data: str = "cifar10") -> None:
     """Add --data and --checkpoint-dir, for the programs that read images and networks."""
     parser.add_argument(
         "--data",
@@ -161,7 +157,7 @@ def add_places(parser: argparse.ArgumentParser, data: str = "cifar10") -> None:
     add_path(parser, "--checkpoint-dir", what, checkpoint.CHECKPOINTS)
 
 
-def add_run(parser: argparse.ArgumentParser) -> None:
+def add_run(parser: "Parser") -> None:
     """Add --run, for the scripts that read and write networks."""
     what = "a run of its own, in runs/NAME; networks that it lacks are read from --checkpoint-dir"
     parser.add_argument("--run", metavar="NAME", help=what)
@@ -224,9 +220,8 @@ def common_parser(doc: str, block: Mapping[str, Any], quick: bool = False) -> Pa
     names = [name for name in (*NUMBERS, *CHOICES) if name in block]
     for name in names:
         if not _allows(name, block[name]):
-            raise UserError(
-                f"{name} = {block[name]!r} at the head of the script must be {_wanted(name)}"
-            )
+            said = f"{name} = {block[name]!r} at the head of the script"
+            raise UserError(f"{said} must be {_wanted(name)}")
     parser = Parser(doc, names, quick)
     add_flag(parser, "BATCH_SIZE", block["BATCH_SIZE"], "images per step")
     what = "cpu, cuda or cuda:1; auto uses a GPU if available (default: %(default)s)"
@@ -292,7 +287,7 @@ def next_step(
     for name in (*same, "data", "device", "subset", "run", "checkpoint_dir"):
         if name in args.typed:
             value = args.typed[name]
-            words += [f"--{name.replace('_', '-')}"]
+            words.append(f"--{name.replace('_', '-')}")
             words += value if isinstance(value, list) else [value]
     # There, --subset means fewer images, not other networks.
     if script == "inference.py" and args.checkpoint_dir == checkpoint.QUICK != args.others:

