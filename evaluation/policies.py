@@ -23,6 +23,7 @@ from models import (
 )
 from utils.data import CIFAR10
 from utils.files import UserError
+from utils.method import share
 
 BOTH = "both" if len(SELECTED) == 2 else "all"  # of SELECTED
 POLICIES = {  # name: description for --help
@@ -43,20 +44,13 @@ THRESHOLDS = {  # their key in the selector's checkpoint, and what they are with
 
 @dataclass
 class System:
-    """A policy made of networks.
+    """A policy made of networks."""
 
-    net: maps images to logits (N, classes), and to an index into `ran` and `answered`, int64 (N,).
-    ran: the names of the networks that run.
-    answered: the students whose mean logits are the answer.
-    thresholds: of the policy; empty if it has none.
-    temperatures: for calibrated probabilities, one per entry of `answered`; default: 1.0.
-    """
-
-    net: nn.Module
-    ran: list[tuple[str, ...]]
-    answered: list[tuple[str, ...]]
+    net: nn.Module  # images -> logits (N, classes), an index into the next two, int64 (N,)
+    ran: list[tuple[str, ...]]  # the names of the networks that run
+    answered: list[tuple[str, ...]]  # the students whose mean logits are the answer
     thresholds: Sequence[float] = ()
-    temperatures: Sequence[float] = ()
+    temperatures: Sequence[float] = ()  # for calibrated probabilities, one per entry of `answered`
 
     @property
     def names(self) -> list[str]:
@@ -65,9 +59,8 @@ class System:
 
     def probabilities(self, logits: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
         """Calibrated probabilities (N, classes) from the outputs of `net`."""
-        temperatures = self.temperatures or [1.0] * len(self.answered)
-        divisors = torch.tensor(temperatures, device=logits.device)
-        return (logits / divisors[choice, None]).softmax(dim=1)
+        temperatures = torch.tensor(self.temperatures, device=logits.device)
+        return (logits / temperatures[choice, None]).softmax(dim=1)
 
 
 def add_policy(parser: argparse.ArgumentParser, what: str) -> None:
@@ -122,10 +115,9 @@ def system_of(
     work: Mapping[str, float],
     thresholds: Sequence[float] | None = None,
 ) -> System:
-    """The system of a policy.
+    """The system of a policy, a key of POLICIES.
 
     Args:
-        policy: a key of POLICIES.
         nets: the networks, by name; also `Recorded` ones.
         work: MACs of the students, for the cascade: the cheapest student runs first.
         thresholds: of the selector (see `offsets_of`) or the cascade.
@@ -159,17 +151,15 @@ def assemble(
     ready: Mapping[str, nn.Module],
     thresholds: Sequence[float] | None = None,
 ) -> System:
-    """Assemble the system of a policy from checkpoints.
+    """Assemble the system of a policy, a key of POLICIES, from checkpoints.
+
+    Raises UserError if there are no thresholds for --target teacher.
 
     Args:
-        policy: a key of POLICIES.
         trained: for each network in `parts_of(policy)`: the network and its checkpoint dictionary,
             as returned by `utils.checkpoint.load_parts`.
         ready: the same networks, prepared by `for_inference` on one device.
         thresholds: override those in the selector's checkpoint.
-
-    Raises:
-        UserError: there are no thresholds for --target teacher.
     """
     if policy in THRESHOLDS and not thresholds:
         thresholds = thresholds_of(trained["selector"][1]).get(policy)
@@ -197,52 +187,34 @@ def assemble(
 
 @dataclass
 class Outcome:
-    """The result of a policy on N images.
+    """The result of a policy on N images."""
 
-    logits: (N, classes), of the answers.
-    choice: int64 (N,), the second output of the system.
-    right: bool (N,), whether the prediction is correct.
-    ran: for each student, bool (N,): whether it runs.
-    macs: mean MACs per image.
-    """
-
-    logits: torch.Tensor
-    choice: torch.Tensor
-    right: torch.Tensor
-    ran: dict[str, torch.Tensor]
-    macs: float
+    logits: torch.Tensor  # (N, classes), of the answers
+    choice: torch.Tensor  # int64 (N,), the second output of the system
+    right: torch.Tensor  # bool (N,), whether the prediction is correct
+    ran: dict[str, torch.Tensor]  # for each student, bool (N,): whether it runs
+    macs: float  # mean per image
 
 
 @dataclass
 class Networks:
-    """Logits of the networks for N images, and their costs.
+    """Logits of the networks for N images, and their costs."""
 
-    Args:
-        logits: (N, classes) of the students and other classifiers, (N, K) of "selector".
-        work: MACs per image of each network.
-        labels: int64 (N,).
-    """
-
-    logits: dict[str, torch.Tensor]
-    work: dict[str, float]
-    labels: torch.Tensor
+    logits: dict[str, torch.Tensor]  # (N, classes) of classifiers, (N, K) of "selector"
+    work: dict[str, float]  # MACs per image of each network
+    labels: torch.Tensor  # int64 (N,)
 
     def right(self, name: str) -> torch.Tensor:
         """Whether the network's prediction is correct: bool (N,)."""
         return self.logits[name].argmax(dim=1) == self.labels
 
-    @property
-    def students(self) -> list[str]:
-        """Those of SELECTED whose logits are here."""
-        return [arch for arch in SELECTED if arch in self.logits]
-
-    def students_right(self, archs: Sequence[str] = ()) -> torch.Tensor:
-        """Whether each of these students, by default SELECTED, is correct: bool (K, N)."""
-        return torch.stack([self.right(arch) for arch in archs or self.students])
+    def students_right(self, archs: Sequence[str] = SELECTED) -> torch.Tensor:
+        """Whether each of these students is correct: bool (K, N)."""
+        return torch.stack([self.right(arch) for arch in archs])
 
     def better_student(self) -> str:
         """The one of SELECTED with the highest accuracy."""
-        return max(self.students, key=lambda arch: self.right(arch).sum().item())
+        return max(SELECTED, key=lambda arch: self.right(arch).sum().item())
 
     def take(self, places: slice | torch.Tensor) -> "Networks":
         """These images only."""
@@ -298,32 +270,29 @@ class Networks:
         if policy == "selector":
             del scores[1:]
         below = [
-            [(score < t).double().mean().item() for score, t in zip(scores, each, strict=False)]
-            for each in saved
+            [share(score < t) for score, t in zip(scores, each, strict=False)] for each in saved
         ]
         known = np.array(sorted([[0.0] * len(scores), *below, [1.0] * len(scores)]))
         found = {}
-        for share in np.linspace(0, 1, 101):
-            shares = [np.interp(share, known[:, 0], step) for step in known.T]
-            moved = map(_threshold_at, scores, shares)
-            found[share] = [*moved, *saved[0][len(scores) :]]
+        for first in np.linspace(0, 1, 101):
+            shares = [np.interp(first, known[:, 0], step) for step in known.T]
+            found[first] = [*map(_threshold_at, scores, shares), *saved[0][len(scores) :]]
         chosen = [
             (each[0], list(thresholds)) for each, thresholds in zip(below, saved, strict=True)
         ]
         rising = sorted([*chosen, *(each for each in found.items() if each[0] not in dict(chosen))])
         return [each for _, each in (rising[::-1] if policy == "selector" else rising)]
 
-    def routed(self, scores: torch.Tensor, among: Sequence[str] = SELECTED) -> Outcome:
-        """The student with the highest score, (N, K), answers; without the MACs of a router."""
-        students = [Recorded(self.logits[arch]) for arch in among]
-        alone = [(arch,) for arch in among]
+    def routed(self, scores: torch.Tensor) -> Outcome:
+        """That of SELECTED with the highest score, (N, K), answers; without a router's MACs."""
+        students = [Recorded(self.logits[arch]) for arch in SELECTED]
+        alone = [(arch,) for arch in SELECTED]
         return self.run(System(MultiStudent(students, Recorded(scores)), alone, alone))
 
     def oracle(self) -> Outcome:
         """The cheapest one of SELECTED that is correct; the cheapest of all if none is."""
-        work = torch.tensor([self.work[arch] for arch in self.students], device=self.labels.device)
-        right = self.students_right().T.float()
-        return self.routed(right - work / (2 * work.max()), self.students)
+        work = torch.tensor([self.work[arch] for arch in SELECTED], device=self.labels.device)
+        return self.routed(self.students_right().T.float() - work / (2 * work.max()))
 
 
 def _threshold_at(scores: torch.Tensor, share: float) -> float:
