@@ -273,15 +273,12 @@ class Networks:
             [share(score < t) for score, t in zip(scores, each, strict=False)] for each in saved
         ]
         known = np.array(sorted([[0.0] * len(scores), *below, [1.0] * len(scores)]))
-        found = {}
-        for first in np.linspace(0, 1, 101):
+        found = [(each[0], [*thresholds]) for each, thresholds in zip(below, saved, strict=True)]
+        for first in {*np.linspace(0, 1, 101)} - {each[0] for each in below}:
             shares = [np.interp(first, known[:, 0], step) for step in known.T]
-            found[first] = [*map(_threshold_at, scores, shares), *saved[0][len(scores) :]]
-        chosen = [
-            (each[0], list(thresholds)) for each, thresholds in zip(below, saved, strict=True)
-        ]
-        rising = sorted([*chosen, *(each for each in found.items() if each[0] not in dict(chosen))])
-        return [each for _, each in (rising[::-1] if policy == "selector" else rising)]
+            moved = map(_threshold_at, scores, shares)
+            found.append((first, [*moved, *saved[0][len(scores) :]]))
+        return [thresholds for _, thresholds in sorted(found, reverse=policy == "selector")]
 
     def routed(self, scores: torch.Tensor) -> Outcome:
         """That of SELECTED with the highest score, (N, K), answers; without a router's MACs."""

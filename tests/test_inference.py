@@ -53,8 +53,8 @@ def system():
     return running(MultiStudent([Always(3), Always(8)], Redness()))
 
 
-def running(net, answered=(("densenet121",), ("googlenet",)), **more):
-    return System(net.eval(), answered, answered, **more)
+def running(net, answered=(("densenet121",), ("googlenet",))):
+    return System(net.eval(), answered, answered, temperatures=[1.0] * len(answered))
 
 
 def answer(system, *paths, batch_size=2, data=CIFAR10):
