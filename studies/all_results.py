@@ -3,14 +3,16 @@
 import csv
 import functools
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from evaluation.significance import wilson_interval
-from models import NETWORKS, SELECTED, STUDENTS, TEACHER, Selector, network, parameters
-from utils.checkpoint import FILES, ROOT, read_checkpoint
+from models import SELECTED, STUDENTS, Selector, network, parameters
+from utils.checkpoint import EXPECTED, FILES, ROOT, read_checkpoint
 from utils.contexts import GROUPS
 from utils.files import read_json
 
@@ -22,11 +24,17 @@ LEFT_OUT = ("better_student", "random", "oracle")  # they have a row, or cannot 
 IMAGES = 10_000  # in the test set
 
 
+def bare(name: str, stem: str) -> nn.Module:
+    """A network whose weights have no values: it is made at once, and its costs are the same."""
+    with torch.device("meta"):
+        net = Selector(outputs=len(SELECTED)) if name == "selector" else network(name, stem)
+    return net.to_empty(device="cpu")
+
+
 @functools.cache
-def size(part: str, stem: str) -> tuple[int, int]:
+def size(name: str, stem: str) -> tuple[int, int]:
     """The number of parameters of a network, and of bytes of its weights in half precision."""
-    with torch.device("meta"):  # counting needs no weights
-        net = Selector(outputs=len(SELECTED)) if part == "selector" else network(part, stem)
+    net = bare(name, stem)
     weights = net.state_dict().values()
     half = sum(2 * each.numel() if each.is_floating_point() else each.nbytes for each in weights)
     return round(1e6 * parameters(net)), half
@@ -42,11 +50,9 @@ def row(
     interval: Sequence[float] = (),
 ) -> list[Any]:
     """The values of COLUMNS. `made` has the hyperparameters of a network; of a policy, the stem."""
-    arch = TEACHER if name == "teacher" else name.split(",")[0]  # "googlenet, twice" is a GoogLeNet
-    for suffix in filter(None, SUFFIXES.values()):
-        arch = arch.removesuffix(suffix)
-    if arch in NETWORKS:
-        parts = [arch]
+    arch = re.split(",|_alone|_kl", name)[0]  # "googlenet, twice" is a GoogLeNet
+    if arch in ("teacher", *STUDENTS):
+        parts = [EXPECTED[arch]]
     elif name.startswith("cascade") and "contexts" not in source:
         parts = STUDENTS
     else:

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from benchmarks import deploy
 from benchmarks.subjects import SUBJECTS
 from evaluation.policies import BOTH
 from evaluation.testset import LABELS
-from models import NETWORKS, SELECTED, STEMS, STUDENTS, TEACHER, Selector, macs, network, parameters
+from models import NETWORKS, SELECTED, STEMS, STUDENTS, TEACHER, macs, parameters
 from studies import contexts, distillation, ends, markdown, number, policies, selectors
-from studies.all_results import all_results
+from studies.all_results import all_results, bare
 from utils import cli
 from utils.checkpoint import COMMANDS, FILES, ROOT, load_network, read_checkpoint
 from utils.files import UserError, read_json, replacing, shown
@@ -32,14 +31,14 @@ OTHERS_TOP1 = {  # results of others with the same architecture
     "densenet121": f"[94.06]({HUYVNPHAN}), [95.04]({KUANGLIU})",
     "googlenet": f"[92.85]({HUYVNPHAN})",
 }
-# Published reductions relative to ResNet-50, in %: parameters, size on disk, MACs. From
-# github.com/Vidya1899/Multistudent-Knowledge-distilation
+# Published reductions relative to ResNet-50, in %: parameters, size on disk, in eight bits, MACs.
+# From github.com/Vidya1899/Multistudent-Knowledge-distilation
 PUBLISHED = {
-    "densenet121": (87.3, 68.4, 21.0),
-    "googlenet": (76.3, 74.5, 68.1),
-    "densenet121 + selector": (85.17, 66, None),
-    "googlenet + selector": (74.15, 72.23, None),
-    "both + selector": (61.4, 40.6, None),
+    "DenseNet-121": (87.3, 68.4, None, 21.0),
+    "GoogLeNet": (76.3, 74.5, None, 68.1),
+    "DenseNet-121 + selector": (85.17, 66, None, None),
+    "GoogLeNet + selector": (74.15, 72.23, None, None),
+    "both + selector": (61.4, 40.6, None, None),
 }
 if (TEACHER, SELECTED) != ("resnet50", ("densenet121", "googlenet")):
     PUBLISHED = PUBLISHED_TOP1 = OTHERS_TOP1 = {}  # they are of other networks
@@ -124,48 +123,37 @@ def compression(metrics: dict, stem: str, deployed: Sequence[dict]) -> str:
     and of the cascade are those in `metrics`; `deployed`, the content of deploy.json, has the sizes
     of ONNX files in eight bits.
     """
-    parts = {"selector": costs(Selector(outputs=len(SELECTED)))}
-    parts |= {arch: costs(bare(arch, stem)) for arch in STUDENTS}
-    routed, cascade = f"{BOTH} + selector", "cascade of all students"
-    systems = {
-        **{arch: [arch] for arch in STUDENTS},
-        **{f"{arch} + selector": [arch, "selector"] for arch in SELECTED},
-        routed: [*SELECTED, "selector"],
-        cascade: STUDENTS,
-    }
-    measured = {routed: "routed", cascade: "cascade"}
     int8 = {row["system"]: row["bytes"] for row in deployed if row["runtime"] == "ONNX int8"}
     # The size of the system "selector" includes its students.
     int8["selector"] -= sum(int8[arch] for arch in SELECTED)
-    whole, rows = costs(bare(TEACHER, stem)), []
+    parts = {name: costs(name, stem, int8[name]) for name in ("selector", *STUDENTS)}
+    title, routed = {arch: NETWORKS[arch].title for arch in STUDENTS}, f"{BOTH} + selector"
+    systems = {
+        **{title[arch]: [arch] for arch in STUDENTS},
+        **{f"{title[arch]} + selector": [arch, "selector"] for arch in SELECTED},
+        routed: [*SELECTED, "selector"],
+        "cascade of all students": STUDENTS,
+    }
+    measured = {routed: "routed", "cascade of all students": "cascade"}
+    whole, rows = costs(TEACHER, stem), []
     for name, members in systems.items():
         ours = [sum(column) for column in zip(*map(parts.get, members), strict=True)]
         if name in measured:
-            ours[2] = metrics["macs_per_image"][measured[name]]
+            ours[-1] = metrics["macs_per_image"][measured[name]]
         cells = []
-        for mine, of, theirs in zip(ours, whole, PUBLISHED.get(name, (None,) * 3), strict=True):
+        for mine, of, theirs in zip(ours, whole, PUBLISHED.get(name, (None,) * 4), strict=True):
             published = "" if theirs is None else f" ({theirs:.1f})"
             cells.append(f"{100 * (1 - mine / of):.1f}{published}")
-        small = sum(int8[member] for member in members)
-        cells.insert(2, f"{100 * (1 - small / whole[1]):.1f}")
-        titles = (NETWORKS[part].title if part in NETWORKS else part for part in name.split(" + "))
-        rows.append([" + ".join(titles), *cells])
+        rows.append([name, *cells])
     heads = ["reduction, % (published)", "parameters", "size on disk", "size in eight bits", "MACs"]
     return markdown(heads, rows)
 
 
-def bare(arch: str, stem: str) -> nn.Module:
-    """A network whose weights have no values: it is made at once, and its costs are the same."""
-    with torch.device("meta"):
-        net = network(arch, stem)
-    return net.to_empty(device="cpu")
-
-
-def costs(net: nn.Module) -> list[float]:
-    """Parameters in millions, bytes on disk in half precision, and MACs per image."""
-    file = io.BytesIO()
+def costs(name: str, stem: str, int8: int | None = None) -> list[float]:
+    """Parameters in millions, bytes on disk in half precision, then `int8`, and MACs per image."""
+    net, file = bare(name, stem), io.BytesIO()
     torch.save({name: tensor.half() for name, tensor in net.state_dict().items()}, file)
-    return [parameters(net), file.tell(), macs(net)]
+    return [parameters(net), file.tell(), int8 or file.tell(), macs(net)]
 
 
 def networks() -> str:
@@ -216,11 +204,9 @@ def fill(path: Path, tables: dict[str, str]) -> str:
     text = path.read_text(encoding="utf-8")
     for name, table in tables.items():
         block = re.compile(rf"(<!-- {name}\b[^\n]*-->\n).*?(<!-- end of {name} -->)", re.DOTALL)
-        if not block.search(text):
-            raise UserError(
-                f"{path} lacks <!-- {name} --> and <!-- end of {name} -->: add these two lines"
-            )
-        text = block.sub(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text)
+        text, count = block.subn(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text)
+        if not count:
+            raise UserError(f"{path} lacks <!-- {name} --> and <!-- end of {name} -->")
     return text
 
 
@@ -233,10 +219,8 @@ def stored(name: str) -> Any:
 def texts() -> dict[Path, str]:
     """The files to write, and their new texts."""
     folder = ROOT / "checkpoints"
-    stem = read_checkpoint(folder / FILES["teacher"])["stem"]
-    # Only the checkpoints that are in the repository, according to .gitignore.
-    kept = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
-    paths = [folder / name for name in FILES.values() if f"!checkpoints/{name}" in kept]
+    paths = [folder / name for name in FILES.values()]
+    stem = read_checkpoint(paths[0])["stem"]
     metrics, wide, in_contexts = map(stored, ("metrics", "cifar/metrics", "contexts"))
     variants = stored("selectors")["variants"]
     shipped = {"variants": [row for row in variants if row["depth"] == 3 and row["batch_norm"]]}
