@@ -46,16 +46,10 @@ class Evaluation:
     metrics: dict[str, Any]
     arrays: dict[str, np.ndarray]
 
-    def right(self, name: str) -> torch.Tensor:
-        """Whether the prediction of a network or policy is correct: bool (N,)."""
-        return torch.from_numpy(self.arrays[f"predictions/{name}"] == self.arrays["labels"])
-
     def nets(self) -> Networks:
         """The stored logits of all networks."""
-        logits = {
-            name: torch.from_numpy(self.arrays[f"logits/{name}"]).float()
-            for name in self.metrics["weights"]
-        }
+        stored = {name: self.arrays[f"logits/{name}"] for name in self.metrics["weights"]}
+        logits = {name: torch.from_numpy(each).float() for name, each in stored.items()}
         labels = torch.from_numpy(self.arrays["labels"])
         return Networks(logits, self.metrics["macs_per_image"], labels)
 
@@ -102,7 +96,7 @@ def read(folder: Path) -> Evaluation:
 
 
 def compare(evaluations: list[Evaluation]) -> list[dict[str, Any]]:
-    """The rows of the table, with the keys COLUMNS; None for what a row does not have.
+    """The rows of the table: what each has of COLUMNS.
 
     Raises UserError if the evaluations are not of the same images.
     """
@@ -124,11 +118,11 @@ def compare(evaluations: list[Evaluation]) -> list[dict[str, Any]]:
             if f"predictions/{name}" not in each.arrays or each.identity(name) in seen:
                 continue
             seen.append(each.identity(name))
-            right = each.right(name)
-            row = dict.fromkeys(COLUMNS) | {"name": name, "run": each.folder}
-            row["mmacs"] = each.metrics["macs_per_image"][name] / 1e6
-            row["top1"], *ends = percent(share(right), *wilson_interval(share(right), len(right)))
-            row["low"], row["high"] = ends
+            right = torch.from_numpy(each.arrays[f"predictions/{name}"] == each.arrays["labels"])
+            work = each.metrics["macs_per_image"][name] / 1e6
+            row = {"name": name, "run": each.folder, "mmacs": work}
+            own = percent(share(right), *wilson_interval(share(right), len(right)))
+            row["top1"], row["low"], row["high"] = own
             if base is None:
                 base = right
             else:
@@ -138,11 +132,9 @@ def compare(evaluations: list[Evaluation]) -> list[dict[str, Any]]:
             rows.append(row)
             groups.setdefault(each.recipe(name), []).append(row)
         for group in [group for group in groups.values() if len(group) > 1]:
-            row = dict.fromkeys(COLUMNS) | {"name": name, "run": f"mean of {len(group)} seeds"}
-            for key in ("top1", "mmacs"):
-                row[key] = statistics.mean(each[key] for each in group)
+            row = {key: statistics.mean(each[key] for each in group) for key in ("top1", "mmacs")}
             row["deviation"] = statistics.stdev(each["top1"] for each in group)
-            rows.append(row)
+            rows.append({"name": name, "run": f"mean of {len(group)} seeds", **row})
     return rows
 
 
@@ -154,7 +146,7 @@ def for_people(row: dict[str, Any]) -> list[str]:
     """The cells below HEADS."""
 
     def cell(words: str, *keys: str) -> str:
-        return "" if row[keys[0]] is None else words.format(*(row[key] for key in keys))
+        return words.format(*(row[key] for key in keys)) if keys[0] in row else ""
 
     return [
         LABELS.get(row["name"], row["name"]),
@@ -186,26 +178,24 @@ def draw(evaluations: list[Evaluation], rows: list[dict[str, Any]]) -> Any:
     plt, markers = figures.plt, figures.MARKERS
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
     for k, each in enumerate(evaluations):
+        color = f"C{k % 10}"
+        left.plot([], [], color=color, lw=3, label=each.folder)
         for row in [row for row in rows if row["run"] == each.folder]:
-            name, color = row["name"], f"C{k % 10}"
+            name, policy = row["name"], POLICIES.get(row["name"], row["name"])
             style = {"color": color, "marker": markers.get(name, "P")}
-            network = "selector" if name == "routed" else name
-            history = percent(*each.metrics["val_accuracy_per_epoch"].get(network, ()))
+            history = percent(*each.metrics["val_accuracy_per_epoch"].get(policy, ()))
             left.plot(range(1, len(history) + 1), history, markevery=[-1], **style)
             error = [[row["top1"] - row["low"]], [row["high"] - row["top1"]]]
             right.errorbar(row["mmacs"], row["top1"], error, capsize=3, elinewidth=1, **style)
-            policy = POLICIES.get(name, name)
             if policy in CURVES and set(STUDENTS) <= each.metrics["weights"].keys():
                 points = curve(each.nets(), policy, each.metrics["thresholds"])
                 work = [macs / 1e6 for macs in points["macs"]]
                 right.plot(work, percent(*points["accuracy"]), color=color, lw=1, alpha=0.5)
     left.set(xlabel="epoch", ylabel="top-1 accuracy on validation images, %")
     right.set(xlabel="MMACs per image", ylabel="top-1 accuracy on test images, %")
-    names = dict.fromkeys(row["name"] for row in rows)
-    handles = [plt.Line2D([], [], color=f"C{k % 10}", lw=3) for k in range(len(evaluations))]
-    handles += [plt.Line2D([], [], color="k", ls="", marker=markers.get(it, "P")) for it in names]
-    labels = [each.folder for each in evaluations] + [LABELS.get(name, name) for name in names]
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+    for name in dict.fromkeys(row["name"] for row in rows):
+        left.plot([], [], "k", ls="", marker=markers.get(name, "P"), label=LABELS.get(name, name))
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from evaluation.significance import t_interval
 from models import NETWORKS, SELECTED, STUDENTS, TEACHER
-from studies import OUT, figures, write
+from studies import OUT, ends, figures, write
 from utils import checkpoint, cli
 from utils.checkpoint import ALONE, FILES, ROOT, fingerprint_of, load_network, read_checkpoint
 from utils.data import data_facts, load_splits
@@ -69,7 +69,7 @@ def by_key(runs: Sequence[Mapping[str, Any]]) -> dict[tuple, Mapping[str, Any]]:
 
 def train(student: str, loss: str, seed: int, folder: Path, flags: list[str]) -> dict[str, Any]:
     """Run StudentTrain.py (or continue a run that was stopped). Returns the accuracies."""
-    model = 1 + STUDENTS.index(student)
+    model, folder = 1 + STUDENTS.index(student), folder / f"{loss}-{seed}"
     words = ["--model", model, "--distill-loss", loss, "--seed", seed, "--checkpoint-dir", folder]
     cli.run_script("StudentTrain.py", [*map(str, words), *flags])
     made = read_checkpoint(folder / (ALONE if loss == "none" else FILES)[student])
@@ -84,41 +84,36 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     rows, found = [], by_key(runs)
     for student, loss in PAIRS:
-        seeds = sorted(seed for *pair, seed in found if pair == [student, loss])
-        if len(seeds) < 2:
+        own = [key for key in sorted(found) if key[:2] == (student, loss)]
+        if len(own) < 2:
             continue
-        row: dict[str, Any] = {"student": student, "distill_loss": loss, "seeds": len(seeds)}
+        row: dict[str, Any] = {"name": f"{NETWORKS[student].title}, {LOSSES[loss]}"}
+        row["seeds"] = len(own)
         for name in ("val_accuracy", "test_accuracy"):
-            values = [found[student, loss, seed][name] for seed in seeds]
+            values = [found[key][name] for key in own]
             row[name] = {"mean": statistics.mean(values), "std": statistics.stdev(values)}
         gains = [
-            found[student, loss, seed]["test_accuracy"] - alone["test_accuracy"]
-            for seed in seeds
-            if (alone := found.get((student, "none", seed)))
+            found[key]["test_accuracy"] - alone["test_accuracy"]
+            for key in own
+            if loss != "none" and (alone := found.get((student, "none", key[2])))
         ]
-        if loss != "none" and len(gains) > 1:
+        if len(gains) > 1:
             row["gain"] = {"each": gains, "interval": t_interval(gains)}
         rows.append(row)
     return rows
-
-
-def name_of(row: Mapping[str, Any]) -> str:
-    """Student and loss of a row of `summary`, for people."""
-    return f"{NETWORKS[row['student']].title}, {LOSSES[row['distill_loss']]}"
 
 
 def table(runs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """The summary as a table: heads and rows."""
     rows = []
     for row in summary(runs):
-        cells = [name_of(row), str(row["seeds"])]
+        cells = [row["name"], str(row["seeds"])]
         for name in ("val_accuracy", "test_accuracy"):
             cells.append(f"{100 * row[name]['mean']:.2f} ± {100 * row[name]['std']:.2f}")
         gain = ""
         if "gain" in row:
-            low, high = row["gain"]["interval"]
-            mean = statistics.mean(row["gain"]["each"])
-            gain = f"{100 * mean:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
+            mean = 100 * statistics.mean(row["gain"]["each"])
+            gain = f"{mean:+.2f} ({ends(row['gain']['interval'], '+.2f', 100)})"
         rows.append([*cells, gain])
     return ["top-1, %", "seeds", "validation", "test", "gain on test (95 %)"], rows
 
@@ -143,26 +138,23 @@ def main() -> None:
     path = args.out / "distillation.json"
     runs = read(path, same)
     done = by_key(runs)
-    keys = [(*pair, seed) for seed in range(args.seeds) for pair in PAIRS]
-    keys = [key for key in keys if key not in done]
+    asked = ((*pair, seed) for seed in range(args.seeds) for pair in PAIRS)
+    keys = [key for key in asked if key not in done]
     print(f"{len(done)} runs are done, {len(keys)} remain", flush=True)
     flags = ["--epochs", str(args.epochs), "--batch-size", str(args.batch_size)]
     for name in ("data", "device", "subset"):
         flags += [f"--{name}", str(args.typed[name])] if name in args.typed else []
     folder = RUNS if args.subset is None else checkpoint.QUICK / RUNS.name
     # A run that was stopped is continued only by the same study.
-    folder /= "-".join(
-        map(str, (args.epochs, args.batch_size, same["teacher"], same["data"][-12:]))
-    )
-    for student, loss, seed in keys:
-        taught = [] if loss == "none" else ["--teacher", str(teacher)]
-        made = train(student, loss, seed, folder / f"{loss}-{seed}", [*flags, *taught])
-        run = dict(zip(KEY, (student, loss, seed), strict=True))
-        runs.append({**run, **same, **made})
+    folder /= f"{args.epochs}-{args.batch_size}-{same['teacher']}-{same['data'][-12:]}"
+    for key in keys:
+        taught = [] if key[1] == "none" else ["--teacher", str(teacher)]
+        accuracies = train(*key, folder, [*flags, *taught])
+        runs.append({**dict(zip(KEY, key, strict=True)), **same, **accuracies})
         write_json(path, runs)
     print(cli.aligned(*table(runs)))
     gained = [row for row in summary(runs) if "gain" in row]
-    drawn = figures.distillation_gains([name_of(row) for row in gained], gained)
+    drawn = figures.distillation_gains([row["name"] for row in gained], gained)
     write(args.out, "distillation", runs, distillation=drawn)
 
 
