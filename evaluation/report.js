@@ -213,10 +213,12 @@ function drawSlider() {
   slider.value = position;
   slider.ariaValueText = `${percent(result.share, 1)}, ${toldOf(result)}`;
   slider.style.accentColor = colorOf(state.policy);
-  const savedButton = ([text, at]) => `<button ${changes({ [state.policy]: at })}>${text}</button>`;
+  const thresholdAt = (at) => thresholds.map((each) => rounded(each[at])).join(", ");
+  const savedButton = ([text, at]) =>
+    `<button ${changes({ [state.policy]: at })}>${text} ${thresholdAt(at)}</button>`;
   show("share", share);
   show("value", `${percent(result.share, 1)} of images`);
-  show("threshold", `threshold ${thresholds.map((each) => rounded(each[position])).join(", ")}`);
+  show("threshold", `threshold ${thresholdAt(position)}`);
   show("saved", Object.entries(saved).map(savedButton));
   show("of", `top-1 accuracy${contextOf(state.kind)}`);
   show("accuracy", percent(result.accuracy));
@@ -306,11 +308,9 @@ function drawChart() {
       <path class="marker" d="${MARKERS[systems[system].color] ?? "M-5-5H5V5H-5Z"}"/>
     </g>`;
   };
-  const taken = places
-    .map((place) => ({ ...place, width: 14, weight: marked.includes(place) ? 100 : 1 }))
-    .filter(({ weight }, k) => weight > 1 || k % 3 === 0); // the points of a curve are near
+  const taken = places.map((place) => ({ ...place, width: 14 }));
   const labelOf = ({ result: { system }, ...place }) => {
-    const box = boxNear(place, 7 * name(system).length, taken, [left, right, top, bottom]);
+    const box = boxNear(place, 7.6 * name(system).length, taken, [left, right, top, bottom]);
     taken.push(box);
     return `<text class="label" x="${box.x}" y="${box.y + 4}" text-anchor="middle"
       style="color: ${colorOf(system)}; font-weight: ${system === state.policy ? "bold" : "normal"}"
@@ -332,20 +332,20 @@ function scale(values, from, to) {
   return (value) => Math.round(10 * (from + (value - low + margin) * unit)) / 10;
 }
 
-/** The box for a label near a point that covers least of the boxes in `taken`. */
+/** The box for a label near a point that is not on one of the boxes in `taken`. */
 function boxNear({ x, y }, width, taken, [left, right, top, bottom]) {
   const away = width / 2 + 10;
-  const boxes = [0, -17, 17, -33, 33, -49, 49, 65, 81, 97].flatMap((below) =>
-    [away, -away, 0].map((beside) => ({
-      x: Math.max(left + width / 2, Math.min(x + beside, right - width / 2)),
-      y: Math.max(top + 7, Math.min(y + below, bottom - 7)),
-      width,
-      weight: 100,
-    })),
-  );
-  const meet = (a, b) => 2 * Math.abs(a.x - b.x) < a.width + b.width && Math.abs(a.y - b.y) < 14;
-  const covered = boxes.map((box) => sum(taken.map((each) => (meet(box, each) ? each.weight : 0))));
-  return boxes[covered.indexOf(Math.min(...covered))];
+  const boxes = Array.from({ length: 48 }, (_, k) => y + (-1) ** k * 6 * k)
+    .filter((at) => at > top + 7 && at < bottom - 7)
+    .flatMap((at) =>
+      [x + away, x - away, x].map((middle) => ({
+        x: Math.max(left + width / 2, Math.min(middle, right - width / 2)),
+        y: at,
+        width,
+      })),
+    );
+  const meet = (a, b) => 2 * Math.abs(a.x - b.x) < a.width + b.width && Math.abs(a.y - b.y) < 16;
+  return boxes.find((box) => !taken.some((each) => meet(box, each))) ?? boxes[0];
 }
 
 /** The result whose point is nearest to the pointer. */
@@ -420,11 +420,10 @@ function drawMatrix() {
 }
 
 function moveInMatrix(event) {
-  const steps = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
-  const [down, right] = steps[event.key] ?? [];
-  const cell = event.target.closest("td");
-  const row = find("matrix").rows[cell.parentElement.rowIndex + down];
-  const next = row?.cells[cell.cellIndex + right]?.querySelector("button");
+  const down = rows.length;
+  const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -down, ArrowDown: down };
+  const cells = [...find("matrix").querySelectorAll("button")];
+  const next = cells[cells.indexOf(event.target) + steps[event.key]];
   if (!next) return;
   event.preventDefault();
   next.focus();
@@ -472,7 +471,8 @@ function drawFilters() {
     return `<label>${title}
       <select name="${key}"><option value="">any</option>${made.join("")}</select></label>`;
   };
-  show("filters", Object.entries(filters).map(filter));
+  const clear = `<button id="clear" ${changes(NO_FILTERS)}>all images</button>`;
+  show("filters", [...Object.entries(filters).map(filter), clear]);
   for (const select of find("filters").querySelectorAll("select")) {
     select.value = state[select.name];
     if (select.selectedIndex < 0) select.value = state[select.name] = ""; // there is no such one
@@ -571,7 +571,6 @@ find("slider").addEventListener("input", ({ target }) =>
   change({ [state.policy]: Number(target.value) }),
 );
 find("filters").addEventListener("change", ({ target }) => change({ [target.name]: target.value }));
-find("clear").addEventListener("click", () => change(NO_FILTERS));
 find("plot").addEventListener("pointermove", showTip);
 find("plot").addEventListener("pointerleave", () => (find("tip").hidden = true));
 find("plot").addEventListener("click", clickChart);

@@ -284,7 +284,7 @@ def _policy(results: Results, policy: str) -> dict[str, Any]:
     nets, saved = results.nets, saved_for(policy, results.thresholds)
     system, scores = nets.system(policy, saved[policy]), nets.scores(policy, saved[policy])
     positions = nets.along(policy, list(saved.values()))
-    purpose = {"cascade_teacher": "the teacher's accuracy:"}
+    purpose = {policy: "reset to", "cascade_teacher": "the teacher's accuracy:"}
     if policy == "selector":
         first, *others = (NETWORKS[arch].title for arch in SELECTED)
         share, scored = f"{first} answers", "selector's probability for"
@@ -307,12 +307,7 @@ def _policy(results: Results, policy: str) -> dict[str, Any]:
         "scores": [_column(each) for each in scores],
         # Of the same type, because the policy compares them in that type.
         "thresholds": [_column(each) for each in torch.tensor(positions, dtype=scores[0].dtype).T],
-        "saved": {
-            f"{purpose.get(name, 'reset to')} {', '.join(f'{t:g}' for t in each)}": (
-                positions.index(each)
-            )
-            for name, each in saved.items()
-        },
+        "saved": {purpose[name]: positions.index(each) for name, each in saved.items()},
     }
 
 

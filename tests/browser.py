@@ -37,11 +37,9 @@ class Browser:
         answer = self.post("", capabilities={"alwaysMatch": wanted})
         self.session += f"/{answer['sessionId']}"
 
-    def post(self, command: str, **content: Any) -> Any:
-        return self._ask("POST", command, json.dumps(content).encode())
-
-    def _ask(self, method: str, command: str, content: bytes | None = None) -> Any:
-        request = urllib.request.Request(self.session + command, content, method=method)
+    def post(self, command: str, method: str = "POST", **content: Any) -> Any:
+        body = json.dumps(content).encode()
+        request = urllib.request.Request(self.session + command, body, method=method)
         with DIRECT.open(request, timeout=60) as answer:
             return json.load(answer)["value"]
 
@@ -70,13 +68,6 @@ class Browser:
             assert time.monotonic() < until, condition
             time.sleep(0.05)
 
-    def log(self) -> list[dict[str, Any]]:
-        """Console messages since the last call."""
-        return self.post("/se/log", type="browser")
-
-    def close(self) -> None:
-        self._ask("DELETE", "")
-
 
 @contextlib.contextmanager
 def browser(folder: Path) -> Iterator[Browser]:
@@ -88,7 +79,7 @@ def browser(folder: Path) -> Iterator[Browser]:
             line = next(line for line in driver.stdout if "started successfully on port" in line)
             opened = Browser(int(line.split()[-1].rstrip(".")), folder)
             yield opened
-            opened.close()
+            opened.post("", "DELETE")
         finally:
             driver.terminate()
 

@@ -521,7 +521,8 @@ def test_the_next_commands_typed_as_printed_lead_to_predictions_in_the_classes_o
     assert metrics["dataset"] == "test images of my data.NPZ"
     Image.fromarray(images[0]).save("one.png")
     typed("python inference.py one.png --csv a.csv --checkpoint-dir 'my networks' --device cpu")
-    assert rows("a.csv")[0]["class"] in names
+    row = rows("a.csv")[0]
+    assert row["class"] in names and all(f"{name} " in row["weights"] for name in SELECTED)
 
 
 @pytest.mark.parametrize(
