@@ -141,6 +141,9 @@ POLICIES = {
 }
 
 
+LABEL_OF = {name: row.label for name, row in (NETS | POLICIES).items()}
+
+
 class Stored(NamedTuple):
     """Outputs of a network, float32 (N, K), by set of images; and facts about the network."""
 
@@ -168,7 +171,7 @@ def main() -> None:
         args.out,
         "contexts",
         results,
-        contexts_accuracy=figures.contexts_accuracy(results),
+        contexts_accuracy=figures.contexts_accuracy(results, LABEL_OF),
         contexts_share=figures.contexts_shares(results),
         contexts_pictures=figures.contexts_pictures(system.net, test),
     )
@@ -394,7 +397,7 @@ def table(results: dict, names: Sequence[str] = ()) -> tuple[list[str], list[lis
         found |= results[group]
     rows = [
         [
-            (POLICIES.get(name) or NETS[name]).label,
+            LABEL_OF[name],
             *(f"{100 * found[name]['accuracy'][group]:.1f}" for group in GROUPS),
             f"{100 * found[name]['macs'] / results['teacher']['macs']:.0f} %",
             number(found[name].get("mcnemar_p"), ".1g"),

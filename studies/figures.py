@@ -2,7 +2,6 @@
 
 import itertools
 import statistics
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -192,44 +191,25 @@ def _rows(axes: Axes, names: Sequence[str], nothing: float) -> None:
 # ------------------------------------------------------------------ contexts
 
 
-def contexts_accuracy(results: dict) -> Figure:
-    """Accuracy on mixed images against MACs: the system, its students, and the generalists."""
+def contexts_accuracy(results: dict, labels: Mapping[str, str]) -> Figure:
+    """Accuracy on mixed images against MACs: systems with a selector, and generalists.
+
+    Args:
+        results: the content of contexts.json.
+        labels: of networks and policies.
+    """
     figure, axes = plt.subplots(figsize=(9, 4.6), layout="constrained")
-    rows = [("routed", "routed by the selector", results["policies"]["selector"])]
-    for arch, facts in results["students"].items():
-        rows.append((arch, f"{NETWORKS[arch].title}, {facts['trained']['context']} only", facts))
-    for name, facts in results["generalists"].items():
-        arch, _, times = name.partition(", ")
-        longer = ", twice as long" if times == "twice" else ""
-        rows.append((arch, f"{NETWORKS[arch].title}, both{longer}", facts))
-    lowest = min(facts["interval"]["mixed"][0] for facts in results["generalists"].values())
-    bottom, drawn = 100 * lowest - 1, Counter()
-    groups = Counter(arch for arch, *_ in rows)
-    for arch, label, facts in rows:
+    systems = {name: facts for name, facts in results["policies"].items() if "auroc" in facts}
+    for name, facts in {**results["generalists"], **systems}.items():
+        key = "routed" if name in systems else name.split(",")[0]
+        work = 100 * facts["macs"] / results["teacher"]["macs"]
         accuracy, interval = (
-            100 * np.array(facts[key]["mixed"]) for key in ("accuracy", "interval")
+            100 * np.array(facts[which]["mixed"]) for which in ("accuracy", "interval")
         )
-        color, first = COLORS[arch], 100 * facts["macs"] / results["teacher"]["macs"]
-        if accuracy < bottom:  # would compress the rest
-            place, label = bottom + 0.35, f"{label}: {accuracy:.1f} %"
-            arrow = {"arrowstyle": "->", "color": color}
-            axes.annotate("", (first, bottom), (first, place), arrowprops=arrow)
-        else:
-            place, work = accuracy, first + 0.8 * drawn[arch]  # those with equal MACs, side by side
-            drawn[arch] += 1
-            axes.vlines(work, *interval, color=color, lw=1)
-            fill = "white" if label.endswith("only") else color
-            axes.plot(work, accuracy, MARKERS[arch], ms=8, mfc=fill, color=color)
-        axes.annotate(
-            label,
-            (first + 0.8 * (groups[arch] - 1), place),
-            (8, 0),
-            textcoords="offset points",
-            va="center",
-            color=color,
-        )
-    axes.set_ylim(bottom=bottom)
-    axes.set_xlim(30, 92)
+        axes.vlines(work, *interval, color=COLORS[key], lw=1)
+        axes.plot(work, accuracy, MARKERS[key], ms=8, color=COLORS[key])
+        label = labels[name].strip("*")
+        axes.annotate(label, (work, accuracy), (8, 0), textcoords="offset points", va="center")
     axes.set_xlabel("MACs per image, % of the teacher's")
     axes.set_ylabel("top-1 accuracy, %")
     axes.set_title(

@@ -96,21 +96,26 @@ def test_logits_for_other_images_or_crops_or_of_another_teacher_are_not_taken(
     assert ask(0)[1] == 0
 
 
-DAMAGES = {
-    "rows": lambda logits: logits[1:],
-    "one column": lambda logits: logits[:, :1],
-    "not finite": lambda logits: np.full_like(logits, np.nan),
+DAMAGES = {  # what is stored, and what the file says about itself
+    "rows": lambda logits, made_of: (logits[1:], made_of),
+    "one column": lambda logits, made_of: (logits[:, :1], made_of),
+    "not finite": lambda logits, made_of: (np.full_like(logits, np.nan), made_of),
+    "another teacher": lambda logits, made_of: (logits, ["ba9876543210", *made_of[1:]]),
+    "nothing": lambda logits, made_of: (logits, []),
 }
 
 
-@pytest.mark.parametrize("damage", ["cut off", *DAMAGES])
-def test_a_damaged_file_is_replaced(ask, tmp_path, capsys, damage):
+@pytest.mark.parametrize("damage", ["short", "empty", *DAMAGES])
+def test_a_file_that_is_damaged_or_of_something_else_is_replaced(ask, tmp_path, capsys, damage):
+    """Its content says of which teacher, images, augmentation and view it is."""
     before, _ = ask(0)
     (path,) = (tmp_path / "teacher.logits").iterdir()
     if damage in DAMAGES:
-        np.savez(path, logits=DAMAGES[damage](np.load(path)["logits"]))
+        with np.load(path) as file:
+            logits, made_of = DAMAGES[damage](file["logits"], file["made_of"].tolist())
+        np.savez(path, logits=logits, made_of=made_of)
     else:
-        path.write_bytes(path.read_bytes()[:700])
+        path.write_bytes({"short": path.read_bytes()[:700], "empty": b""}[damage])
     again, asked = ask(0)
     assert asked == 50 and torch.equal(again, before)
     (line,) = capsys.readouterr().out.splitlines()

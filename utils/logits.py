@@ -21,7 +21,7 @@ from utils.device import autocast, for_inference, to_device
 from utils.distributed import by_first, gather, rank, ranks
 from utils.files import UserError, replacing, shown, try_folder
 from utils.method import best_temperature, share
-from utils.safe_load import read_logits
+from utils.safe_load import read_arrays, read_logits
 
 
 @torch.inference_mode()
@@ -136,9 +136,10 @@ class TeacherLogits:
     """A teacher's logits for each view of the training images, computed once and stored.
 
     Fast knowledge distillation (Shen and Xing, ECCV 2022). Each view has a file in half precision,
-    written when an epoch first needs it. Its name says what it is: the fingerprints of the teacher
-    and of the augmented images, and the view. So students and runs share files. A damaged file is
-    replaced. Raises UserError if the folder cannot be written.
+    written when an epoch first needs it. Its name and its content say what it is: the fingerprints
+    of the teacher and of the augmented images, and the view. So students and runs share files. A
+    file that is damaged or says something else is replaced. Raises UserError if the folder cannot
+    be written.
 
     Args:
         teacher: normalized images (B, 3, H, W) -> logits (B, classes), from `for_inference`.
@@ -151,7 +152,7 @@ class TeacherLogits:
         by_first(try_folder)(folder)
         self.teacher, self.batches, self.folder = teacher, batches, folder
         some = torch.arange(min(64, len(batches.images)))
-        self.made_of = f"{taught_by}-{fingerprint([batches.images, batches.view(0, some)])}"
+        self.made_of = [taught_by, fingerprint([batches.images, batches.view(0, some)])]
 
     def epoch(self, epoch: int) -> torch.Tensor:
         """Logits for the view of `epoch`: float16 (N, classes) on the images' device.
@@ -160,13 +161,14 @@ class TeacherLogits:
         written.
         """
         view = epoch % self.batches.views
-        path = self.folder / f"{self.made_of}-{view:02}.npz"
-        logits = self._read(path)
+        made_of = [*self.made_of, f"{view:02}"]
+        path = self.folder / f"{'-'.join(made_of)}.npz"
+        logits = self._read(path, made_of)
         if logits is None:
             logits = self._compute(view)
             if rank() == 0:
                 with replacing(path) as file:
-                    np.savez(file, logits=logits.cpu().numpy())
+                    np.savez(file, logits=logits.cpu().numpy(), made_of=made_of)
         return logits.to(self.batches.images.device)
 
     @torch.inference_mode()
@@ -185,12 +187,14 @@ class TeacherLogits:
         return logits
 
     @by_first
-    def _read(self, path: Path) -> torch.Tensor | None:
+    def _read(self, path: Path, made_of: list[str]) -> torch.Tensor | None:
         if not path.exists():
             return None
         try:
+            if read_arrays(path, ["made_of"])["made_of"].tolist() != made_of:
+                raise UserError("it is of another teacher, other images or another view")
             shape = (len(self.batches.images), len(self.batches.data.classes))
             return read_logits(path, {"logits": shape})["logits"].half()
-        except UserError as error:
-            print(f"{error}: computing the teacher's logits again")
+        except (UserError, LookupError) as error:
+            print(f"{shown(path)} cannot be used ({error}): computing the teacher's logits again")
             return None
