@@ -17,6 +17,7 @@ from evaluation.significance import paired_interval, reliability, wilson_interva
 from evaluation.testset import LABELS, Results
 from models import NETWORKS, SELECTED, STUDENTS
 from utils.files import UserError, replacing, shown
+from utils.method import share
 
 # Each color has a contrast of at least 4.5 : 1 on white. Where two are similar in brightness, the
 # markers differ, for readers who cannot see the colors.
@@ -50,12 +51,9 @@ plt.rcParams.update(
 def draw_all(
     out: Path, results: Results, histories: dict[str, list[dict[str, float]]]
 ) -> list[Path]:
-    """Draw the figures into the folder `out`. Returns the paths of the files.
+    """Draw the figures into the folder `out`; the last one only if there are histories.
 
-    Args:
-        out: the folder.
-        results: the results on the test images.
-        histories: from `read_histories`. If empty, the accuracy per epoch is not drawn.
+    Returns the paths of the files.
     """
     figures = {
         "per_class_accuracy.png": per_class_accuracy(results),
@@ -81,11 +79,9 @@ def read_histories(checkpoints: Mapping[str, Path]) -> dict[str, list[dict[str, 
         if not path.exists():
             continue
         try:
-            with open(path, newline="", encoding="utf-8") as file:
-                histories[run] = [
-                    {name: float(row[name]) for name in ("epoch", "val_accuracy", "train_accuracy")}
-                    for row in csv.DictReader(file)
-                ]
+            rows = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
+            names = ("epoch", "val_accuracy", "train_accuracy")
+            histories[run] = [{name: float(row[name]) for name in names} for row in rows]
         except (KeyError, ValueError, TypeError, csv.Error) as error:
             raise UserError(
                 f"{shown(path)} is not a valid training history: delete it or repair it"
@@ -110,15 +106,12 @@ def per_class_accuracy(results: Results) -> Figure:
     right = {name: results.nets.right(name) for name in ("teacher", *SELECTED) if name in by_class}
     right |= {name: results.outcomes[name].right for name in ("routed", "cascade")}
     first, *_ = right
-
-    def apart(label: str) -> float:
-        each = [by_class[arch][label] for arch in SELECTED]
-        return max(each) - min(each)
-
     title, names = f"{metrics['dataset']}, {metrics['images']:,} images", list(by_class[first])
     if len(names) > MOST:
         title += f"\n{MOST} of {len(names):,} classes: those on which the students differ most"
-    names = sorted(names, key=apart, reverse=True)[:MOST]
+        shares = np.array([[by_class[arch][label] for label in names] for arch in SELECTED])
+        most = np.argsort(-np.ptp(shares, axis=0), kind="stable")[:MOST]
+        names = [names[k] for k in most]
     names.sort(key=lambda label: -by_class[first][label])
     members = [labels >= 0, *(labels == classes.index(label) for label in names)]
 
@@ -131,56 +124,46 @@ def per_class_accuracy(results: Results) -> Figure:
             ours = right[name][of]
             low, high = paired_interval(ours, right[first][of])
             style["alpha"] = 1 if name == first or low > 0 or high < 0 else 0.25
-            accuracy = ours.double().mean().item()
-            ends = [100 * end for end in wilson_interval(accuracy, len(ours))]
+            ends = [100 * end for end in wilson_interval(share(ours), len(ours))]
             axes.plot(ends, [place, place], lw=1, color=COLORS[name], alpha=style["alpha"])
-            axes.plot(100 * accuracy, place, clip_on=False, **style)
+            axes.plot(100 * share(ours), place, clip_on=False, **style)
     for place in np.arange(len(names)) + 0.5:
         axes.axhline(place, color="black" if place < 1 else "#cccccc", lw=0.8)
     axes.set_yticks(range(len(members)), ["all", *names])
-    axes.set_ylim(len(members) - 0.5, -0.5)
-    axes.set_xlim(right=100)
     axes.grid(axis="x", alpha=0.3)
     axes.grid(False, axis="y")
+    axes.set(xlim=(None, 100), ylim=(len(members) - 0.5, -0.5), title=title)
     axes.set_xlabel(
         "top-1 accuracy, %, with 95 % intervals\n"
         f"pale: not significantly different from {LABELS[first]}"
     )
-    axes.set_title(title)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
-def samples(results: Results, count: int = 12) -> Figure:
-    """The first images that only one student, or none, classifies correctly."""
+def samples(results: Results) -> Figure:
+    """The first twelve images that only one student, or none, classifies correctly."""
     right = results.nets.students_right()
     alone = right & (right.sum(dim=0) == 1)
     groups = {f"Only {NETWORKS[arch].title} is right": alone[k] for k, arch in enumerate(SELECTED)}
     none = "Neither" if len(SELECTED) == 2 else "No"
     groups[f"{none} student is right"] = ~right.any(dim=0)
-    columns = 6
     more = 0.18 * (len(SELECTED) - 2)  # room for the answers of more than two students
     figure = plt.figure(figsize=(9, (4 + 2 * more) * len(groups)))
     head, *parts = figure.subfigures(1 + len(groups), height_ratios=[0.15, *[1] * len(groups)])
     numbered = ", ".join(f"{k}: {NETWORKS[arch].title}" for k, arch in enumerate(SELECTED, 1))
-    head.text(
-        0.03,
-        0.1,
-        "Above each image: its class. Below: the students' predictions, with probabilities in %.\n"
-        f"{numbered}. Triangle: chosen by the selector. \N{BALLOT X}: wrong.",
-        fontsize=11,
-    )
+    text = "Above each image: its class. Below: the students' predictions, with probabilities in %."
+    text += f"\n{numbered}. Triangle: chosen by the selector. \N{BALLOT X}: wrong."
+    head.text(0.03, 0.1, text, fontsize=11)
     for part, (title, where) in zip(parts, groups.items(), strict=True):
-        share = 100 * where.double().mean().item()
-        part.text(
-            0.03, 0.95, f"{title}: {share:.1f} % of the images", fontweight="bold", fontsize=11
-        )
-        grid = part.subplots(-(-count // columns), columns).ravel()
+        text = f"{title}: {100 * share(where):.1f} % of the images"
+        part.text(0.03, 0.95, text, fontweight="bold", fontsize=11)
+        grid = part.subplots(2, 6).ravel()
         edges = {"left": 0.03, "right": 0.99, "bottom": 0.11 + more / 5, "top": 0.87}
         part.subplots_adjust(**edges, hspace=0.56 + more, wspace=0.1)
         for axes in grid:
             axes.axis("off")
-        for axes, place in zip(grid, where.nonzero()[:count, 0].tolist(), strict=False):
+        for axes, place in zip(grid, where.nonzero()[:, 0].tolist(), strict=False):
             _draw_sample(axes, results, place)
     return figure
 
@@ -189,16 +172,15 @@ def _draw_sample(axes: Axes, results: Results, place: int) -> None:
     classes, label = results.test.classes, results.nets.labels[place].item()
     axes.imshow(results.test.images[place].cpu().numpy())
     axes.set_title(_short(classes[label]), loc="center", fontsize=10)
-    chosen = SELECTED[results.outcomes["routed"].choice[place].item()]
     for row, arch in enumerate(SELECTED):
-        prediction = results.predictions[arch].labels[place].item()
-        percent = 100 * results.predictions[arch].probabilities[place].item()
-        wrong = prediction != label
+        predictions = results.predictions[arch]
+        answer, percent = predictions.labels[place], 100 * predictions.probabilities[place]
+        text = f"{row + 1} {_short(classes[answer], 10)} {percent:.0f}"
         style = {"transform": axes.transAxes, "va": "top", "fontsize": 8.5}
-        style["color"] = WRONG if wrong else "black"
-        text = f"{row + 1} {_short(classes[prediction], 10)} {percent:.0f}"
-        axes.text(0.1, -0.04 - 0.14 * row, text + wrong * " \N{BALLOT X}", **style)
-        if arch == chosen:
+        if answer != label:
+            text, style["color"] = f"{text} \N{BALLOT X}", WRONG
+        axes.text(0.1, -0.04 - 0.14 * row, text, **style)
+        if results.outcomes["routed"].choice[place] == row:
             axes.text(0, -0.04 - 0.14 * row, "\N{BLACK RIGHT-POINTING TRIANGLE}", **style)
 
 
@@ -233,16 +215,10 @@ def confusion(results: Results) -> Figure:
         for row, column in np.argwhere(cells):
             value = cells[row, column]
             text = f"{value}" if whole is routed else f"{value:+d}".replace("-", "\N{MINUS SIGN}")
-            axes.text(
-                column,
-                row,
-                text,
-                ha="center",
-                va="center",
-                fontsize=7,
-                color="white" if abs(wrong[row, column]) > 0.6 * top else "black",
-                fontweight="bold" if row == column else "normal",
-            )
+            style = {"ha": "center", "va": "center", "fontsize": 7}
+            style["color"] = "white" if abs(wrong[row, column]) > 0.6 * top else "black"
+            style["fontweight"] = "bold" if row == column else "normal"
+            axes.text(column, row, text, **style)
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
         axes.tick_params(length=0)
@@ -299,20 +275,15 @@ def accuracy_per_epoch(histories: dict[str, list[dict[str, float]]]) -> Figure:
     figure, axes = plt.subplots(figsize=(9, 5.2), layout="constrained")
     for run, rows in histories.items():
         arch, alone, _ = run.partition("_alone")
-        epochs = [row["epoch"] for row in rows]
-        val, train = (
-            [100 * row[f"{split}_accuracy"] for row in rows] for split in ("val", "train")
-        )
+        epochs, val, train = np.array([[*row.values()] for row in rows]).reshape(-1, 3).T
         color, dashes = COLORS[arch], ":" if alone else "-"
-        axes.plot(epochs, train, dashes, lw=0.8, color=color)
+        axes.plot(epochs, 100 * train, dashes, lw=0.8, color=color)
         style = {"marker": MARKERS[arch], "markevery": [-1], "color": color, "label": LABELS[run]}
-        axes.plot(epochs, val, dashes, lw=2, **style)
-    low, high = axes.get_ylim()
-    high = min(high, 100)
+        axes.plot(epochs, 100 * val, dashes, lw=2, **style)
+    low, high = np.minimum(axes.get_ylim(), 100)
     axes.set_ylim(max(low, high - 30), high)  # low first epochs would compress the rest
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("top-1 accuracy, %")
+    axes.set(xlabel="epoch", ylabel="top-1 accuracy, %")
     axes.set_title("Thick lines: validation images. Thin lines: augmented training images.")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
