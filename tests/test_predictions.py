@@ -20,22 +20,18 @@ MADE_BY = ("selector", "0.5", "densenet121 0123, googlenet 4567")
 class Redness(nn.Module):
     """A fake system: class 3; student 1 for red images. It is stopped after `batches`."""
 
-    def __init__(self, batches):
-        super().__init__()
-        self.batches = batches
-
     def forward(self, images):
         if not self.batches:
             raise KeyboardInterrupt
         self.batches -= 1
-        answer = torch.full((len(images),), 3)
-        choice = (images[:, 0].mean(dim=(1, 2)) < 0).long()
-        return 9.0 * nn.functional.one_hot(answer, 10).float(), choice
+        logits = 9.0 * nn.functional.one_hot(torch.full((len(images),), 3), 10)
+        return logits, (images[:, 0].mean(dim=(1, 2)) < 0).long()
 
 
 def write(table, *paths, batches=99):
     answered = [("densenet121",), ("googlenet",)]
-    system = System(Redness(batches), answered, answered)
+    system = System(Redness(), answered, answered, temperatures=[1.0, 1.0])
+    system.net.batches = batches
     return write_predictions(system, paths, table, MADE_BY, CIFAR10, 6, torch.device("cpu"))
 
 
