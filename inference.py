@@ -23,19 +23,11 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
+from evaluation import policies
 from evaluation.classify import print_predictions, write_predictions
-from evaluation.policies import (
-    THRESHOLDS,
-    add_policy,
-    assemble,
-    parts_of,
-    policy_of,
-    temperature_of,
-    thresholds_of,
-)
 from evaluation.report import write_report
 from evaluation.testset import measure, print_tables, save_predictions, test_images
-from models import STUDENTS, TEACHER, macs, network
+from models import SELECTED, STUDENTS, TEACHER, macs, network
 from utils import cli
 from utils.checkpoint import (
     ALONE,
@@ -71,7 +63,7 @@ def read_flags() -> argparse.Namespace:
     cli.add_out(parser, OUT, "metrics.json, the figures and report.html")
     what = "write the predictions for your own images to this file, one row per image"
     cli.add_path(parser, "--csv", what)
-    add_policy(parser, "which networks classify your own images")
+    policies.add_policy(parser, "which networks classify your own images")
     parser.add_argument(
         "--threshold",
         type=lambda text: [cli.flag("THRESHOLD")(each) for each in text.split(",")],
@@ -88,8 +80,8 @@ def read_flags() -> argparse.Namespace:
     args = parser.parse_args()
     if args.threshold and args.target:
         parser.error("--threshold or --target, not both")
-    args.policy = policy_of(parser, args)
-    count = len(THRESHOLDS[args.policy][1] or ()) if args.policy in THRESHOLDS else 0
+    args.policy = policies.policy_of(parser, args)
+    count = {"selector": len(SELECTED) - 1, "cascade": len(STUDENTS) - 1}.get(args.policy, 0)
     if args.threshold and len(args.threshold) != count:
         parser.error(f"--threshold: --policy {args.policy} takes {count or 'no'} thresholds")
     if args.csv and not args.images:
@@ -103,9 +95,9 @@ def read_flags() -> argparse.Namespace:
 def classify_images(args: argparse.Namespace) -> int:
     """Classify the images named on the command line with the policy of --policy."""
     device = pick_device(args.device)
-    parts = load_parts(partial(cli.found, args), parts_of(args.policy, args.threshold))
+    parts = load_parts(partial(cli.found, args), policies.parts_of(args.policy, args.threshold))
     ready = {arch: for_inference(net, device) for arch, (net, _) in parts.items()}
-    system = assemble(args.policy, parts, ready, args.threshold)
+    system = policies.assemble(args.policy, parts, ready, args.threshold)
     data = data_of(next(facts for arch, (_, facts) in parts.items() if arch in STUDENTS))
     if not args.csv:
         return print_predictions(system, args.images, data, args.batch_size, device)
@@ -137,9 +129,10 @@ def measure_test_set(args: argparse.Namespace) -> int:
         check_data(paths[name], each, test.data)
     networks = {name: for_inference(net, device) for name, (net, _) in parts.items()}
     weights = {name: fingerprint_of(net) for name, (net, _) in parts.items()}
+    asked = {args.policy: args.threshold}
     systems = {
-        name: assemble(name, parts, networks, args.threshold if name == args.policy else None)
-        for name in thresholds_of(parts["selector"][1])
+        name: policies.assemble(name, parts, networks, asked.get(name))
+        for name in policies.thresholds_of(parts["selector"][1])
     }
     seen, test = kinds(args.context, image_seeds(test)), in_context(test, args.context)
     dataset += "" if args.context == "clean" else f", {args.context}"
@@ -157,7 +150,7 @@ def measure_test_set(args: argparse.Namespace) -> int:
         writes=shown(args.out),
     )
 
-    temperatures = {name: temperature_of(each) for name, each in facts.items()}
+    temperatures = {name: policies.temperature_of(each) for name, each in facts.items()}
     results = measure(networks, systems, temperatures, test, seen, args.batch_size)
     if "teacher" not in networks:  # the report compares with its MACs
         teacher = network(TEACHER, first["stem"], len(test.classes))

@@ -148,47 +148,40 @@ def evaluate(
         facts["random"] = sum(facts[name] for name in SELECTED) / len(SELECTED)
     del work["oracle"]  # it cannot be run
 
-    names = [name for name in LABELS if name in right]
-    contexts = {kind: torch.tensor([each == kind for each in seen]) for kind in CONTEXTS}
     members = {test.classes[k]: labels == k for k in labels.unique().tolist()}
-    accuracy = {name: right[name].mean().item() for name in names}
+    keys = ("accuracy", "accuracy_interval", "per_class", "calibration_error")
+    keys += ("macs_per_image", "images_per_second", "per_context")
+    metrics: dict[str, Any] = {"images": len(labels), **{key: {} for key in keys}}
+    for name in [name for name in LABELS if name in right]:
+        hits = right[name]
+        metrics["accuracy"][name] = hits.mean().item()
+        metrics["per_class"][name] = {
+            label: hits[of].mean().item() for label, of in members.items()
+        }
+        if name != "random":  # which is an average of classifiers
+            metrics["accuracy_interval"][name] = wilson_interval(hits.mean().item(), len(labels))
+        if found := predictions.get(name):
+            metrics["calibration_error"][name] = {
+                "raw": calibration_error(found.confidences, hits),
+                "scaled": calibration_error(found.probabilities, hits),
+            }
+        if name in work:
+            metrics["macs_per_image"][name] = round(work[name])
+        if name in speed:
+            metrics["images_per_second"][name] = round(speed[name], 1)
+    metrics["macs_per_image"]["selector"] = round(work["selector"])
     choice = outcomes["routed"].choice
-    metrics = {
-        "images": len(labels),
-        "accuracy": accuracy,
-        "accuracy_interval": {  # not of "random", which is an average of classifiers
-            name: wilson_interval(each, len(labels))
-            for name, each in accuracy.items()
-            if name != "random"
-        },
-        "per_class": {
-            name: {label: right[name][of].mean().item() for label, of in members.items()}
-            for name in names
-        },
-        "route_share": {arch: share(choice == k) for k, arch in enumerate(SELECTED)},
-        "route_share_per_class": {label: share(choice[of] == 0) for label, of in members.items()},
-        "per_context": {
-            kind: {
-                "images": int(of.sum()),
-                "accuracy": {name: right[name][of].mean().item() for name in names},
-                "sent": {arch: int((choice[of] == k).sum()) for k, arch in enumerate(SELECTED)},
-            }
-            for kind, of in contexts.items()
-            if of.any()
-        },
-        "calibration_error": {
-            name: {
-                "raw": calibration_error(predictions[name].confidences, right[name]),
-                "scaled": calibration_error(predictions[name].probabilities, right[name]),
-            }
-            for name in names
-            if name in predictions
-        },
-        "macs_per_image": {
-            name: round(work[name]) for name in (*names, "selector") if name in work
-        },
-        "images_per_second": {name: round(speed[name], 1) for name in names if name in speed},
+    metrics["route_share"] = {arch: share(choice == k) for k, arch in enumerate(SELECTED)}
+    metrics["route_share_per_class"] = {
+        label: share(choice[of] == 0) for label, of in members.items()
     }
+    for kind in [kind for kind in CONTEXTS if kind in seen]:
+        of = torch.tensor([each == kind for each in seen])
+        metrics["per_context"][kind] = {
+            "images": int(of.sum()),
+            "accuracy": {name: right[name][of].mean().item() for name in metrics["accuracy"]},
+            "sent": {arch: int((choice[of] == k).sum()) for k, arch in enumerate(SELECTED)},
+        }
     return Results(metrics, test, seen, nets, temperatures, thresholds, outcomes, predictions)
 
 

@@ -48,25 +48,10 @@ CHOSEN = {  # chosen on the validation images: name in the table, key in the che
     "threshold of the cascade at the teacher's accuracy": "cascade_teacher_thresholds",
     "temperature of the probabilities": "temperature",
 }
-RECIPE = (  # hyperparameters in the table of the checkpoints
-    "init",
-    "epochs",
-    "batch_size",
-    "optimizer",
-    "learning_rate",
-    "weight_decay",
-    "warmup",
-    "seed",
-    "crop",
-    "flip",
-    "cutout",
-    "teacher_views",
-    "distill_loss",
-    "alpha",
-    "depth",
-    "batch_norm",
-    "label_rule",
-)
+# Hyperparameters in the table of the checkpoints.
+RECIPE = ("init", "epochs", "batch_size", "optimizer", "learning_rate", "weight_decay", "warmup")
+RECIPE += ("seed", "crop", "flip", "cutout", "teacher_views", "distill_loss", "alpha")
+RECIPE += ("depth", "batch_norm", "label_rule")
 OLDER = {"learning_rate": "lr", "teacher_views": "views"}  # their names in older checkpoints
 SHORT = ("teacher", *STUDENTS, "routed", "cascade", "cascade_teacher", "oracle")  # for the README
 SHORT_IN_CONTEXTS = (*SELECTED, "selector", *(f"{arch}, twice" for arch in SELECTED))
