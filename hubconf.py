@@ -77,16 +77,14 @@ def teacher(
     Args:
         pretrained: if True, load the weights in checkpoints/; the network is on the CPU, in eval
             mode. If False, use random weights; the network is in training mode. Both are float32.
-        stem: "cifar" or "cifar-pool", see `models.network`. Default: that of the weights in
-            checkpoint_dir, or "cifar-pool".
-        num_classes: 2 to 1,000. Default: that of the weights, or 10 if not pretrained.
+        stem: "cifar" or "cifar-pool", see `models.network`. Default: that of the weights, or
+            "cifar-pool".
+        num_classes: 2 to 1,000. Default: that of the weights, or 10.
         checkpoint_dir: the folder of the weights. Default: checkpoints/, or checkpoints/cifar/ for
             the stem "cifar".
 
-    Raises:
-        utils.files.UserError: the checkpoint is missing; the message names the command that
-            writes it.
-        ValueError: the weights have another stem or number of classes.
+    Raises utils.files.UserError if a checkpoint is missing, with the command that writes it, and
+    ValueError if the weights have another stem or number of classes.
     """
     return _network("teacher", pretrained, stem, num_classes, checkpoint_dir)
 

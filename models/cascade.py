@@ -24,10 +24,7 @@ class Cascade(nn.Module):
     """
 
     def __init__(
-        self,
-        students: Sequence[nn.Module],
-        thresholds: Sequence[float],
-        alone: int | None = None,
+        self, students: Sequence[nn.Module], thresholds: Sequence[float], alone: int | None = None
     ) -> None:
         super().__init__()
         if len(thresholds) != len(students) - 1:
@@ -60,8 +57,7 @@ class Cascade(nn.Module):
 class MoreConfident(nn.Module):
     """All students run, and the one with the largest probability answers; of equal ones, the first.
 
-    Args:
-        students: each maps images (N, 3, H, W) to logits (N, classes).
+    Each student maps images (N, 3, H, W) to logits (N, classes).
     """
 
     def __init__(self, students: Sequence[nn.Module]) -> None:

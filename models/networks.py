@@ -16,18 +16,12 @@ SELECTED = STUDENTS[:2]
 
 
 class Arch(NamedTuple):
-    """One row of NETWORKS.
+    """One row of NETWORKS."""
 
-    title: the name in tables and figures.
-    constructor: creates the network, given `num_classes`, for images of 224x224 pixels.
-    first: the name of its first convolution.
-    pool: the name of the max-pool behind it; None if there is none.
-    """
-
-    title: str
-    constructor: Callable[..., nn.Module]
-    first: str
-    pool: str | None = None
+    title: str  # in tables and figures
+    constructor: Callable[..., nn.Module]  # given `num_classes`, for images of 224x224 pixels
+    first: str  # the name of its first convolution
+    pool: str | None = None  # the name of the max-pool behind it
 
 
 def _resnet(title: str, constructor: Callable[..., nn.Module]) -> Arch:
@@ -78,13 +72,7 @@ def network(arch: str, stem: str = "cifar-pool", classes: int = 10) -> nn.Module
     The network maps normalized images (N, 3, S, S) to logits (N, classes). It is float32, also if
     PyTorch's default type is another. Its state dict has the same keys as torchvision's.
 
-    Args:
-        arch: a name in NETWORKS.
-        stem: one of STEMS.
-        classes: 2 to 1,000.
-
-    Raises:
-        ValueError: an argument has another value.
+    Raises ValueError unless `arch` is in NETWORKS, `stem` in STEMS, and `classes` 2 to 1,000.
     """
     if arch not in NETWORKS:
         raise ValueError(f"arch is {arch!r}: choose from {', '.join(NETWORKS)}")

@@ -10,11 +10,7 @@ class SmallCNN(nn.Module):
     """`depth` blocks of 3x3 convolution, batch norm, ReLU and max-pool, then a linear layer.
 
     Maps normalized images (N, 3, S, S) to logits (N, num_classes), of the mean over positions.
-
-    Args:
-        num_classes: number of logits.
-        depth: 1 to 4; else ValueError.
-        batch_norm: whether the blocks have batch norm.
+    Raises ValueError unless `depth` is 1 to 4.
     """
 
     def __init__(self, num_classes: int, depth: int = 3, batch_norm: bool = True) -> None:
@@ -36,15 +32,10 @@ class SmallCNN(nn.Module):
 
 
 class Selector(SmallCNN):
-    """A `SmallCNN` with one logit per student.
+    """A `SmallCNN` with one logit per student: images (N, 3, S, S) -> logits (N, students).
 
-    Maps normalized images (N, 3, S, S) to logits (N, students). Their softmax are the
-    probabilities that a student has the smallest error. With depth 3: 0.08 M parameters, 9.1 M
-    MACs.
-
-    Args:
-        depth, batch_norm: of the `SmallCNN`.
-        outputs: number of students.
+    Their softmax are the probabilities that a student has the smallest error. With depth 3: 0.08 M
+    parameters, 9.1 M MACs.
     """
 
     def __init__(self, depth: int = 3, batch_norm: bool = True, outputs: int = 2) -> None:
