@@ -95,23 +95,17 @@ def test_thresholds_of_a_cascade_of_three_move_through_those_that_are_saved(monk
 
 
 def test_scores_tell_who_answers(monkeypatch):
-    monkeypatch.setattr("evaluation.policies.SELECTED", ("a", "b", "c"))
-    monkeypatch.setattr("evaluation.policies.STUDENTS", ("a", "b", "c"))
-    logits = torch.randn(4, 400, 3, generator=torch.Generator().manual_seed(0))
-    logits[3] *= torch.linspace(0, 99, 400)[:, None]  # of the selector, up to probabilities of 1
-    nets = Networks(
-        dict(zip(("a", "b", "c", "selector"), logits, strict=True)),
-        {"a": 1, "b": 2, "c": 4, "selector": 1},
-        torch.zeros(400).long(),
-    )
+    for constant in ("SELECTED", "STUDENTS"):
+        monkeypatch.setattr(f"evaluation.policies.{constant}", ("a", "b", "c"))
+    outputs = torch.randn(4, 400, 3, generator=torch.Generator().manual_seed(0))
+    logits = dict(zip(("a", "b", "c", "selector"), outputs, strict=True))
+    logits["selector"] *= torch.linspace(0, 99, 400)[:, None]  # up to probabilities of 1
+    nets = Networks(logits, dict.fromkeys(logits, 1), torch.zeros(400).long())
     for policy in ("selector", "cascade"):
         for thresholds in ([0.4, 0.7], [0.9, 0.6], [0.0, 0.5], [1.0, 1.01]):
-            reached = [
-                score >= t
-                for score, t in zip(nets.scores(policy, thresholds), thresholds, strict=True)
-            ]
-            first = torch.stack([*reached, torch.ones(400).bool()]).int().argmax(dim=0)
-            assert torch.equal(nets.run(policy, thresholds).choice, first)
+            scores = zip(nets.scores(policy, thresholds), thresholds, strict=True)
+            reached = torch.stack([score >= t for score, t in scores] + [torch.ones(400) > 0])
+            assert torch.equal(nets.run(policy, thresholds).choice, reached.int().argmax(dim=0))
 
 
 def test_students_that_are_right_together_give_a_report_without_an_area(nets):
