@@ -136,17 +136,13 @@ def measure_test_set(args: argparse.Namespace) -> int:
     }
     seen, test = kinds(args.context, image_seeds(test)), in_context(test, args.context)
     dataset += "" if args.context == "clean" else f", {args.context}"
-    thresholds = {
-        name: "threshold " + ", ".join(map(str, system.thresholds))
-        for name, system in systems.items()
-    }
+    told = {name: ", ".join(map(str, system.thresholds)) for name, system in systems.items()}
     cli.announce(
         f"Evaluating on {len(test):,} images: {dataset}, {listed(test.classes)}",
         device=f"{device}, {precision(device)}",
         networks=", ".join(shown(paths[name]) for name in networks if name != "selector"),
-        selector=f"{shown(paths['selector'])}, {thresholds['selector']}",
-        cascade=f"{' then '.join(systems['cascade'].ran[-1])}, {thresholds['cascade']}",
-        **({"for teacher": thresholds["cascade_teacher"]} if "cascade_teacher" in systems else {}),
+        selector=f"{shown(paths['selector'])}, threshold {told['selector']}",
+        cascade=f"{' then '.join(systems['cascade'].ran[-1])}, threshold {told['cascade']}",
         writes=shown(args.out),
     )
 

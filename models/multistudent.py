@@ -57,18 +57,14 @@ class MultiStudent(nn.Module):
             raise ValueError(f"{len(students)} students, but {len(offsets)} offsets")
         self.register_buffer("offsets", offsets, persistent=False)
 
-    def choose(self, images: torch.Tensor) -> torch.Tensor:
-        """The index of the student for each image: int64 (N,), from 0."""
-        logits = self.selector(images).float()
-        return (logits + self.offsets.to(logits)).argmax(dim=1)
-
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logits (N, classes) of the chosen students, and the choice, int64 (N,).
+        """Return logits (N, classes) of the chosen students, and the choice, int64 (N,), from 0.
 
         Raises RuntimeError if traced or exported, see `refuse_tracing`.
         """
         refuse_tracing(self, images)
-        choice = self.choose(images)
+        scores = self.selector(images).float()
+        choice = (scores + self.offsets.to(scores)).argmax(dim=1)
         parts, positions = [], []
         for k, student in enumerate(self.students):
             chosen = (choice == k).nonzero().squeeze(1)

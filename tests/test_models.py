@@ -122,7 +122,7 @@ def test_each_image_is_answered_in_its_place_by_its_own_student_alone(scores, pa
 def test_threshold_is_compared_with_the_probability(threshold, expected, pair):
     images = scored([-200.0, 0.0, 0.8, 0.9, 200.0])  # sigmoid: 0, 0.5, 0.690, 0.711, 1
     system = MultiStudent(pair, Saying(2), offsets_of([threshold]))
-    assert system.choose(images).tolist() == expected
+    assert system(images)[1].tolist() == expected
 
 
 def test_three_students_answer_by_the_sum_of_logit_and_offset_from_stored_logits():
