@@ -258,13 +258,10 @@ class Networks:
     def along(self, policy: str, saved: Sequence[Sequence[float]]) -> list[list[float]]:
         """Thresholds at which a policy's share of images goes from 0 to 1 in steps of 0.01.
 
-        For the selector, it is the share that student 1 answers; the other thresholds stay as they
-        are. For the cascade, it is the share on which a second student runs; the shares on which
-        the further ones run grow with it, from 0 through those of `saved` to 1.
-
-        Args:
-            policy: "selector" or "cascade".
-            saved: thresholds of the policy that are included; one of them for the selector.
+        For "selector", it is the share that student 1 answers; the other thresholds stay as they
+        are. For "cascade", it is the share on which a second student runs; the shares on which the
+        further ones run grow with it, from 0 through those of `saved` to 1. The thresholds `saved`
+        for the policy are included; of the selector, there is one.
         """
         scores = [score.double() for score in self.scores(policy, saved[0])]
         if policy == "selector":

@@ -101,8 +101,7 @@ def measure(
         networks: all students, the selector, and optionally the teacher and other networks named
             in LABELS, prepared for inference.
         systems: the policies that have thresholds, made of the same networks.
-        temperatures: of the networks except the selector.
-        seen: the context of each image: "clean" or the kind of degradation.
+        temperatures, seen: see `Results`.
     """
     logits, speed = {}, {}
     runs = networks | {ROUTED.get(name, name): system.net for name, system in systems.items()}

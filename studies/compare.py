@@ -163,11 +163,9 @@ def for_people(row: dict[str, Any]) -> list[str]:
 def latex_of(table: list[list[str]]) -> str:
     """The table as a LaTeX tabular."""
     special = str.maketrans({each: f"\\{each}" for each in "%_&#$"})
-    lines = [" & ".join(cell.translate(special) for cell in line) + r" \\" for line in table]
-    lines.insert(1, r"\hline")
-    columns = "ll" + "r" * (len(HEADS) - 2)
-    lines = [rf"\begin{{tabular}}{{{columns}}}", *lines, r"\end{tabular}"]
-    return "\n".join(lines).replace("+-", r"$\pm$") + "\n"
+    head, *lines = [" & ".join(each.translate(special) for each in line) + r" \\" for line in table]
+    lines = [rf"\begin{{tabular}}{{ll{'r' * (len(HEADS) - 2)}}}", head, r"\hline", *lines]
+    return "\n".join([*lines, r"\end{tabular}", ""]).replace("+-", r"$\pm$")
 
 
 def draw(evaluations: list[Evaluation], rows: list[dict[str, Any]]) -> Any:
