@@ -48,9 +48,10 @@ plt.rcParams.update(
 )
 
 
-def draw_all(
-    out: Path, results: Results, histories: dict[str, list[dict[str, float]]]
-) -> list[Path]:
+History = list[dict[str, float]]  # of a network, one row per epoch
+
+
+def draw_all(out: Path, results: Results, histories: dict[str, History]) -> list[Path]:
     """Draw the figures into the folder `out`; the last one only if there are histories.
 
     Returns the paths of the files.
@@ -68,8 +69,8 @@ def draw_all(
     return [out / name for name in figures]
 
 
-def read_histories(checkpoints: Mapping[str, Path]) -> dict[str, list[dict[str, float]]]:
-    """Read the .csv histories beside the checkpoints. Returns one row per epoch for each network.
+def read_histories(checkpoints: Mapping[str, Path]) -> dict[str, History]:
+    """Read the .csv histories beside the checkpoints.
 
     Raises UserError with the name of the file if a history is damaged.
     """
@@ -270,7 +271,7 @@ def reliability_diagrams(results: Results) -> Figure:
     return figure
 
 
-def accuracy_per_epoch(histories: dict[str, list[dict[str, float]]]) -> Figure:
+def accuracy_per_epoch(histories: dict[str, History]) -> Figure:
     """Top-1 accuracy on validation and training images after each epoch of each run."""
     figure, axes = plt.subplots(figsize=(9, 5.2), layout="constrained")
     for run, rows in histories.items():

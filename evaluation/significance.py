@@ -166,14 +166,11 @@ def reliability(
     """
     said, true = probabilities.cpu().numpy(), right.cpu().numpy()
     place = np.minimum((said * bins).astype(int), bins - 1)
-    return [
-        (
-            said[place == k].mean(dtype=float).item(),
-            true[place == k].mean(dtype=float).item(),
-            int((place == k).sum()),
-        )
-        for k in np.unique(place)
-    ]
+    rows = []
+    for k in np.unique(place):
+        means = (each[place == k].mean(dtype=float).item() for each in (said, true))
+        rows.append((*means, int((place == k).sum())))
+    return rows
 
 
 def calibration_error(probabilities: torch.Tensor, right: torch.Tensor) -> float:

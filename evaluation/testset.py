@@ -153,12 +153,12 @@ def evaluate(
     metrics: dict[str, Any] = {"images": len(labels), **{key: {} for key in keys}}
     for name in [name for name in LABELS if name in right]:
         hits = right[name]
-        metrics["accuracy"][name] = hits.mean().item()
+        metrics["accuracy"][name] = accuracy = hits.mean().item()
         metrics["per_class"][name] = {
             label: hits[of].mean().item() for label, of in members.items()
         }
         if name != "random":  # which is an average of classifiers
-            metrics["accuracy_interval"][name] = wilson_interval(hits.mean().item(), len(labels))
+            metrics["accuracy_interval"][name] = wilson_interval(accuracy, len(labels))
         if found := predictions.get(name):
             metrics["calibration_error"][name] = {
                 "raw": calibration_error(found.confidences, hits),
