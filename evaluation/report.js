@@ -45,9 +45,9 @@ const policies = mapValues(data.policies, (each) => {
   return { ...each, scores, thresholds, choices: choicesOf(scores, thresholds) };
 });
 
-const systems = { ...networks, ...policies };
-const name = (system) => systems[system].title;
-const colorOf = (system) => `var(--${systems[system].color})`;
+const name = (system) => networks[system]?.title ?? system; // of a network or a policy
+const lookOf = (system) => networks[system]?.look ?? system;
+const colorOf = (system) => `var(--${lookOf(system)})`;
 const percent = (share, digits = 2) => `${(100 * share).toFixed(digits)}\u00a0%`;
 const whole = new Intl.NumberFormat("en").format;
 const rounded = (value) => Number(value.toPrecision(6));
@@ -305,7 +305,7 @@ function drawChart() {
     const [low, high] = interval.map((end) => y(end) - place.y);
     return `<g transform="translate(${place.x} ${place.y})" style="color: ${colorOf(system)}">
       <path class="interval" d="M-4 ${low}H4M0 ${low}V${high}M-4 ${high}H4"/>
-      <path class="marker" d="${MARKERS[systems[system].color] ?? "M-5-5H5V5H-5Z"}"/>
+      <path class="marker" d="${MARKERS[lookOf(system)] ?? "M-5-5H5V5H-5Z"}"/>
     </g>`;
   };
   const taken = places.map((place) => ({ ...place, width: 14 }));
@@ -318,10 +318,9 @@ function drawChart() {
   };
   const told = marked.map(({ result }) => `${name(result.system)}: ${toldOf(result)}`);
   find("drawing").setAttribute("aria-label", told.join(". "));
-  show("drawing", [
-    ...[...lines, ...ticks, `<path d="M${left} ${top}V${bottom}H${right}"/>`],
-    ...[...Object.keys(curves).map(lineOf), ...marked.map(markerOf), ...marked.map(labelOf)],
-  ]);
+  const frame = `<path d="M${left} ${top}V${bottom}H${right}"/>`;
+  const behind = [...lines, ...ticks, frame, ...Object.keys(curves).map(lineOf)];
+  show("drawing", [...behind, ...marked.map(markerOf), ...marked.map(labelOf)]);
 }
 
 /** A linear scale from these values to tenths of pixels, with a margin. */
@@ -332,7 +331,7 @@ function scale(values, from, to) {
   return (value) => Math.round(10 * (from + (value - low + margin) * unit)) / 10;
 }
 
-/** The box for a label near a point that is not on one of the boxes in `taken`. */
+/** The place for a label of this width near a point: the first one that is free of `taken`. */
 function boxNear({ x, y }, width, taken, [left, right, top, bottom]) {
   const away = width / 2 + 10;
   const boxes = Array.from({ length: 48 }, (_, k) => y + (-1) ** k * 6 * k)

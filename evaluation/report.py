@@ -263,16 +263,16 @@ def _network(
 ) -> dict[str, Any]:
     """A network, or a mean of students."""
     archs = SELECTED if name == BOTH else name.split("+")
-    title, color = name, name  # of the teacher
+    title = look = name  # of the teacher
     if name in STUDENTS:
-        title, color = NETWORKS[name].title, f"student-{STUDENTS.index(name) % 4 + 1}"
+        title, look = NETWORKS[name].title, f"student-{STUDENTS.index(name) % 4 + 1}"
     elif name != "teacher":
-        title, color = f"mean of {name if name == BOTH else len(archs)}", "mean"
+        title, look = f"mean of {name if name == BOTH else len(archs)}", "mean"
     scale = fmean(results.temperatures[arch] for arch in archs)
     best = (logits[places] / scale).softmax(dim=1).topk(min(TOP, logits.shape[1]))
     return {
         "title": title,
-        "color": color,
+        "look": look,
         "macs": sum(results.nets.work[arch] for arch in archs),
         "predictions": _column(logits.argmax(dim=1)),
         "best": {"labels": _column(best.indices), "probabilities": _column(best.values)},
@@ -301,7 +301,9 @@ def _policy(results: Results, policy: str) -> dict[str, Any]:
             f"{' and '.join(NETWORKS[arch].title for arch in system.answered[-1])}."
         )
     return {
-        **{"title": policy, "color": policy, "share": share, "scored": scored, "meaning": meaning},
+        "share": share,
+        "scored": scored,
+        "meaning": meaning,
         "answered": system.names,
         "macs": [sum(nets.work[name] for name in names) for names in system.ran],
         "scores": [_column(each) for each in scores],
