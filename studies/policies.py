@@ -28,17 +28,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from evaluation.policies import (
-    BOTH,
-    THRESHOLDS,
-    Networks,
-    Outcome,
-    saved_for,
-    thresholds_of,
-)
+from evaluation.policies import BOTH, THRESHOLDS, Networks, Outcome, saved_for, thresholds_of
 from evaluation.significance import auroc_apart, mcnemar_p, wilson_interval
 from evaluation.testset import LABELS, ROUTED
-from models import NETWORKS, SELECTED, STUDENTS, confidence, macs
+from models import NETWORKS, SELECTED, STUDENTS, macs
 from studies import OUT, figures, number, write
 from utils import cli
 from utils.checkpoint import FILES, fingerprint_of, load_system
@@ -69,8 +62,8 @@ def policy_facts(nets: Networks, outcome: Outcome, scores: torch.Tensor | None =
     """Facts for routing.json about a policy, with McNemar's p against better student and teacher.
 
     The shares are those of the images on which a student runs, for all students but the last.
-    `scores`, (N, K), are high if a student is preferred. There is no AUROC if `auroc_apart` gives
-    none.
+    `scores` of a router, (N, K), are high if a student is preferred. There is no AUROC without
+    them, or if `auroc_apart` gives none.
     """
     facts = {
         **network_facts(outcome.right, outcome.macs),
@@ -80,30 +73,18 @@ def policy_facts(nets: Networks, outcome: Outcome, scores: torch.Tensor | None =
     if "teacher" in nets.logits:
         facts["mcnemar_p_teacher"] = mcnemar_p(outcome.right, nets.right("teacher"))
     if scores is not None:
-        among = SELECTED if scores.shape[1] == len(SELECTED) else STUDENTS
-        area, interval = auroc_apart(scores, nets.students_right(among))
+        area, interval = auroc_apart(scores, nets.students_right())
         if interval:
             facts |= {"auroc": area, "auroc_interval": interval}
     return facts
 
 
-def first_confidence(nets: Networks) -> torch.Tensor:
-    """Scores (N, K) of the cascade: those of the cheapest student are its confidence, others 0."""
-    students = [arch for arch in STUDENTS if arch in nets.logits]
-    cheapest = min(students, key=nets.work.get)
-    sure = confidence(nets.logits[cheapest])
-    return torch.stack([sure * (arch == cheapest) for arch in students], dim=1)
-
-
 def report(nets: Networks, thresholds: Mapping[str, Sequence[float]]) -> dict:
     """The content of routing.json: accuracies and shares in [0, 1], mean MACs per image."""
     right, better = nets.students_right(), nets.better_student()
-    scores = dict.fromkeys(thresholds, first_confidence(nets)) | {
-        "selector": nets.logits["selector"]
-    }
     policies = {
         **{
-            name: policy_facts(nets, nets.run(name, chosen), scores[name])
+            name: policy_facts(nets, nets.run(name, chosen), nets.logits.get(name))
             for name, chosen in thresholds.items()
         },
         "ensemble": policy_facts(nets, nets.run("ensemble")),
@@ -199,31 +180,24 @@ def best_cut(scores: torch.Tensor, first: torch.Tensor, second: torch.Tensor) ->
 def own_router(path: Path, router_macs: float, val: Networks, test: Networks) -> dict:
     """Facts about the router with the scores at `path`, on `test`; its thresholds are from `val`.
 
-    Raises UserError if the file does not have one number per image, or one per image and student.
+    Raises UserError if the file does not have one number per image and student; one per image is
+    enough for two students.
     """
-    scores = _read_scores(path, len(val.labels) + len(test.labels))
-    of_val, of_test = scores.split([len(val.labels), len(test.labels)])
-    right = val.students_right(SELECTED)
-    cuts = selector_thresholds(of_val, right, best_cut, lambda cut: -cut)
-    lowered = of_test - torch.tensor([*cuts, 0.0])
-    choice = F.one_hot(lowered.argmax(dim=1), len(SELECTED))
-    outcome = test.routed(choice.float())
-    outcome.macs += router_macs
-    return {**policy_facts(test, outcome, of_test), "thresholds": cuts}
-
-
-def _read_scores(path: Path, images: int) -> torch.Tensor:
-    """Read the .npy file of --scores, float64 (images, K); of two students also (images,)."""
-    scores = read_array(path)
+    scores, wanted = read_array(path), (len(val.labels) + len(test.labels), len(SELECTED))
     if scores.ndim == 1 and len(SELECTED) == 2:
         scores = np.stack([scores, np.zeros_like(scores)], axis=1)
-    wanted = images, len(SELECTED)
     if scores.shape != wanted or scores.dtype.kind not in "fiub" or not np.isfinite(scores).all():
         raise UserError(
             f"--scores {path} must have finite numbers of shape {wanted}, for the validation images"
             f" and then the test images, but has {scores.dtype} {scores.shape}"
         )
-    return torch.from_numpy(scores.astype(np.float64))
+    scores = torch.from_numpy(scores.astype(np.float64))
+    of_val, of_test = scores.split([len(val.labels), len(test.labels)])
+    cuts = selector_thresholds(of_val, val.students_right(), best_cut, lambda cut: -cut)
+    lowered = of_test - torch.tensor([*cuts, 0.0])
+    outcome = test.routed(F.one_hot(lowered.argmax(dim=1), len(SELECTED)).float())
+    outcome.macs += router_macs
+    return {**policy_facts(test, outcome, of_test), "thresholds": cuts}
 
 
 # ------------------------------------------------------------------ logits.npz
