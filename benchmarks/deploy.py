@@ -30,13 +30,12 @@ from evaluation.export import (
     onnx_bytes,
 )
 from evaluation.policies import System, system_of, thresholds_of
-from models import NETWORKS, SELECTED, STUDENTS, Recorded, macs
+from models import STUDENTS, Recorded, macs
 from utils import cli
 from utils.checkpoint import FILES, load_system
 from utils.device import autocast, for_inference
 from utils.files import shown, try_folder, write_json
 from utils.logits import top1
-from utils.method import cascade_thresholds
 
 OUT = Path("results")  # for deploy.json
 BATCH = 128
@@ -46,10 +45,7 @@ THREADS = (2, 1)
 ROUNDS = 3
 RUNTIMES = ("PyTorch", "ONNX float32", "ONNX int8")
 CPU = torch.device("cpu")
-LABELS = testset.LABELS | {
-    "selector": testset.LABELS["routed"],
-    "cascade_selected": f"cascade of {' and '.join(NETWORKS[arch].title for arch in SELECTED)}",
-}
+LABELS = testset.LABELS | {"selector": testset.LABELS["routed"]}
 
 
 class Session(nn.Module):
@@ -76,14 +72,11 @@ def systems_of(
 ) -> dict[str, System]:
     """The teacher, each student and each policy, made of these networks or `Recorded` ones.
 
-    `work` has the MACs of each network, `thresholds` those of each policy; "cascade_selected" is
-    the cascade of SELECTED.
+    `work` has the MACs of each network, `thresholds` those of each policy.
     """
     systems = {name: System(nets[name], [(name,)], []) for name in ("teacher", *STUDENTS)}
-    selected = {arch: nets[arch] for arch in SELECTED}
-    for name, chosen in thresholds.items():
-        policy = name.removesuffix("_selected")
-        systems[name] = system_of(policy, nets if policy == name else selected, work, chosen)
+    for policy, chosen in thresholds.items():
+        systems[policy] = system_of(policy, nets, work, chosen)
     return systems
 
 
@@ -145,7 +138,7 @@ def main() -> None:
     args = parser.parse_args()
     check_packages(PACKAGES)
     try_folder(args.out)
-    parts, (train, val, test) = load_system(args.checkpoint_dir.joinpath, tuple(FILES), args.data)
+    parts, (train, _, test) = load_system(args.checkpoint_dir.joinpath, tuple(FILES), args.data)
     test, some = test.take(slice(args.subset)), train.images[:CALIBRATION].numpy()
     work = {name: macs(net, test.data.size) for name, (net, _) in parts.items()}
     thresholds = thresholds_of(parts["selector"][1])
@@ -165,11 +158,6 @@ def main() -> None:
 
     accuracies, rows = {}, []
     with torch.inference_mode(), autocast(CPU):
-        if len(STUDENTS) > len(SELECTED):
-            logits = recorded({arch: ready[arch] for arch in SELECTED}, val.images)
-            answers = [each.outputs for each in logits.values()]
-            costs = [work[arch] for arch in logits]
-            thresholds["cascade_selected"] = cascade_thresholds(answers, val.labels, costs)
         for runtime in RUNTIMES:
             print(f"{runtime}: top-1 on {len(test):,} images", flush=True)
             stored = recorded(networks(runtime), test.images)

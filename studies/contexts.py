@@ -129,9 +129,7 @@ POLICIES = {
     "selector, published labels": Policy(
         "routed by a selector with the published labels", "selector", {"selector": "published"}
     ),
-    "more confident": Policy(f"{BOTH} students, the more confident one answers", "more_confident"),
     "cascade": Policy(LABELS["cascade"], "cascade"),
-    "ensemble": Policy(LABELS["ensemble"], "ensemble"),
     "generalists, cascade": Policy(
         f"{BOTH} trained on both, as a cascade",
         "cascade",

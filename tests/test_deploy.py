@@ -37,7 +37,7 @@ def test_each_runtime_is_measured_with_every_network_and_policy(
     flags = "--checkpoint-dir", folder, "--out", folder
     call("benchmarks.deploy", "--data", small_npz, *flags)
     rows = json.loads((folder / "deploy.json").read_text())
-    systems = ["teacher", *STUDENTS, "selector", "cascade", "cascade_selected"]
+    systems = ["teacher", *STUDENTS, "selector", "cascade"]
     found = {(row["system"], row["runtime"], row["threads"], row["batch"]): row for row in rows}
     assert len(rows) == len(found) and found.keys() == {
         *product(systems, RUNTIMES, (1, 2), (1, 128))
