@@ -37,7 +37,7 @@ reproduce: .venv/runtime
 
 # Starts from the networks of `make reproduce`, or from the shipped ones. The first of SELECTED becomes the
 # specialist for degraded images. The others stay as they are in the system; their specialists, and the
-# generalists, are for comparison. Each is trained for as many epochs, and for twice as many.
+# generalists, are for comparison. Each is trained for 12 epochs, and for 24 as the system.
 FROM = $(if $(SUBSET),$(or $(patsubst %/selector.pth,%,$(wildcard runs/quick/selector.pth)),checkpoints),checkpoints)
 SYSTEM = $(if $(SUBSET),runs/quick,checkpoints)/contexts
 OTHERS = $(if $(SUBSET),runs/quick/others,runs/contexts)
@@ -47,12 +47,12 @@ SELECT = .venv/bin/python trainSelector.py --context mixed $(IMAGES)
 ONCE = $(or $(EPOCHS),12)
 reproduce-contexts: .venv/runtime
 	@set -ex; mkdir -p $(SYSTEM); model=0; selected=$$($(SELECTED)); \
-	for name in $$($(STUDENTS)); do model=$$((model + 1)); degraded=$(OTHERS)/degraded; \
+	for name in $$($(STUDENTS)); do model=$$((model + 1)); twice=$(OTHERS)/degraded-twice; \
 		further="$(FURTHER) --model $$model --init $(FROM)/$$name.pth"; \
-		if [ $$name = $${selected%% *} ]; then degraded=$(SYSTEM); else cp $(FROM)/$$name.pth $(SYSTEM); fi; \
+		if [ $$name = $${selected%% *} ]; then twice=$(SYSTEM); else cp $(FROM)/$$name.pth $(SYSTEM); fi; \
 		case " $$selected " in *" $$name "*) ;; *) continue;; esac; \
-		$$further --context degraded --epochs $(ONCE) --checkpoint-dir $$degraded; \
-		$$further --context degraded --epochs $$((2 * $(ONCE))) --checkpoint-dir $(OTHERS)/degraded-twice; \
+		$$further --context degraded --epochs $(ONCE) --checkpoint-dir $(OTHERS)/degraded; \
+		$$further --context degraded --epochs $$((2 * $(ONCE))) --checkpoint-dir $$twice; \
 		$$further --context mixed --epochs $(ONCE) --checkpoint-dir $(OTHERS)/once; \
 		$$further --context mixed --epochs $$((2 * $(ONCE))) --checkpoint-dir $(OTHERS)/twice; \
 	done

@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from evaluation.policies import BOTH, Networks, Outcome, assemble
+from evaluation.policies import Networks, Outcome, assemble
 from evaluation.significance import mcnemar_p
 from evaluation.testset import LABELS
 from models import NETWORKS, SELECTED, STUDENTS, TEACHER, macs
@@ -61,85 +61,69 @@ MADE = ("context", "epochs", "data", "init")  # hyperparameters in contexts.json
 
 FIRST, *_, LAST = SELECTED  # the student that is trained on degraded images, and the smaller one
 TRAINED_ON = dict.fromkeys(SELECTED, "clean") | {FIRST: "degraded"}  # the shipped system
-TWICE = ", twice as long"
 
 
 class Row(NamedTuple):
-    """A network of the study: words for the table, architecture, context, and folder in OTHERS."""
+    """A network of the study: architecture, context of its images, and folder in OTHERS."""
 
-    label: str
     arch: str
     context: str
-    folder: str = ""  # the shipped ones are elsewhere
+    folder: str = ""  # the shipped networks are elsewhere
 
 
-def _other(arch: str, context: str, folder: str, longer: str = "") -> Row:
-    images = "both" if context == "mixed" else f"{context} images"
-    return Row(f"{NETWORKS[arch].title} trained on {images}{longer}", arch, context, folder)
-
-
-GENERALISTS = {
-    f"{arch}, {stage}": _other(arch, "mixed", stage, longer)
-    for arch in SELECTED
-    for stage, longer in (("once", ""), ("twice", TWICE))
-}
 SPECIALISTS = {
-    f"{FIRST}, degraded twice": _other(FIRST, "degraded", "degraded-twice", TWICE),
-    f"{LAST}, degraded": _other(LAST, "degraded", "degraded"),
-    f"{LAST}, degraded twice": _other(LAST, "degraded", "degraded-twice", TWICE),
+    f"{FIRST}, degraded": Row(FIRST, "degraded", "degraded"),
+    f"{LAST}, degraded": Row(LAST, "degraded", "degraded"),
+    f"{LAST}, degraded twice": Row(LAST, "degraded", "degraded-twice"),
+}
+GENERALISTS = {
+    f"{arch}, {stage}": Row(arch, "mixed", stage)
+    for arch in SELECTED
+    for stage in ("once", "twice")
 }
 AVERAGED = f"{FIRST}, averaged"
 NETS = {
-    "teacher": Row(f"{LABELS['teacher']}, trained on clean images", TEACHER, "clean"),
-    **{
-        arch: Row(f"{LABELS[arch]}, trained on {context} images", arch, context)
-        for arch, context in TRAINED_ON.items()
-    },
+    "teacher": Row(TEACHER, "clean"),
+    **{arch: Row(arch, context) for arch, context in TRAINED_ON.items()},
     **SPECIALISTS,
     **GENERALISTS,
-    AVERAGED: Row(f"{NETWORKS[FIRST].title}, mean of clean and degraded weights", FIRST, "both"),
-    "selector": Row("", "selector", "mixed"),
-    "published": Row("", "selector", "mixed", "published"),
+    AVERAGED: Row(FIRST, "both"),
+    "selector": Row("selector", "mixed"),
+    "published": Row("selector", "mixed", "published"),
 }
-
-
-class Policy(NamedTuple):
-    """A policy of the study: words for the table, its name, and networks that are not shipped.
-
-    `instead` has names in NETS for the keys of SELECTED, or for "selector".
-    """
-
-    label: str
-    name: str
-    instead: dict[str, str] = {}
-
-
-PAIR = f"two {NETWORKS[LAST].title}s"
-POLICIES = {
-    "selector": Policy("**routed by the shipped selector**", "selector"),
-    "selector, twice": Policy(
-        f"routed, {NETWORKS[FIRST].title} trained{TWICE[1:]}",
+HALF = ", half as long"
+PAIR = f"routed between two {NETWORKS[LAST].title}s"
+POLICIES = {  # label, policy, and networks in place of the shipped ones
+    "selector": ("**routed by the shipped selector**", "selector", {}),
+    "selector, once": (f"routed{HALF}", "selector", {FIRST: f"{FIRST}, degraded"}),
+    "selector, pair": (PAIR, "selector", {FIRST: f"{LAST}, degraded twice"}),
+    "selector, pair, once": (f"{PAIR}{HALF}", "selector", {FIRST: f"{LAST}, degraded"}),
+    "selector, published labels": (
+        "routed, published labels",
         "selector",
-        {FIRST: f"{FIRST}, degraded twice"},
+        {"selector": "published"},
     ),
-    "selector, pair": Policy(f"routed between {PAIR}", "selector", {FIRST: f"{LAST}, degraded"}),
-    "selector, pair, twice": Policy(
-        f"routed between {PAIR}{TWICE}", "selector", {FIRST: f"{LAST}, degraded twice"}
-    ),
-    "selector, published labels": Policy(
-        "routed by a selector with the published labels", "selector", {"selector": "published"}
-    ),
-    "cascade": Policy(LABELS["cascade"], "cascade"),
-    "generalists, cascade": Policy(
-        f"{BOTH} trained on both, as a cascade",
+    "cascade": (LABELS["cascade"], "cascade", {}),
+    "generalists, cascade": (
+        "generalists as a cascade",
         "cascade",
-        {arch: f"{arch}, once" for arch in SELECTED},
+        {k: f"{k}, once" for k in SELECTED},
     ),
-    "oracle": Policy(LABELS["oracle"], "oracle"),
+    "oracle": (LABELS["oracle"], "oracle", {}),
 }
 
 
-LABEL_OF = {name: row.label for name, row in (NETS | POLICIES).items()}
+def label_of(name: str) -> str:
+    """The words for a row of the table: a key of NETS or POLICIES."""
+    if name in POLICIES:
+        return POLICIES[name][0]
+    arch, context, folder = NETS[name]
+    if name == AVERAGED:
+        return f"{NETWORKS[arch].title}, mean of the clean and the degraded weights"
+    images = "both" if context == "mixed" else f"{context} images"
+    longer = ", twice as long" if folder.endswith("twice") or name == FIRST else ""
+    title = f"{LABELS[name]}," if name in LABELS else NETWORKS[arch].title
+    return f"{title} trained on {images}{longer}"
 
 
 class Stored(NamedTuple):
@@ -169,7 +153,7 @@ def main() -> None:
         args.out,
         "contexts",
         results,
-        contexts_accuracy=figures.contexts_accuracy(results, LABEL_OF),
+        contexts_accuracy=figures.contexts_accuracy(results, label_of),
         contexts_share=figures.contexts_shares(results),
         contexts_pictures=figures.contexts_pictures(system.net, test),
     )
@@ -366,8 +350,8 @@ def report(
         "specialists": networks(list(SPECIALISTS)),
         "generalists": networks([*GENERALISTS, AVERAGED]),
         "policies": {
-            key: policy(each.name, each.instead, shipped if key == "selector" else ())
-            for key, each in POLICIES.items()
+            key: policy(name, instead, shipped if key == "selector" else ())
+            for key, (_, name, instead) in POLICIES.items()
         },
     }
 
@@ -395,7 +379,7 @@ def table(results: dict, names: Sequence[str] = ()) -> tuple[list[str], list[lis
         found |= results[group]
     rows = [
         [
-            LABEL_OF[name],
+            label_of(name),
             *(f"{100 * found[name]['accuracy'][group]:.1f}" for group in GROUPS),
             f"{100 * found[name]['macs'] / results['teacher']['macs']:.0f} %",
             number(found[name].get("mcnemar_p"), ".1g"),

@@ -2,7 +2,7 @@
 
 import itertools
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -191,13 +191,8 @@ def _rows(axes: Axes, names: Sequence[str], nothing: float) -> None:
 # ------------------------------------------------------------------ contexts
 
 
-def contexts_accuracy(results: dict, labels: Mapping[str, str]) -> Figure:
-    """Accuracy on mixed images against MACs: systems with a selector, and generalists.
-
-    Args:
-        results: the content of contexts.json.
-        labels: of networks and policies.
-    """
+def contexts_accuracy(results: dict, label_of: Callable[[str], str]) -> Figure:
+    """Accuracy on mixed images against MACs: systems with a selector, and generalists."""
     figure, axes = plt.subplots(figsize=(9, 4.6), layout="constrained")
     systems = {name: facts for name, facts in results["policies"].items() if "auroc" in facts}
     for name, facts in {**results["generalists"], **systems}.items():
@@ -208,7 +203,7 @@ def contexts_accuracy(results: dict, labels: Mapping[str, str]) -> Figure:
         )
         axes.vlines(work, *interval, color=COLORS[key], lw=1)
         axes.plot(work, accuracy, MARKERS[key], ms=8, color=COLORS[key])
-        label = labels[name].strip("*")
+        label = label_of(name).strip("*")
         axes.annotate(label, (work, accuracy), (8, 0), textcoords="offset points", va="center")
     axes.set_xlabel("MACs per image, % of the teacher's")
     axes.set_ylabel("top-1 accuracy, %")

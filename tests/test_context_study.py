@@ -84,7 +84,7 @@ def test_the_study_runs_from_its_files_and_then_from_stored_logits(study, small_
         assert set(GROUPS) | {"noise", "sharp"} <= set(policy["accuracy"]), name
         low, high = policy["interval"]["mixed"]
         assert low <= policy["accuracy"]["mixed"] <= high
-        if not contexts.POLICIES[name].instead:
+        if not contexts.POLICIES[name][2]:
             assert policy["val_accuracy"] <= found["policies"]["oracle"]["val_accuracy"]
     assert found["generalists"]["googlenet, once"]["trained"]["context"] == "mixed"
     pair = found["policies"]["selector, pair"]["macs"]
