@@ -6,12 +6,13 @@
 #                  STEM=cifar for networks without max-pool, in checkpoints/cifar/;
 #                  with SUBSET, writes to runs/quick/
 # make reproduce-contexts   train the system and its baselines on several contexts, and compare them
+# make reproduce-distillation   train students with and without the teacher, and compare them
 
 PYTHON ?= python3
 FOLDER = $(if $(SUBSET),--checkpoint-dir runs/quick,$(if $(filter cifar,$(STEM)),--checkpoint-dir checkpoints/cifar))
 FLAGS = $(if $(SUBSET),,$(FOLDER)) $(if $(DATA),--data $(DATA)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(SUBSET),--subset $(SUBSET)) $(if $(RESUME),--resume)
 
-.PHONY: demo test test-long reproduce reproduce-contexts
+.PHONY: demo test test-long reproduce reproduce-contexts reproduce-distillation
 
 demo: .venv/runtime
 	.venv/bin/python inference.py
@@ -59,6 +60,16 @@ reproduce-contexts: .venv/runtime
 	$(SELECT) --label-rule context --checkpoint-dir $(SYSTEM)
 	$(SELECT) --students $(SYSTEM) --checkpoint-dir $(OTHERS)/published
 	.venv/bin/python -m studies.contexts $(filter-out --resume,$(IMAGES))
+
+# The students in SELECTED, with three seeds.
+DISTILLED = $(if $(SUBSET),runs/quick,runs)/distillation
+reproduce-distillation: .venv/runtime
+	@set -ex; for seed in 0 1 2; do for run in 1-none 1-mse 2-none 2-mse 2-kl; do loss=$${run#*-}; \
+		teacher="--teacher $(FROM)/teacher.pth"; if [ $$loss = none ]; then teacher=; fi; \
+		.venv/bin/python StudentTrain.py --model $${run%-*} --distill-loss $$loss $$teacher --seed $$seed \
+			--epochs $(or $(EPOCHS),10) --checkpoint-dir $(DISTILLED)/$$loss-$$seed $(IMAGES); \
+	done; done
+	.venv/bin/python -m studies.distillation $(if $(SUBSET),--runs $(DISTILLED) --out runs/quick/results)
 
 .venv/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

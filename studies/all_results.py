@@ -12,6 +12,7 @@ from torch import nn
 
 from evaluation.significance import wilson_interval
 from models import SELECTED, STUDENTS, Selector, network, parameters
+from studies.contexts import NETS, POLICIES
 from utils.checkpoint import EXPECTED, FILES, ROOT, read_checkpoint
 from utils.contexts import GROUPS
 from utils.files import read_json
@@ -53,10 +54,14 @@ def row(
     arch = re.split(",|_alone|_kl", name)[0]  # "googlenet, twice" is a GoogLeNet
     if arch in ("teacher", *STUDENTS):
         parts = [EXPECTED[arch]]
-    elif name.startswith("cascade") and "contexts" not in source:
+    elif source == "contexts.json":
+        _, policy, instead = POLICIES[name]
+        roles = [*SELECTED, *(["selector"] if policy == "selector" else [])]
+        parts = [NETS[instead.get(role, role)].arch for role in roles]
+    elif name.startswith("cascade"):
         parts = STUDENTS
     else:
-        parts = [*SELECTED, *(["selector"] if name == "routed" or "selector" in name else [])]
+        parts = [*SELECTED, *(["selector"] if name == "routed" else [])]
     sizes = [size(part, made["stem"]) for part in parts]
     numbers, half = (sum(column) for column in zip(*sizes, strict=True))
     percent = [f"{100 * each:.2f}" for each in (top1, *(interval or wilson_interval(top1, IMAGES)))]
@@ -86,8 +91,10 @@ def all_results() -> str:
         numbers = run["test_accuracy"], work[run["student"]]
         rows.append(row("distillation.json", name, made | pool, *numbers))
     study = read_json(folder / "contexts.json", dict)
-    systems = {"teacher": study["teacher"], **study["students"], **study["generalists"]}
-    for name, facts in (systems | study["policies"]).items():
+    systems = {"teacher": study["teacher"]}
+    for group in ("students", "specialists", "generalists", "policies"):
+        systems |= study[group]
+    for name, facts in systems.items():
         for group in GROUPS if name not in LEFT_OUT else ():
             macs = facts.get("macs_by_context", {}).get(group, facts["macs"])
             numbers = facts["accuracy"][group], macs, group, facts["interval"][group]

@@ -1,17 +1,15 @@
-"""The distillation study: its numbers, checked by hand, and runs that are stopped and resumed."""
+"""The distillation study: its numbers, checked by hand, and the runs that it reads."""
 
 import json
+from pathlib import Path
 
 import pytest
 from loop import Pixels
 from programs import call
 
 from evaluation.significance import t_interval
-from studies import distillation
-from studies.distillation import PAIRS, read, summary, table
-from utils import cli
-from utils.checkpoint import amend_checkpoint, save_checkpoint
-from utils.files import UserError
+from studies.distillation import PAIRS, summary, table
+from utils.checkpoint import ALONE, FILES, amend_checkpoint, save_checkpoint
 
 
 def test_the_interval_of_a_mean_is_students():
@@ -51,63 +49,38 @@ def test_the_gain_is_that_of_the_same_seed():
     ]
 
 
-@pytest.fixture
-def study(monkeypatch, tmp_path, small_npz):
-    """Run the study; students are made in place of being trained: commands, runs, output."""
-    teacher = Pixels().eval()
-    monkeypatch.setattr(distillation, "load_network", lambda *_: (teacher, {}))
-    monkeypatch.setattr(distillation, "RUNS", tmp_path / "runs")
-
-    def study(*words, stop_after=99, status=0):
-        commands = []
-
-        def train(script, flags):
-            commands.append(dict(zip(flags[::2], flags[1::2], strict=True)))
-            if len(commands) > stop_after:
-                raise UserError("stopped")
-            folder, model = (commands[-1][name] for name in ("--checkpoint-dir", "--model"))
-            alone = "_alone" if commands[-1]["--distill-loss"] == "none" else ""
-            path = tmp_path / folder / f"{distillation.STUDENTS[int(model) - 1]}{alone}.pth"
-            save_checkpoint(path, Pixels(), {"arch": "resnet50", "stem": "cifar"}, 1, 0.4)
-            amend_checkpoint(path, test_accuracy=0.5)
-
-        monkeypatch.setattr(cli, "run_script", train)
-        flags = f"--data-dir {small_npz} --device cpu --out {tmp_path} --seeds 2 --epochs 1"
-        said = call("studies.distillation", *flags.split(), *words, status=status)
-        path = tmp_path / "distillation.json"
-        return commands, json.loads(path.read_text()) if path.exists() else None, "".join(said)
-
-    return study
+def save(folder, arch, loss, seed, test=0.5, epochs=10):
+    """Write the checkpoint of a run."""
+    made = {"arch": arch, "stem": "cifar-pool", "distill_loss": loss, "seed": seed}
+    made |= {"epochs": epochs, "batch_size": 128, "data": "45000 images"}
+    made["teacher"] = None if loss == "none" else "0123456789ab"
+    path = folder / f"{loss}-{seed}" / (ALONE if loss == "none" else FILES)[arch]
+    save_checkpoint(path, Pixels(), made, 1, 0.4)
+    amend_checkpoint(path, test_accuracy=test)
 
 
-def test_runs_that_are_done_are_not_done_again(study, tmp_path):
-    _, runs, _ = study(stop_after=3, status=2)
-    assert len(runs) == 3
-    commands, runs, out = study()
-    assert len(commands) == 2 * len(PAIRS) - 3 and "GoogLeNet, alone" in out
-    assert [(run["student"], run["distill_loss"], run["seed"]) for run in runs] == [
-        (*pair, seed) for seed in (0, 1) for pair in PAIRS
-    ]
-    assert all((run["test_accuracy"], run["val_accuracy"]) == (0.5, 0.4) for run in runs)
-    assert (tmp_path / "distillation.png").stat().st_size > 1000
-    assert study()[0] == []
-    commands, _, err = study("--batch-size", "2", status=2)
-    assert not commands and "distillation.json" in err and "batch_size 128, not 2" in err
+def test_the_finished_runs_are_summarized_and_then_those_that_are_stored(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs/distillation")
+    for seed in (0, 1):
+        for arch, loss in PAIRS:
+            save(folder, arch, loss, seed, test=0.5 + 0.01 * seed + 0.1 * (loss != "none"))
+    save(folder, "googlenet", "kl", 2, test=None)  # not finished
+    out, _ = call("studies.distillation")
+    runs = json.loads(Path("results/distillation.json").read_text())
+    assert len(runs) == 2 * len(PAIRS) and {run["teacher"] for run in runs} == {
+        None,
+        "0123456789ab",
+    }
+    assert "40.00 ± 0.00  60.50 ± 0.71  +10.00 (+10.00 to +10.00)" in out
+    assert Path("results/distillation.png").stat().st_size > 1000
+    folder.rename("elsewhere")
+    assert call("studies.distillation")[0] == out
+    save(Path("elsewhere"), "googlenet", "mse", 1, epochs=9)
+    _, err = call("studies.distillation", "--runs", "elsewhere", status=2)
+    assert "elsewhere has runs with epochs 9 and 10" in err
 
 
-def test_a_run_that_was_stopped_is_not_continued_by_another_study(study):
-    folders = set()
-    for more in ([], ["--epochs", "2"], ["--batch-size", "60"], ["--subset", "60"]):
-        (command,), *_ = study(*more, stop_after=0, status=2)
-        folders.add(command["--checkpoint-dir"])
-        assert command.get("--subset") == ("60" if "--subset" in more else None)
-    assert len(folders) == 4
-
-
-@pytest.mark.parametrize("content", [{}, [], [1], [{"student": 1}]])
-def test_a_damaged_list_of_runs_is_refused_and_kept(content, tmp_path):
-    path = tmp_path / "distillation.json"
-    path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="distillation.json"):
-        read(path, {})
-    assert json.loads(path.read_text()) == content
+def test_without_runs_the_missing_file_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "results/distillation.json" in call("studies.distillation", status=2)[1]

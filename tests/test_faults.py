@@ -5,12 +5,10 @@ has imported PyTorch already. `fault_driver.py` says at which moments they are s
 moments of every script and mode are slow: python -m pytest -m slow tests/test_faults.py
 """
 
-import os
 import re
 import resource
 import shlex
 import shutil
-import signal
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +19,6 @@ from programs import Run, rows
 from toys import save_networks, use_toys
 
 from models import SELECTED, STUDENTS, Selector
-from utils import cli
 from utils.checkpoint import FILES, read_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -227,34 +224,6 @@ def test_a_stopped_run_saves_its_state_in_mid_epoch_and_prints_what_continues_it
     resumed = start(*shlex.split(line.split("python ")[1])).wait()
     assert resumed.status == 0 and "resuming after epoch" in resumed.stdout, resumed.stderr
     assert_ends_like("selector", folder, reference)
-
-
-SAVES = """
-import pathlib, time
-pathlib.Path("ready").touch()
-try:
-    time.sleep(60)
-except KeyboardInterrupt:
-    time.sleep(0.5)  # a step
-    pathlib.Path("state").touch()
-    raise SystemExit(130)
-"""
-
-
-def study(script):
-    cli.run(lambda: cli.run_script(script, []))
-
-
-def test_a_study_that_is_stopped_waits_until_its_training_has_saved(tmp_path):
-    (tmp_path / "script.py").write_text(SAVES)
-    run = Run(study, str(tmp_path / "script.py"), limits=[os.setsid, partial(os.chdir, tmp_path)])
-    while not (tmp_path / "ready").exists():
-        run.process.join(0.05)
-        assert run.process.exitcode is None, run.wait()
-    os.killpg(run.process.pid, signal.SIGINT)
-    done = run.wait()
-    assert (tmp_path / "state").exists() and done.status == 2
-    assert "script.py ended with status 130" in done.stderr
 
 
 # ------------------------------------------------------------------ full disks, no permission

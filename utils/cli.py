@@ -7,8 +7,6 @@ import math
 import os
 import re
 import shlex
-import signal
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +19,6 @@ from torch import nn
 from models import STEMS, STUDENTS, parameters
 from models.selector import WIDTHS
 from utils import checkpoint
-from utils.checkpoint import ROOT
 from utils.contexts import CONTEXTS
 from utils.data import Split, listed
 from utils.device import precision
@@ -273,9 +270,6 @@ def found(args: argparse.Namespace, file: str) -> Path:
     return other if other.exists() and not path.exists() else path
 
 
-# ------------------------------------------------------------------ other scripts
-
-
 def next_step(
     args: argparse.Namespace, script: str, *flags: object, same: Sequence[str] = ()
 ) -> None:
@@ -293,21 +287,6 @@ def next_step(
     if script == "inference.py" and args.checkpoint_dir == checkpoint.QUICK != args.others:
         words += [] if "run" in args.typed else ["--run", "quick"]
     print(f"next: {shlex.join(map(str, words))}")
-
-
-def run_script(script: str, flags: Sequence[str]) -> None:
-    """Run a script of this repository; it continues a run that was stopped.
-
-    Ctrl-C reaches the script too, and this waits until it has saved its state. Raises UserError if
-    the script fails or is stopped.
-    """
-    words = [script, *flags, "--resume"]
-    print(f"\n{shlex.join(['python', *words])}", flush=True)
-    before = signal.signal(signal.SIGINT, lambda *_: None)
-    status = subprocess.run([sys.executable, ROOT / script, *words[1:]]).returncode
-    signal.signal(signal.SIGINT, before)
-    if status:
-        raise UserError(f"{script} ended with status {status}: run this command again to continue")
 
 
 # ------------------------------------------------------------------ messages
