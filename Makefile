@@ -37,8 +37,8 @@ reproduce: .venv/runtime
 	.venv/bin/python inference.py $(FOLDER) $(if $(DATA),--data $(DATA)) $(if $(SUBSET),--subset $(SUBSET))
 
 # Starts from the networks of `make reproduce`, or from the shipped ones. The first of SELECTED becomes the
-# specialist for degraded images. The others stay as they are in the system; their specialists, and the
-# generalists, are for comparison. Each is trained for 12 epochs, and for 24 as the system.
+# specialist for degraded images, in 24 epochs, the others stay as they are. For comparison: specialists of
+# 12 epochs, and generalists of 12 and 24.
 FROM = $(if $(SUBSET),$(or $(patsubst %/selector.pth,%,$(wildcard runs/quick/selector.pth)),checkpoints),checkpoints)
 SYSTEM = $(if $(SUBSET),runs/quick,checkpoints)/contexts
 OTHERS = $(if $(SUBSET),runs/quick/others,runs/contexts)
@@ -48,12 +48,13 @@ SELECT = .venv/bin/python trainSelector.py --context mixed $(IMAGES)
 ONCE = $(or $(EPOCHS),12)
 reproduce-contexts: .venv/runtime
 	@set -ex; mkdir -p $(SYSTEM); model=0; selected=$$($(SELECTED)); \
-	for name in $$($(STUDENTS)); do model=$$((model + 1)); twice=$(OTHERS)/degraded-twice; \
+	for name in $$($(STUDENTS)); do model=$$((model + 1)); \
 		further="$(FURTHER) --model $$model --init $(FROM)/$$name.pth"; \
-		if [ $$name = $${selected%% *} ]; then twice=$(SYSTEM); else cp $(FROM)/$$name.pth $(SYSTEM); fi; \
+		if [ $$name = $${selected%% *} ]; then \
+			$$further --context degraded --epochs $$((2 * $(ONCE))) --checkpoint-dir $(SYSTEM); \
+		else cp $(FROM)/$$name.pth $(SYSTEM); fi; \
 		case " $$selected " in *" $$name "*) ;; *) continue;; esac; \
 		$$further --context degraded --epochs $(ONCE) --checkpoint-dir $(OTHERS)/degraded; \
-		$$further --context degraded --epochs $$((2 * $(ONCE))) --checkpoint-dir $$twice; \
 		$$further --context mixed --epochs $(ONCE) --checkpoint-dir $(OTHERS)/once; \
 		$$further --context mixed --epochs $$((2 * $(ONCE))) --checkpoint-dir $(OTHERS)/twice; \
 	done
