@@ -8,8 +8,7 @@ Each subject has two sides, ours and plain. After a warm-up, they run alternatel
 conditions. A ratio compares two consecutive runs. The table shows the medians, and the smallest and
 largest ratio.
 
-Plain is the common practice (benchmarks/plain.py): torchvision's dataset, one transform per image,
-a DataLoader with two workers, float32. benchmarks/deploy.py measures inference.
+benchmarks/subjects.py says what both sides are; benchmarks/deploy.py measures inference.
 """
 
 import os

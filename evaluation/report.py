@@ -222,11 +222,6 @@ def _details(results: Results, device: str) -> dict[str, str]:
             "student classifies correctly; a coin has 0.50"
         )
     facts["perfect selector"] = f"{_percent(metrics['accuracy']['oracle'])} correct"
-    if len(metrics["per_context"]) == 1:
-        facts["where a selector helps"] = (
-            "where the images come from several contexts: python inference.py --context mixed "
-            "--checkpoint-dir checkpoints/contexts"
-        )
     return facts
 
 

@@ -36,16 +36,7 @@ from studies import OUT, figures, number, write
 from studies.policies import network_facts, policy_facts
 from utils import cli
 from utils.checkpoint import FILES, QUICK, fingerprint_of, load_network, load_system
-from utils.contexts import (
-    CONTEXTS,
-    DEGRADED,
-    GROUPS,
-    KINDS,
-    UNSEEN,
-    image_seeds,
-    in_context,
-    kinds,
-)
+from utils.contexts import CONTEXTS, GROUPS, KINDS, image_seeds, in_context, kinds
 from utils.data import Split, data_facts, described, fingerprint, normalize
 from utils.device import for_inference, pick_device
 from utils.files import UserError, replacing, shown, try_folder
@@ -159,11 +150,8 @@ def main() -> None:
 
 def tested(test: Split) -> Split:
     """The test images in all contexts of TESTED, one after the other."""
-    seen = [in_context(test, context) for context in TESTED]
-    images, labels = (
-        torch.cat([getattr(each, of) for each in seen]) for of in ("images", "labels")
-    )
-    return replace(test, images=images, labels=labels)
+    images = torch.cat([in_context(test, context).images for context in TESTED])
+    return replace(test, images=images, labels=test.labels.repeat(len(TESTED)))
 
 
 def key_of(*splits: Split) -> str:
@@ -289,7 +277,7 @@ def report(
     for name in [name for name, row in NETS.items() if row.arch != "selector"]:
         right[name] = stored[name].logits["test"].argmax(dim=1) == labels["test"]
         on_val[name] = top1(stored[name].logits["val"], labels["val"])
-    best, better = max(GENERALISTS, key=on_val.get), max(SELECTED, key=on_val.get)
+    best = max(GENERALISTS, key=on_val.get)
 
     def network(name: str) -> dict:
         facts = stored[name].facts
@@ -336,9 +324,6 @@ def report(
 
     return {
         "images": len(rows["clean"]),
-        "degraded": list(DEGRADED),
-        "unseen": list(UNSEEN),
-        "better_student": better,
         "best_generalist": best,
         "teacher": network("teacher"),
         "students": networks(SELECTED),

@@ -108,9 +108,13 @@ def main() -> None:
     try_folder(args.out)
     runs = read(args.runs, args.out / "distillation.json")
     print(cli.aligned(*table(runs)))
-    gained = [row for row in summary(runs) if "gain" in row]
-    drawn = figures.distillation_gains([row["name"] for row in gained], gained)
-    write(args.out, "distillation", runs, distillation=drawn)
+    gains = [(row["name"], row["gain"]) for row in summary(runs) if "gain" in row]
+    dots = [
+        (name, *([100 * each for each in gain[key]] for key in ("each", "interval")))
+        for name, gain in gains
+    ]
+    what = "gain over training without the teacher, in points of test accuracy"
+    write(args.out, "distillation", runs, distillation=figures.dots_per_seed(dots, 0, what))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -130,62 +129,29 @@ def _work_axis(axes: Axes, best: float) -> None:
     axes.set_ylabel("top-1 accuracy, %")
 
 
-# ------------------------------------------------------------------ selectors and distillation
+# ------------------------------------------------------------------ several seeds
+
+Numbers = Sequence[float]
 
 
-def selector_aurocs(names: Sequence[str], variants: Sequence[Mapping[str, Any]]) -> Figure:
-    """The AUROC of every trained selector, one row per variant, with mean and 95 % interval.
+def dots_per_seed(
+    rows: Sequence[tuple[str, Numbers, Numbers]], nothing: float, what: str
+) -> Figure:
+    """A row for each name: the values of all seeds, their mean, and an interval.
 
-    Args:
-        names: of the variants.
-        variants: those in selectors.json.
+    `nothing` is the value that means no effect, `what` says what the values are.
     """
-    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
-    rows = sorted(zip(variants, names, strict=True), key=lambda row: -row[0]["auroc"]["mean"])
-    for place, (row, _) in enumerate(rows):
-        area, values = row["auroc"], [run["auroc"] for run in row["runs"]]
-        _dots(axes, place, values, area["mean"], area["interval"])
-    _rows(axes, [name for _, name in rows], 0.5)
-    axes.text(0.5, -0.8, "chance", ha="center", fontsize=9)
-    axes.set_xlabel(
-        "AUROC on the test images where exactly one student is correct:\n"
-        "one dot per seed, mean, and 95 % interval"
-    )
-    return figure
-
-
-def distillation_gains(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """The gain in accuracy from distillation, one row per student and loss.
-
-    Args:
-        names: of the rows.
-        rows: of `studies.distillation.summary`, with a gain.
-    """
-    figure, axes = plt.subplots(figsize=(8, 1.4 + 0.5 * len(rows)), layout="constrained")
-    for place, row in enumerate(rows):
-        each, interval = (100 * np.array(row["gain"][key]) for key in ("each", "interval"))
-        _dots(axes, place, each, statistics.mean(each), interval)
-    _rows(axes, names, 0)
-    axes.set_xlabel("top-1 accuracy on test images, difference in points")
-    figure.suptitle("Gain over training without the teacher: one dot per seed, mean, 95 % interval")
-    return figure
-
-
-def _dots(
-    axes: Axes, place: int, values: Sequence[float], mean: float, ends: Sequence[float]
-) -> None:
-    """One row: the values, their mean, and an interval."""
-    axes.hlines(place, *ends, color="#cccccc", lw=6)
-    axes.plot(values, [place] * len(values), "o", color=COLORS["routed"], alpha=0.6)
-    axes.plot(mean, place, "|", ms=16, mew=2, color="black")
-
-
-def _rows(axes: Axes, names: Sequence[str], nothing: float) -> None:
-    """Name the rows, and mark the value that means no effect."""
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
+    figure, axes = plt.subplots(figsize=(9, 1.6 + 0.35 * len(rows)), layout="constrained")
+    for place, (_, values, interval) in enumerate(rows):
+        axes.hlines(place, *interval, color="#cccccc", lw=6)
+        axes.plot(values, [place] * len(values), "o", color=COLORS["routed"], alpha=0.6)
+        axes.plot(statistics.fmean(values), place, "|", ms=16, mew=2, color="black")
+    axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.3)
     axes.axvline(nothing, color="black", lw=1, ls="--")
+    axes.set_xlabel(f"{what}:\none dot per seed, mean, and 95 % interval; dashed: no effect")
+    return figure
 
 
 # ------------------------------------------------------------------ contexts

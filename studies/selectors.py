@@ -187,14 +187,14 @@ def main() -> None:
     choosing, tested = predicted(val.take(slice(half, None))), predicted(test)
     results = {"variants": list(study(VARIANTS, sets, choosing, tested, args.seeds, STEPS))}
     print(cli.aligned(*table(results)))
-    names = [
-        f"{LABELS[row['labels']]}{', weighted' if row['weighted'] else ''}, "
-        f"{row['depth']} block{'s' if row['depth'] > 1 else ''}"
-        f"{'' if row['batch_norm'] else ' without batch norm'}"
-        for row in results["variants"]
-    ]
-    drawn = figures.selector_aurocs(names, results["variants"])
-    write(args.out, "selectors", results, selectors=drawn)
+    dots = []
+    for row in sorted(results["variants"], key=lambda row: -row["auroc"]["mean"]):
+        name = f"{LABELS[row['labels']]}{', weighted' if row['weighted'] else ''}, "
+        name += f"{row['depth']} block{'s' if row['depth'] > 1 else ''}"
+        name += "" if row["batch_norm"] else " without batch norm"
+        dots.append((name, [run["auroc"] for run in row["runs"]], row["auroc"]["interval"]))
+    what = "AUROC on the test images where exactly one student is correct"
+    write(args.out, "selectors", results, selectors=figures.dots_per_seed(dots, 0.5, what))
 
 
 if __name__ == "__main__":
