@@ -45,7 +45,7 @@ from utils.safe_load import read_array, read_arrays, read_logits
 
 BATCH_SIZE = 500  # images per step
 CURVES = ("selector", "cascade")  # policies to draw with all thresholds
-ROWS = ("better_student", *THRESHOLDS, "ensemble", "oracle", "your router")
+ROWS = (*THRESHOLDS, "ensemble", "oracle", "your router")
 
 
 # ------------------------------------------------------------------ results
@@ -134,9 +134,8 @@ def curve(
 def table(routing: dict) -> tuple[list[str], list[list[str]]]:
     """The policies as a table: heads and rows."""
     teacher, rows = routing.get("teacher"), []
-    found = {"better_student": routing["better_student"], **routing["policies"]}
-    for name in (name for name in ROWS if name in found):
-        facts = found[name]
+    for name in (name for name in ROWS if name in routing["policies"]):
+        facts = routing["policies"][name]
         rows.append(
             [
                 LABELS.get(ROUTED.get(name, name), name),

@@ -66,11 +66,11 @@ def results(metrics: dict, wide: dict, names: Sequence[str] = ()) -> str:
     Args:
         metrics: the content of metrics.json.
         wide: the same of networks without max-pool, for one more column.
-        names: keys of LABELS to show, if measured or published. Default: all, with intervals and
-            the results of others.
+        names: keys of LABELS to show, if measured or published. Default: all but the better
+            student, which has a row, with intervals and the results of others.
     """
     rows = []
-    for name in names or LABELS:
+    for name in names or [name for name in LABELS if name != "better_student"]:
         published, theirs = PUBLISHED_TOP1.get(name, ""), OTHERS_TOP1.get(name, "")
         accuracy, interval = (metrics[key].get(name) for key in ("accuracy", "accuracy_interval"))
         if accuracy is None and not published:
