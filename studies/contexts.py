@@ -79,13 +79,13 @@ NETS = {
     "selector": Row("selector", "mixed"),
     "published": Row("selector", "mixed", "published"),
 }
-PAIR = f"routed between two {NETWORKS[LAST].title}s"
+PAIR = f"two {NETWORKS[LAST].title}s, routed"
 POLICIES = {  # label, policy, and networks in place of the shipped ones
-    "selector": ("**routed by the shipped selector**", "selector", {}),
+    "selector": ("**shipped system, routed**", "selector", {}),
     "selector, once": ("routed, half as long", "selector", {FIRST: f"{FIRST}, degraded"}),
     "selector, pair": (PAIR, "selector", {FIRST: f"{LAST}, degraded"}),
     "selector, published labels": (
-        "routed, published labels",
+        "routed by published labels",
         "selector",
         {"selector": "published"},
     ),
@@ -327,8 +327,8 @@ def report(
         "best_generalist": best,
         "teacher": network("teacher"),
         "students": networks(SELECTED),
-        "specialists": networks(list(SPECIALISTS)),
-        "generalists": networks([*GENERALISTS, AVERAGED]),
+        "specialists": networks([*SPECIALISTS, AVERAGED]),
+        "generalists": networks(list(GENERALISTS)),
         "policies": {
             key: policy(name, instead, shipped if key == "selector" else ())
             for key, (_, name, instead) in POLICIES.items()

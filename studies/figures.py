@@ -160,7 +160,9 @@ def dots_per_seed(
 def contexts_accuracy(results: dict, label_of: Callable[[str], str]) -> Figure:
     """Accuracy on mixed images against MACs: systems with a selector, and generalists."""
     figure, axes = plt.subplots(figsize=(9, 4.6), layout="constrained")
-    systems = {name: facts for name, facts in results["policies"].items() if "auroc" in facts}
+    names = ("selector", "selector, once", "selector, pair")
+    systems = {name: results["policies"][name] for name in names}
+    left = (*names[:2], *(f"{SELECTED[-1]}, {stage}" for stage in ("once", "twice")))
     for name, facts in {**results["generalists"], **systems}.items():
         key = "routed" if name in systems else name.split(",")[0]
         work = 100 * facts["macs"] / results["teacher"]["macs"]
@@ -169,8 +171,10 @@ def contexts_accuracy(results: dict, label_of: Callable[[str], str]) -> Figure:
         )
         axes.vlines(work, *interval, color=COLORS[key], lw=1)
         axes.plot(work, accuracy, MARKERS[key], ms=8, color=COLORS[key])
-        label = label_of(name).strip("*")
-        axes.annotate(label, (work, accuracy), (8, 0), textcoords="offset points", va="center")
+        side = {"xytext": (-8, 0), "ha": "right"} if name in left else {"xytext": (8, 0)}
+        text = label_of(name).strip("*").replace(" trained", "\ntrained")
+        axes.annotate(text, (work, accuracy), textcoords="offset points", va="center", **side)
+    axes.set_xlim(10, 94)  # room for the labels
     axes.set_xlabel("MACs per image, % of the teacher's")
     axes.set_ylabel("top-1 accuracy, %")
     axes.set_title(

@@ -55,6 +55,7 @@ RECIPE += ("depth", "batch_norm", "label_rule")
 OLDER = {"learning_rate": "lr", "teacher_views": "views"}  # their names in older checkpoints
 SHORT = ("teacher", *STUDENTS, "routed", "cascade", "cascade_teacher", "oracle")  # for the README
 SHORT_IN_CONTEXTS = (*SELECTED, "selector", *(f"{arch}, twice" for arch in SELECTED))
+SHORT_IN_CONTEXTS += ("selector, pair", f"{SELECTED[-1]}, once")
 
 
 # ------------------------------------------------------------------ results
