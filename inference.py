@@ -151,6 +151,7 @@ def measure_test_set(args: argparse.Namespace) -> int:
     if "teacher" not in networks:  # the report compares with its MACs
         teacher = network(TEACHER, first["stem"], len(test.classes))
         results.nets.work["teacher"] = macs(teacher, test.data.size)
+    # Not imported above: `utils` must come before PyTorch, for Ctrl-C.
     packages = [import_module(name) for name in ("torch", "torchvision", "numpy")]
     recipes = {name: facts["hyperparameters"] for name, (_, facts) in parts.items()}
     results.metrics = {

@@ -131,7 +131,8 @@ def main() -> None:
     system = assemble("selector", parts, ready)
     print(f"computing logits for {described(val, test)}", flush=True)
     splits = {"val": in_context(val, "mixed"), "test": tested(test)}
-    stored = {name: stored_logits(name, args, splits, train, key_of(val, test)) for name in NETS}
+    made = {"images": key_of(val, test), "data": data_facts(train.images, train.labels)}
+    stored = {name: stored_logits(name, args, splits, train, made) for name in NETS}
     labels = {split: each.labels.cpu() for split, each in splits.items()}
     results = report(stored, labels, rows_by_context(test), system.thresholds)
     print(cli.aligned(*table(results)))
@@ -194,19 +195,20 @@ def files(name: str, args: argparse.Namespace) -> list[Path]:
 
 
 def stored_logits(
-    name: str, args: argparse.Namespace, splits: Mapping[str, Split], train: Split, key: str
+    name: str, args: argparse.Namespace, splits: Mapping[str, Split], train: Split, made: dict
 ) -> Stored:
     """The outputs of a network of NETS, stored in half precision in results/contexts/.
 
     They are computed if they are missing or of other weights than the checkpoint. Without a
     checkpoint, the stored ones are enough. Raises UserError if both are missing, or if the network
-    was trained from other weights or on other images.
+    was trained from other weights or on other images. `made` has the fingerprint of the splits,
+    "images", and that of the training images, "data".
     """
     row, paths = NETS[name], files(name, args)
     saved = args.out / "contexts" / f"{name.replace(', ', '-')}.npz"
-    facts: dict[str, Any] = {"images": key}
+    facts: dict[str, Any] = {"images": made["images"]}
     if row.context in ("degraded", "mixed"):  # trained for this study
-        facts |= {"context": row.context, "data": data_facts(train.images, train.labels)}
+        facts |= {"context": row.context, "data": made["data"]}
         if row.arch != "selector":
             start, _ = load_network(cli.found(args, FILES[row.arch]), row.arch)
             facts["init"] = fingerprint_of(start)
@@ -293,42 +295,40 @@ def report(
         }
 
     def policy(name: str, instead: Mapping[str, str], thresholds: Sequence[float] = ()) -> dict:
-        names = {role: instead.get(role, role) for role in (*SELECTED, "selector")}
-        work = {role: stored[name].facts["macs"] for role, name in names.items()}
+        own = {role: stored[instead.get(role, role)] for role in (*SELECTED, "selector")}
+        work = {role: each.facts["macs"] for role, each in own.items()}
         nets = {
-            split: Networks({role: stored[k].logits[split] for role, k in names.items()}, work, own)
-            for split, own in labels.items()
+            split: Networks({role: own[role].logits[split] for role in own}, work, true)
+            for split, true in labels.items()
         }
         thresholds = thresholds or chosen(name, nets["val"])
 
         def run(nets: Networks) -> Outcome:
             return nets.oracle() if name == "oracle" else nets.run(name, thresholds)
 
-        found = {}
+        found, right_in = {}, {}
         for context, places in rows.items():
-            own = nets["test"].take(places)
-            scores = own.logits["selector"] if name == "selector" else None
-            found[context] = policy_facts(own, run(own), scores)
+            seen = nets["test"].take(places)
+            outcome, scores = run(seen), seen.logits["selector"] if name == "selector" else None
+            found[context] = policy_facts(seen, outcome, scores)
+            right_in[context] = outcome.right
         mixed = found["mixed"]
         shares = [f"share_{arch}" for arch in STUDENTS[:-1]]
         facts = by_context(found, "accuracy", "interval", "macs", *shares)
         facts["val_accuracy"] = share(run(nets["val"]).right)
         facts["macs_by_context"], facts["macs"] = facts["macs"], mixed["macs"]
         facts |= {name: mixed[name] for name in ("auroc", "auroc_interval") if name in mixed}
-        answers = run(nets["test"].take(rows["mixed"])).right
-        p = {rival: mcnemar_p(answers, each[rows["mixed"]]) for rival, each in right.items()}
+        answers, places = right_in["mixed"], rows["mixed"]
+        p = {rival: mcnemar_p(answers, each[places]) for rival, each in right.items()}
         return {**facts, "mcnemar_p": p[best], "mcnemar_p_against": p}
-
-    def networks(names: Sequence[str]) -> dict:
-        return {name: network(name) for name in names}
 
     return {
         "images": len(rows["clean"]),
         "best_generalist": best,
         "teacher": network("teacher"),
-        "students": networks(SELECTED),
-        "specialists": networks([*SPECIALISTS, AVERAGED]),
-        "generalists": networks(list(GENERALISTS)),
+        "students": {name: network(name) for name in SELECTED},
+        "specialists": {name: network(name) for name in (*SPECIALISTS, AVERAGED)},
+        "generalists": {name: network(name) for name in GENERALISTS},
         "policies": {
             key: policy(name, instead, shipped if key == "selector" else ())
             for key, (_, name, instead) in POLICIES.items()
